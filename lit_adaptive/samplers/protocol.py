@@ -1,0 +1,114 @@
+"""What a sampler is: it draws indices, says with which probability, and remembers.
+
+A sampler knows neither Lightning nor the data; it owns the *choice*. Two classes make the seam:
+
+    IndexSampler       draw, insert, remove, state_dict       which index comes next
+    AdaptiveSampler    the same, and update(index, priority)  ... and learns from what came of it
+
+Under several ranks all of them hold the same sampler in the same state and draw the same *global*
+batch; each takes its share (``lit_adaptive.samplers.distributed``). That keeps one law for all.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Draw(NamedTuple):
+    """Indices, and the probability each had at the moment it was drawn.
+
+    The two travel together to the loss. With worker processes the batch in hand was drawn several
+    updates ago, so today's probability would give the wrong weight.
+
+    Attributes:
+        index: ``[B]`` int64, in ``[0, size)``.
+        probability: ``[B]`` float64, in ``(0, 1]``: chance of one single draw to give this index.
+    """
+
+    index: Tensor
+    probability: Tensor
+
+
+class IndexSampler(ABC):
+    """Draws with replacement among the indices inserted so far, out of ``range(size)``.
+
+    Args:
+        size: number of slots or samples that can ever be drawn, above 0.
+        seed: of the sampler's own generator; equal seeds draw equally on every rank.
+        device: where indices and probabilities are returned.
+    Raises:
+        ValueError: if ``size`` is not above 0.
+    """
+
+    def __init__(self, size: int, *, seed: int = 0, device: str | torch.device = "cpu") -> None:
+        if size <= 0:
+            raise ValueError(
+                f"size is {size}; a sampler needs at least one index to choose from: "
+                "pass the dataset's length or the buffer's capacity"
+            )
+        self.size = size
+        self.device = torch.device(device)
+        # Always a CPU generator: the same uniforms, hence the same draws, on every device.
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many indices can be drawn now, in ``[0, size]``."""
+
+    @abstractmethod
+    def draw(self, batch_size: int) -> Draw:
+        """Draw ``batch_size`` indices with replacement.
+
+        Raises:
+            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
+        """
+
+    @abstractmethod
+    def insert(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` drawable, as new items (an index already there counts as new)."""
+
+    @abstractmethod
+    def remove(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` undrawable until it is inserted again."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all items; the generator goes on."""
+
+    @abstractmethod
+    def probabilities(self) -> Tensor:
+        """Chance of each index at the next draw: ``[size]`` float64, sums to 1."""
+
+    @abstractmethod
+    def min_probability(self) -> float:
+        """Smallest probability among the drawable; it carries the largest importance weight."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draw depends on, as tensors and primitives, copied."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume so that the draws go on as if they had never stopped.
+
+        Raises:
+            ValueError: if the state is another sampler's, or of another size; nothing changes then.
+        """
+
+
+class AdaptiveSampler(IndexSampler):
+    """A sampler that learns from what came of its draws."""
+
+    @abstractmethod
+    def update(self, index: Tensor, priority: Tensor) -> None:
+        """Give each ``index`` ``[K]`` int64 its new ``priority`` ``[K]``, finite and not negative.
+
+        Of an index given twice the last counts.
+
+        Raises:
+            ValueError: naming the offending indices, if one is out of range or not inserted, or
+                its priority is NaN, infinite or negative; the sampler is unchanged then.
+        """
