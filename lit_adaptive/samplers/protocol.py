@@ -6,7 +6,7 @@ A sampler knows neither Lightning nor the data; it owns the *choice*. Two classe
     AdaptiveSampler    the same, and update(index, priority)  ... and learns from what came of it
 
 Under several ranks all of them hold the same sampler in the same state and draw the same *global*
-batch; each takes its share (``lit_adaptive.samplers.distributed``). That keeps one law for all.
+batch; each takes its share (``lit_adaptive.samplers.batches``). That keeps one law for all.
 """
 
 from abc import ABC, abstractmethod
@@ -52,6 +52,22 @@ class IndexSampler(ABC):
         self.device = torch.device(device)
         # Always a CPU generator: the same uniforms, hence the same draws, on every device.
         self.generator = torch.Generator().manual_seed(seed)
+
+    def _refuse_draw(self, batch_size: int = 1) -> None:
+        """What every draw needs: a batch to fill, and items to fill it with."""
+        if batch_size <= 0:
+            raise ValueError(f"batch_size is {batch_size}; it must be above 0")
+        if self.count == 0:
+            raise ValueError("nothing was inserted yet, so nothing can be drawn: insert() first")
+
+    def _refuse_state(self, state: dict[str, Any], **own: object) -> None:
+        """The state must be of this kind of sampler, this size, and whatever else is ``own``."""
+        for name, value in {**own, "size": self.size}.items():
+            if name not in state or state[name] != value:
+                raise ValueError(
+                    f"the state's {name} is {state.get(name)!r}, this sampler's is {value!r}; "
+                    "resume with the sampler that was saved. Nothing was changed"
+                )
 
     @property
     @abstractmethod

@@ -1,0 +1,154 @@
+"""``lit-adaptive fit | validate | test | predict``: LightningCLI, with a run directory of its own.
+
+What it adds to LightningCLI:
+  1. A unique ``runs/<config name>/<time>-<seed>`` with metrics CSV, config and checkpoints.
+  2. ``use_distributed_sampler`` is false, and true is refused: Lightning's wrapper would freeze a
+     sampler that learns.
+  3. Flags given beside ``--ckpt_path`` win over the checkpoint's hyperparameters.
+  4. Parts that do not fit together are refused before training, by name (``contract``).
+"""
+
+import os
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+import callbacks  # so that another package of this name fails here, loudly
+import lit_adaptive.data
+import lit_adaptive.modules
+import lit_adaptive.samplers  # noqa: F401  imported so that short class names resolve
+from lit_adaptive import __version__
+from lit_adaptive.contract import unmet_needs
+
+RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
+"""Set by the process that names the run, read by those that Lightning starts for other ranks."""
+
+if not hasattr(callbacks, "PriorityRefresh"):
+    raise ImportError(
+        f"another package named 'callbacks' hides lit-adaptive's: {callbacks.__file__}; "
+        "remove it from the Python path, or install lit-adaptive in an environment of its own"
+    )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the config into the run directory, and into every logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the loggers the whole config as text-free hyperparameters."""
+        dump: Any = self.parser.dump(self.config, skip_none=False, format="json")
+        import json
+
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": json.loads(dump)})
+
+
+def _new_run_dir(root: Path, name: str, label: str) -> Path:
+    """A directory that nobody had before, created."""
+    if given := os.environ.get(RUN_DIR):
+        return Path(given)
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
+    for attempt in range(1000):
+        path = root / name / (stem if attempt == 0 else f"{stem}.{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        os.environ[RUN_DIR] = str(path)
+        return path
+    raise RuntimeError(f"a thousand runs started within one second under {root / name}")
+
+
+class AdaptiveCLI(LightningCLI):
+    """LightningCLI in subclass mode, with the four additions named above."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        os.environ.pop(RUN_DIR, None) if "LOCAL_RANK" not in os.environ else None
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_kwargs={"version": f"lit-adaptive {__version__}"},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One argument of our own: where runs go."""
+        parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config alone: a flag beside ``--ckpt_path`` wins over the checkpoint."""
+
+    def _config_name(self, config: Namespace) -> str:
+        files = config.get("config") or []
+        if files:
+            return Path(str(files[0])).stem
+        return str(config.model.class_path).rsplit(".", 1)[-1].lower()
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run; give it a CSV logger; refuse what cannot work."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if trainer.use_distributed_sampler:
+            self.parser.error(
+                "trainer.use_distributed_sampler is true; it must be false, because Lightning's "
+                "wrapper draws a whole epoch ahead and reorders it, which freezes a sampler that "
+                "learns. The datamodules here give each rank its share themselves: drop the flag"
+            )
+        self.run_dir: Path | None = None
+        if trainer.fast_dev_run:
+            return
+        name = self._config_name(config)
+        label = f"{config.seed_everything}"
+        if self.subcommand != "fit":
+            label += f"-{self.subcommand}"
+        self.run_dir = _new_run_dir(Path(config.runs), name, label)
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(self.run_dir)
+        for logger in _as_list(trainer.logger):
+            spec = logger.get("init_args") if isinstance(logger, Namespace) else None
+            if spec is not None and spec.get("save_dir", "") in {".", None}:
+                spec.save_dir = str(self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with a CSV logger before all others."""
+        if self.run_dir is not None:
+            own = CSVLogger(self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name)
+            given = self._get(self.config_init, "trainer").get("logger")
+            others = [each for each in _as_list(given) if isinstance(each, Logger)]
+            kwargs["logger"] = [own, *others]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse parts that do not fit together."""
+        parts = [self.model, self.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
+        if lines := unmet_needs(parts):
+            self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    AdaptiveCLI(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Equations and the data structures under them: pure, without Lightning, one file per idea."""

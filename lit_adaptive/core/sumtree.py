@@ -1,0 +1,331 @@
+"""Sum tree: draws indices in proportion to their masses, in batches, without ever drifting.
+
+Layout: nodes have 16 children. All levels lie one after another in a single float64 array,
+leaves first, each padded with zeros to a multiple of 16, the root last. Two more arrays hold the
+least positive leaf under each inner node, and the sums up to each child within its node. That is
+9.6 bytes a slot in all.
+
+Three rules make it exact:
+    1. An inner node is recomputed from its children, left to right, never changed by a difference:
+       the tree's content depends on its leaves alone, not on how they came to be.
+    2. On the way down, the first child whose prefix sum exceeds the target is taken. The target is
+       below the node's sum, so this child exists and is positive. What is left of the target is
+       kept below that child's sum, whatever the rounding. So no draw ends in an empty slot.
+    3. The compiled loops (CPU) and the torch operations (GPU) do the same floating-point
+       operations in the same order: equal draws, bit for bit.
+
+Sampling by equal ranges follows Schaul et al. (2016, arXiv:1511.05952), appendix B.2.1.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_adaptive.core import _sumtree_numba as compiled
+from lit_adaptive.core import _sumtree_torch as batched
+
+_SHOWN = 8  # offending entries that an error lists
+
+
+def _level_offsets(capacity: int) -> list[int]:
+    """Where each level begins; the last entry is the root's place."""
+    offsets, width = [0], capacity
+    while True:
+        width = -(-width // compiled.FANOUT)
+        offsets.append(offsets[-1] + width * compiled.FANOUT)
+        if width == 1:
+            return offsets
+
+
+class SumTree:
+    """``capacity`` float64 masses; sampled, found and changed in batches, O(log capacity) each.
+
+    Args:
+        capacity: number of leaves (slots), above 0; all begin at 0, which means empty.
+        device: where the tree lives; compiled loops on ``cpu``, torch operations elsewhere.
+
+    Raises:
+        ValueError: if ``capacity`` is not above 0.
+    """
+
+    def __init__(self, capacity: int, *, device: str | torch.device = "cpu") -> None:
+        if capacity <= 0:
+            raise ValueError(f"capacity is {capacity}; a sum tree needs at least one slot")
+        self.capacity = capacity
+        self.device = torch.device(device)
+        self._offsets = _level_offsets(capacity)
+        nodes = self._offsets[-1] + 1
+        inner = nodes - self._offsets[1]
+        self._sums = torch.zeros(nodes, dtype=torch.float64, device=self.device)
+        self._low = torch.full((inner,), torch.inf, dtype=torch.float64, device=self.device)
+        # Sums up to each child, within its node: only the compiled descent needs them.
+        compiled = self.device.type == "cpu"
+        prefixes = inner - 1 if compiled else 0
+        self._prefixes = torch.zeros(prefixes, dtype=torch.float64, device=self.device)
+        self._positive = torch.zeros(1, dtype=torch.int64)
+        self._next = 0
+        self._bind(compiled=compiled)
+
+    def _bind(self, *, compiled: bool) -> None:
+        """Choose the backend; tests run the torch one on CPU tensors too."""
+        self._compiled = compiled
+        if compiled:
+            self._np_offsets = np.asarray(self._offsets, dtype=np.int64)
+            self._np_sums = self._sums.numpy()
+            self._np_low = self._low.numpy()
+            self._np_prefixes = self._prefixes.numpy()
+            self._np_positive = self._positive.numpy()
+
+    def __len__(self) -> int:
+        """Number of positive leaves."""
+        return int(self._positive)
+
+    @property
+    def total_priority(self) -> float:
+        """Sum of all leaves: the root."""
+        return float(self._np_sums[-1]) if self._compiled else float(self._sums[-1])
+
+    @property
+    def min_priority(self) -> float:
+        """Least positive leaf, exactly; ``inf`` if there is none."""
+        return float(self._np_low[-1]) if self._compiled else float(self._low[-1])
+
+    @property
+    def max_priority(self) -> float:
+        """Greatest leaf, exactly; 0 if none is positive. O(capacity): it looks at all of them."""
+        return float(self.priorities.amax())
+
+    @property
+    def priorities(self) -> Tensor:
+        """The leaves: ``[capacity]`` float64, a view to be read, not written."""
+        return self._sums[: self.capacity]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all levels take."""
+        return sum(t.numel() * t.element_size() for t in (self._sums, self._low, self._prefixes))
+
+    def add(self, priority: Tensor) -> Tensor:
+        """Put ``priority`` ``[K]`` into the next slots, round and round; returns these ``[K]``.
+
+        Raises:
+            ValueError: as ``update``; or if ``K`` is above the capacity.
+        """
+        if len(priority) > self.capacity:
+            raise ValueError(
+                f"{len(priority)} priorities do not fit a tree of {self.capacity} slots: "
+                "add them in smaller batches"
+            )
+        index = torch.arange(self._next, self._next + len(priority), device=self.device)
+        index %= self.capacity
+        self.update(index, priority)
+        self._next = (self._next + len(priority)) % self.capacity
+        return index
+
+    def update(self, index: Tensor, priority: Tensor, *, member: Tensor | None = None) -> None:
+        """Set the leaves ``index`` ``[K]`` to ``priority`` ``[K]``; of duplicates the last counts.
+
+        Args:
+            index: integers in ``[0, capacity)``.
+            priority: finite and not negative; 0 empties the slot.
+            member: ``[capacity]`` bool; if given, an index outside it is an error too.
+
+        Raises:
+            ValueError: naming the offending indices; or if the total would overflow. The tree is
+                unchanged then.
+        """
+        index, priority = self._checked(index, priority)
+        code = self._update(index, priority, member, force=False)
+        if code == compiled.RISKY:
+            code = self._update_or_restore(index, priority, member)
+        if code == compiled.BAD:
+            raise ValueError(_complaint(self.capacity, index, priority, member))
+
+    def get(self, cumsum: Tensor) -> tuple[Tensor, Tensor]:
+        """The leaves that hold points of the cumulative sum, and their priorities, each ``[K]``.
+
+        Args:
+            cumsum: ``[K]`` in ``[0, total_priority]``.
+
+        Raises:
+            ValueError: if the total is 0, or a point is outside.
+        """
+        self._refuse_empty()
+        cumsum = cumsum.detach().to(self.device, torch.float64).contiguous()
+        if self._compiled:
+            index = torch.empty(len(cumsum), dtype=torch.int64)
+            mass = torch.empty(len(cumsum), dtype=torch.float64)
+            points, into = cumsum.numpy(), index.numpy()
+            code = compiled.get(self._np_sums, self._np_prefixes, self._np_offsets, points, into, mass.numpy())
+            found = (index, mass) if code == compiled.OK else None
+        else:
+            found = batched.get(self._sums, self._offsets, cumsum)
+        if found is None:
+            raise ValueError(
+                f"a point of the cumulative sum lies outside [0, {self.total_priority}], "
+                f"the range of this tree: {cumsum[:_SHOWN].tolist()}"
+            )
+        return found
+
+    def sample(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
+        """Draw one leaf from each of K equal ranges of the cumulative sum.
+
+        Args:
+            uniform: ``[K]`` float64 in ``[0, 1]``: where in its range each draw falls.
+            probability: return the draws' probabilities instead of their priorities.
+
+        Returns:
+            Indices ``[K]`` int64, ascending and never of an empty slot, and priorities ``[K]``.
+
+        Raises:
+            ValueError: if the total is 0, or a number lies outside ``[0, 1]``.
+        """
+        self._refuse_empty()
+        if self._compiled:
+            index = torch.empty(len(uniform), dtype=torch.int64)
+            mass = torch.empty(len(uniform), dtype=torch.float64)
+            points, into, out = uniform.numpy(), index.numpy(), mass.numpy()
+            code = compiled.sample(self._np_sums, self._np_prefixes, self._np_offsets, points, into, out, probability)
+            found = (index, mass) if code == compiled.OK else None
+        else:
+            found = batched.sample(self._sums, self._offsets, uniform.to(self.device), probability)
+        if found is None:
+            raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
+        return found
+
+    def clear(self) -> None:
+        """Empty all slots."""
+        self._sums.zero_()
+        self._low.fill_(torch.inf)
+        self._prefixes.zero_()
+        self._positive.zero_()
+        self._next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The leaves and the ring's place, copied."""
+        return {
+            "capacity": self.capacity,
+            "mass": self.priorities.cpu().clone(),
+            "next": self._next,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the leaves of a tree of the same capacity.
+
+        Raises:
+            ValueError: if the capacity differs or a mass is no mass; nothing changes then.
+        """
+        if state["capacity"] != self.capacity:
+            raise ValueError(
+                f"the state is of a tree of capacity {state['capacity']}, this one has "
+                f"{self.capacity}: make it with the same capacity"
+            )
+        mass: Tensor = state["mass"]
+        if len(mass) != self.capacity or not bool(((mass >= 0) & (mass < torch.inf)).all()):
+            raise ValueError(
+                "the state's masses are not one finite, non-negative number per slot; "
+                "the file is damaged or not of a sum tree"
+            )
+        self._set_leaves(mass)
+        self._next = int(state["next"])
+
+    def _set_leaves(self, mass: Tensor) -> None:
+        self._sums[: self.capacity] = mass.to(self.device)
+        self._positive[0] = int((mass > 0).sum())
+        if self._compiled:
+            compiled.rebuild(self._np_sums, self._np_low, self._np_prefixes, self._np_offsets)
+        else:
+            batched.rebuild(self._sums, self._low, self._offsets)
+
+    def _checked(self, index: Tensor, priority: Tensor) -> tuple[Tensor, Tensor]:
+        if index.dtype is not torch.int64:
+            if index.is_floating_point() or index.is_complex() or index.dtype is torch.bool:
+                raise ValueError(f"index is {index.dtype}; indices are integers: pass int64")
+            index = index.long()
+        if index.dim() != 1 or index.shape != priority.shape:
+            raise ValueError(
+                f"index has shape {tuple(index.shape)}, priority {tuple(priority.shape)}; "
+                "both must be [K]"
+            )
+        priority = priority.detach().to(self.device, torch.float64).contiguous()
+        return index.to(self.device).contiguous(), priority
+
+    def _update(self, index: Tensor, mass: Tensor, member: Tensor | None, *, force: bool) -> int:
+        if not self._compiled:
+            return batched.update(
+                self._sums,
+                self._low,
+                self._offsets,
+                self._positive,
+                self.capacity,
+                index,
+                mass,
+                member,
+                force,
+            )
+        return compiled.update(
+            self._np_sums,
+            self._np_low,
+            self._np_prefixes,
+            self._np_offsets,
+            self._np_positive,
+            self.capacity,
+            index.numpy(),
+            mass.numpy(),
+            _EVERYONE if member is None else member.numpy(),
+            force,
+        )
+
+    def _update_or_restore(self, index: Tensor, mass: Tensor, member: Tensor | None) -> int:
+        """The total comes near the largest float64: go back if it is passed."""
+        before = self.priorities.clone()
+        code = self._update(index, mass, member, force=True)
+        if math.isinf(self.total_priority):
+            self._set_leaves(before)
+            raise ValueError(
+                "with these priorities the total is above the largest float64 (1.8e308); "
+                f"the greatest is {float(mass.max())}: scale or clip them"
+            )
+        return code
+
+    def _refuse_empty(self) -> None:
+        if not self._positive_total():
+            raise ValueError(
+                "the total priority is 0, so there is nothing to draw: "
+                "add items or give one a priority above 0"
+            )
+
+    def _positive_total(self) -> bool:
+        return self.total_priority > 0
+
+
+_EVERYONE = np.empty(0, dtype=np.bool_)
+
+
+def _complaint(capacity: int, index: Tensor, priority: Tensor, member: Tensor | None) -> str:
+    """Which entries of an update are wrong, and why."""
+    outside = (index < 0) | (index >= capacity)
+    if bool(outside.any()):
+        where = index[outside]
+        return (
+            f"index out of range: {_few(where)}; indices lie in [0, {capacity}). "
+            "Nothing was changed"
+        )
+    wrong = ~((priority >= 0) & (priority < torch.inf))
+    if bool(wrong.any()):
+        return (
+            f"priority of index {_few(index[wrong])} is {_few(priority[wrong])}; priorities are "
+            "finite and not negative: look for NaN or inf in the loss. Nothing was changed"
+        )
+    assert member is not None
+    absent = index[~member[index]]
+    return f"index {_few(absent)} was not inserted: insert it first. Nothing was changed"
+
+
+def _few(values: Tensor) -> str:
+    shown = str(values[:_SHOWN].tolist())
+    more = len(values) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,7 @@
+"""Where experience is kept: transitions in a ring of tensors, and who chooses among them."""
+
+from lit_adaptive.replay.buffer import ReplayBuffer
+from lit_adaptive.replay.prioritized import PrioritizedReplayBuffer
+from lit_adaptive.replay.ring import TransitionRing
+
+__all__ = ["PrioritizedReplayBuffer", "ReplayBuffer", "TransitionRing"]

@@ -1,0 +1,309 @@
+"""The replay's bookkeeping, compiled: which rows hold which frames, and n-step windows.
+
+A frame lives in a row of the pool for as long as anything points to it: a slot's observation or
+next observation, an open window's first observation, or a stream's latest observation. Rows that
+nothing points to form a list: each holds the next one, as ``-2 - next``; ``-1`` ends it.
+
+A window begins at every step and closes after n steps or with its episode; then it is a transition.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_adaptive.core._compiled import compiled
+
+Array = NDArray[Any]
+
+FIRST_FREE, FREE = 0, 1
+
+
+class Pool(NamedTuple):
+    """Who points to which row.
+
+    Attributes:
+        references: ``[rows]`` int32, pointers to each row; or, if negative, a link of the free list.
+        free: ``[2]`` int64: first free row (-1: none), number of free rows.
+    """
+
+    references: Array
+    free: Array
+
+
+class Slots(NamedTuple):
+    """What a slot keeps beside its action.
+
+    Attributes:
+        pointer: ``[2, capacity, k]`` int32 rows of the k frames of observation, next observation.
+        reward: ``[capacity]`` float32.
+        terminated: ``[capacity]`` bool.
+        steps: ``[capacity]`` uint8, or ``[0]`` if all transitions span one step.
+    """
+
+    pointer: Array
+    reward: Array
+    terminated: Array
+    steps: Array
+
+
+class Streams(NamedTuple):
+    """What every stream is in the middle of; windows lie in rings of n.
+
+    Attributes:
+        latest: ``[E, k]`` int32 rows of what it showed last; -1: nothing yet.
+        first: ``[E, n, k]`` int32 rows of each open window's first observation.
+        gain: ``[E, n]`` float64 discounted rewards so far.
+        begin: ``[E]`` int64, place of the oldest open window.
+        open: ``[E]`` int64, number of open windows.
+    """
+
+    latest: Array
+    first: Array
+    gain: Array
+    begin: Array
+    open: Array
+
+
+class Step(NamedTuple):
+    """One step of B streams.
+
+    Attributes:
+        stream: ``[B]`` int64, each once.
+        known: ``[B, k]`` which frames of the observation are those the stream showed last.
+        repeated: ``[B, k]`` which are the same as the frame before them in the stack.
+        moved: ``[B, k]`` which frames of the next observation are the one behind in this one.
+        reward: ``[B]`` float32.
+        terminated: ``[B]`` bool.
+        truncated: ``[B]`` bool.
+    """
+
+    stream: Array
+    known: Array
+    repeated: Array
+    moved: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+
+class Output(NamedTuple):
+    """What is to be written; room for the most there can be.
+
+    Attributes:
+        slot: ``[E n]`` int64 slots that closed windows went to.
+        window: ``[E n]`` int64, number ``stream * n + place`` of each.
+        opened: ``[E]`` int64, number of the window each row opened.
+        row: ``[2, E k]`` int64, rows for frames of the observations, of the next observations.
+        source: ``[2, E k]`` int64, which frames: ``b * k + j``.
+    """
+
+    slot: Array
+    window: Array
+    opened: Array
+    row: Array
+    source: Array
+
+
+@compiled
+def release(pool: Pool, row: int) -> None:
+    """One pointer less to ``row``."""
+    pool.references[row] -= 1
+    if pool.references[row] == 0:
+        pool.references[row] = -2 - pool.free[FIRST_FREE]
+        pool.free[FIRST_FREE] = row
+        pool.free[FREE] += 1
+
+
+@compiled
+def take(pool: Pool) -> int:
+    """A free row, which nothing points to yet; the caller has made sure there is one."""
+    row = pool.free[FIRST_FREE]
+    pool.free[FIRST_FREE] = -2 - pool.references[row]
+    pool.free[FREE] -= 1
+    pool.references[row] = 0
+    return int(row)
+
+
+@compiled
+def chain(pool: Pool, first: int) -> None:
+    """Make the rows from ``first`` to the last free, to be taken in this order."""
+    for row in range(pool.references.size - 1, first - 1, -1):
+        pool.references[row] = -2 - pool.free[FIRST_FREE]
+        pool.free[FIRST_FREE] = row
+    pool.free[FREE] += pool.references.size - first
+
+
+@compiled
+def count(pool: Pool, rows: Array) -> None:
+    """One pointer more to each of ``rows`` (-1: none); only before ``chain``."""
+    for row in rows:
+        if row >= 0:
+            pool.references[row] += 1
+
+
+@compiled
+def _close(
+    pool: Pool, slots: Slots, streams: Streams, s: int, terminated: bool, added: int
+) -> tuple[int, int]:
+    """Write stream ``s``'s oldest window into the next slot; returns slot and window."""
+    stack, n = streams.latest.shape[1], streams.gain.shape[1]
+    slot, place = added % slots.reward.size, streams.begin[s]
+    for j in range(stack):
+        if added >= slots.reward.size:
+            release(pool, slots.pointer[0, slot, j])
+            release(pool, slots.pointer[1, slot, j])
+        slots.pointer[0, slot, j] = streams.first[s, place, j]
+        slots.pointer[1, slot, j] = streams.latest[s, j]
+        pool.references[streams.latest[s, j]] += 1
+    slots.reward[slot] = streams.gain[s, place]
+    slots.terminated[slot] = terminated
+    if slots.steps.size > 0:
+        slots.steps[slot] = streams.open[s]
+    streams.begin[s] = (place + 1) % n
+    streams.open[s] -= 1
+    return slot, s * n + place
+
+
+@compiled
+def end(
+    stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, out: Output
+) -> int:
+    """Close all open windows of ``stream``, as truncated; returns how many."""
+    closed = 0
+    for s in stream:
+        while streams.open[s] > 0:
+            slot, window = _close(pool, slots, streams, s, False, added + closed)
+            out.slot[closed], out.window[closed] = slot, window
+            closed += 1
+    return closed
+
+
+@compiled
+def _see(
+    step: Step, b: int, pool: Pool, streams: Streams, place: int, fresh: Array, out: Output
+) -> None:
+    """Point the window at ``place``, then the stream's latest, to the frames of this step."""
+    s, stack = step.stream[b], streams.latest.shape[1]
+    for j in range(stack):
+        if step.known[b, j]:
+            row = streams.latest[s, j]
+        elif step.repeated[b, j]:
+            row = streams.first[s, place, j - 1]
+        else:
+            row = take(pool)
+            out.row[0, fresh[0]], out.source[0, fresh[0]] = row, b * stack + j
+            fresh[0] += 1
+        streams.first[s, place, j] = row
+        pool.references[row] += 1
+    for j in range(stack):
+        if streams.latest[s, j] >= 0:
+            release(pool, streams.latest[s, j])
+        if step.moved[b, j]:
+            row = streams.first[s, place, j + 1]
+        else:
+            row = take(pool)
+            out.row[1, fresh[1]], out.source[1, fresh[1]] = row, b * stack + j
+            fresh[1] += 1
+        streams.latest[s, j] = row
+        pool.references[row] += 1
+
+
+@compiled
+def record(
+    step: Step,
+    pool: Pool,
+    slots: Slots,
+    streams: Streams,
+    discounts: Array,
+    added: int,
+    out: Output,
+) -> tuple[int, int, int]:
+    """Enter one step of B streams, of which the pool has 2 B k rows free.
+
+    Args:
+        step: what happened.
+        pool: changed.
+        slots: changed.
+        streams: changed.
+        discounts: ``[n + 1]`` float64, powers of gamma.
+        added: transitions written before.
+        out: receives what is to be written.
+
+    Returns:
+        How many windows closed; frames to write of the observations; and of the next observations.
+    """
+    n = streams.gain.shape[1]
+    fresh = np.zeros(2, np.int64)
+    closed = 0
+    for b in range(step.stream.size):
+        s = step.stream[b]
+        place = (streams.begin[s] + streams.open[s]) % n
+        _see(step, b, pool, streams, place, fresh, out)
+        out.opened[b] = s * n + place
+        streams.gain[s, place] = 0.0
+        streams.open[s] += 1
+        for w in range(streams.open[s]):
+            at = (streams.begin[s] + w) % n
+            streams.gain[s, at] += discounts[streams.open[s] - 1 - w] * step.reward[b]
+        ended = step.terminated[b] or step.truncated[b]
+        while streams.open[s] == n or (ended and streams.open[s] > 0):
+            slot, window = _close(pool, slots, streams, s, step.terminated[b], added + closed)
+            out.slot[closed], out.window[closed] = slot, window
+            closed += 1
+    return closed, fresh[0], fresh[1]
+
+
+@compiled
+def same_rows(kept: Array, row: Array, frames: Array, same: Array) -> None:
+    """``same[m]`` stays true if ``kept[row[m]]`` and ``frames[m]`` are bitwise equal.
+
+    Args:
+        kept: ``[R, W]`` uint8.
+        row: ``[M]`` int32; -1 equals nothing.
+        frames: ``[M, W]`` uint8.
+        same: ``[M]`` bool, changed.
+    """
+    width = frames.shape[1]
+    for m in range(row.size):
+        if row[m] < 0:
+            same[m] = False
+        at = 0
+        while same[m] and at < width:
+            stop = min(at + 1024, width)
+            different = np.uint8(0)
+            for i in range(at, stop):
+                different |= kept[row[m], i] ^ frames[m, i]
+            same[m] = different == 0
+            at = stop
+
+
+@compiled
+def renumber(rows: Array, size: int) -> Array:
+    """Number rows in the order in which they first appear; returns them in this order.
+
+    Args:
+        rows: int32, changed into the new numbers; -1 stays.
+        size: above all rows.
+    """
+    number = np.full(size, -1, np.int32)
+    order = np.empty(size, np.int64)
+    found = 0
+    for i in range(rows.size):
+        row = rows[i]
+        if row >= 0:
+            if number[row] < 0:
+                number[row] = found
+                order[found] = row
+                found += 1
+            rows[i] = number[row]
+    return order[:found]
+
+
+@compiled
+def all_within(index: Array, size: int) -> bool:
+    """Whether all of ``index`` lie in ``[0, size)``."""
+    good = True
+    for i in index:
+        good &= (i >= 0) & (i < size)
+    return good

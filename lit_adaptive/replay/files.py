@@ -1,0 +1,33 @@
+"""Replays on disk: written in full or not at all, read without running code from the file."""
+
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+
+def save_state(state: dict[str, Any], path: str | Path) -> None:
+    """Write ``state`` to ``path``; a file that is there is replaced only once all is written."""
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(target)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what ``save_state`` wrote.
+
+    Raises:
+        ValueError: if the file is damaged, or holds more than tensors and primitives.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no replay that can be read: it is damaged, or holds more than tensors and "
+            f"numbers (which is never loaded, since it could run code). {error}"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not the state of a replay")
+    return cast("dict[str, Any]", state)

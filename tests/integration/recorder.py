@@ -1,0 +1,94 @@
+"""Parts for runs that are killed, resumed and compared; started as processes of their own."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class Recorder(Callback):
+    """Writes every step's draws and weights, and at the end the whole state, a file per rank.
+
+    Needs: nothing. Changes: nothing.
+    """
+
+    def __init__(self, folder: str, kill_at: int = -1) -> None:
+        self.folder = Path(folder)
+        self.kill_at = kill_at
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = {
+            "batch": trainer.fit_loop.epoch_loop.total_batch_idx,
+            "index": batch["index"].tolist(),
+            "probability": batch["probability"].tolist(),
+            "weight": batch["weight"].tolist(),
+            "loss": float(outputs["loss"]),
+        }
+        with (self.folder / f"steps-{trainer.global_rank}.jsonl").open("a") as out:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+        if line["batch"] == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = {
+            "parameters": _whole(pl_module.state_dict()),
+            "data": trainer.datamodule.state_dict(),
+            "callbacks": {
+                type(callback).__name__: callback.state_dict()
+                for callback in trainer.callbacks
+                if type(callback).__module__.startswith("callbacks")
+            },
+        }
+        torch.save(state, self.folder / f"end-{trainer.global_rank}.pt")
+
+
+def _whole(parameters: dict[str, Any]) -> dict[str, Tensor]:
+    full = {}
+    for name, value in parameters.items():
+        tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+        full[name] = tensor.detach().clone()
+    return full
+
+
+class Line(Dataset[dict[str, Tensor]]):
+    """Points on a noisy line, some much noisier than others."""
+
+    def __init__(self, size: int = 97) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(size, 3, generator=generator)
+        noise = torch.randn(size, generator=generator) * torch.linspace(0, 3, size)
+        self.y = self.x.sum(1) + noise
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": self.x[index], "y": self.y[index]}
+
+
+class Regression(LightningModule):
+    """Weighted least squares; its per-sample error serves as the TD error."""
+
+    needs = frozenset({"batch.x", "batch.y", "batch.weight"})
+    provides = frozenset({"signal.td_error"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        error = batch["y"] - self.net(batch["x"]).squeeze(1)
+        return {"loss": (batch["weight"] * error.square()).mean(), "td_error": error.detach()}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)

@@ -1,0 +1,85 @@
+"""Configs are experiments: short, complete, and in pairs that differ in one idea."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_adaptive.cli import AdaptiveCLI
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
+
+# baseline, adaptive, and the only keys in which they may differ
+PAIRS = [
+    ("dqn_uniform", "dqn_per"),
+    ("dqn_minatar_uniform", "dqn_minatar_per"),
+]
+IDEA = {"data.init_args.sampler", "trainer.callbacks"}
+IDEA_CALLBACKS = {"callbacks.PriorityRefresh", "callbacks.BetaAnneal"}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and path not in IDEA:
+        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{path}.{key}".lstrip(".")).items()}
+    return {path: tree}
+
+
+@pytest.mark.parametrize(("baseline", "adaptive"), PAIRS)
+def test_a_pair_differs_only_in_its_idea(baseline: str, adaptive: str) -> None:
+    one, other = _flat(_read(baseline)), _flat(_read(adaptive))
+    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= IDEA
+    assert one["data.init_args.sampler"] != other["data.init_args.sampler"]
+    same = [call for call in other["trainer.callbacks"] if call["class_path"] not in IDEA_CALLBACKS]
+    assert same == one["trainer.callbacks"]
+    assert len(same) < len(other["trainer.callbacks"])
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS], ids=lambda path: path.stem)
+def test_stays_under_60_lines_and_says_how_to_run_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) < 60
+    assert any("lit-adaptive fit" in line and path.name in line for line in lines[:5])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_is_instantiated_whole(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
+    shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
+    cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])
+    assert cli.model is not None
+    assert cli.datamodule is not None
+    assert cli.trainer.log_dir is not None
+    assert Path(cli.trainer.log_dir).parent == tmp_path / path.stem
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_is_accepted_on_the_quickstart(overlay: Path, tmp_path: Path) -> None:
+    parsed = AdaptiveCLI.__new__(AdaptiveCLI)
+    del parsed
+    import subprocess
+    import sys
+
+    base = CONFIGS / "dqn_per.yaml"
+    command = [sys.executable, "-m", "lit_adaptive", "fit", "--config", str(base)]
+    done = subprocess.run(
+        [*command, "--config", str(overlay), "--print_config"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    written = yaml.safe_load(overlay.read_text())
+    for key, value in written["trainer"].items():
+        if not isinstance(value, dict):
+            assert shown["trainer"][key] == value
