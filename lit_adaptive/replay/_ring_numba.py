@@ -35,7 +35,7 @@ class Slots(NamedTuple):
     """What a slot keeps beside its action.
 
     Attributes:
-        pointer: ``[2, capacity, k]`` int32 rows of the k frames of observation, next observation.
+        pointer: ``[capacity, 2, k]`` int32 rows of the k frames of observation, next observation.
         reward: ``[capacity]`` float32.
         terminated: ``[capacity]`` bool.
         steps: ``[capacity]`` uint8, or ``[0]`` if all transitions span one step.
@@ -151,10 +151,10 @@ def _close(
     slot, place = added % slots.reward.size, streams.begin[s]
     for j in range(stack):
         if added >= slots.reward.size:
-            release(pool, slots.pointer[0, slot, j])
-            release(pool, slots.pointer[1, slot, j])
-        slots.pointer[0, slot, j] = streams.first[s, place, j]
-        slots.pointer[1, slot, j] = streams.latest[s, j]
+            release(pool, slots.pointer[slot, 0, j])
+            release(pool, slots.pointer[slot, 1, j])
+        slots.pointer[slot, 0, j] = streams.first[s, place, j]
+        slots.pointer[slot, 1, j] = streams.latest[s, j]
         pool.references[streams.latest[s, j]] += 1
     slots.reward[slot] = streams.gain[s, place]
     slots.terminated[slot] = terminated

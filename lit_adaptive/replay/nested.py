@@ -108,6 +108,8 @@ class Layout:
                     f"{name}{path} is a single number; the first axis holds the streams: "
                     "pass [E, ...], with E = 1 for one stream"
                 )
+            if 0 in tensor.shape:
+                raise ValueError(f"{name}{path} has shape {list(tensor.shape)}, which is empty")
             self.leaves.append(Leaf(path, tuple(tensor.shape[1:]), tensor.dtype))
         self._single = isinstance(self._nest, int)
 
@@ -141,6 +143,10 @@ class Layout:
                 f"expected {[count, *leaf.shape]} of {leaf.dtype}, as at first: [streams, ...]"
             )
         return tensor
+
+    def fits(self, other: "Layout") -> bool:
+        """Whether values of the other layout are values of this one."""
+        return set(self.leaves) == set(other.leaves)
 
     def unflatten(self, leaves: list[Tensor]) -> Nested:
         """The nest with ``leaves`` in their places."""

@@ -1,0 +1,1 @@
+"""Experience: environments, the streams they make, and the episodes that are played in them."""
