@@ -119,7 +119,8 @@ class TransitionCollector(Callback):
         while self._owed >= data.num_environments:
             self._owed -= data.num_environments
             self._step(trainer, pl_module, epsilon=self.epsilon)
-        if self._finished and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._finished and every and trainer.global_step % every == 0:
             mean = sum(self._finished) / len(self._finished)
             self._finished.clear()
             pl_module.log_dict(

@@ -1,6 +1,6 @@
 """Everything a transition ring allocates once it has seen its first step, and its checkpoint."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Content:
 
     def load_state_dict(self, state: dict[str, Any], length: int) -> None:
         """Take over a state that ``check_state`` accepted."""
-        frames = _leaves_of(self.observation_layout, state["frames"])
+        frames: list[Tensor] = self.observation_layout.in_order(state["frames"], "observation")
         self.pool.reserve(len(frames[0]) - self.pool.used)
         pointer, first, latest = (
             state[name].numpy() for name in ("pointer", "window_first", "latest")
@@ -156,22 +156,19 @@ class Content:
         self.streams.gain[:] = state["window_gain"].numpy()
         self.streams.open[:] = is_open
         self.streams.begin[:] = 0
-        for stored, kept in zip(self.action, _leaves_of(self.action_layout, state["action"]), strict=True):
+        actions = self.action_layout.in_order(state["action"], "action")
+        for stored, kept in zip(self.action, actions, strict=True):
             stored[:length] = kept
-        window = torch.from_numpy(np.flatnonzero(np.arange(n) < is_open[:, None]))
-        held = _leaves_of(self.action_layout, state["window_action"])
-        for stored, kept in zip(self.window_action, held, strict=True):
-            stored[window.to(self.device)] = kept.to(self.device)
+        window = torch.from_numpy(np.flatnonzero(np.arange(n) < is_open[:, None])).to(self.device)
+        actions = self.action_layout.in_order(state["window_action"], "action")
+        for stored, kept in zip(self.window_action, actions, strict=True):
+            stored[window] = kept.to(self.device)
 
 
 def _empty(layout: Layout, rows: int, device: torch.device) -> list[Tensor]:
     return [
         torch.empty((rows, *leaf.shape), dtype=leaf.dtype, device=device) for leaf in layout.leaves
     ]
-
-
-def _leaves_of(layout: Layout, nested: Any) -> list[Tensor]:
-    return layout.in_order(nested)
 
 
 def layouts_of(state: dict[str, Any], frame_stack: int) -> tuple[Layout, Layout]:
@@ -182,3 +179,65 @@ def layouts_of(state: dict[str, Any], frame_stack: int) -> tuple[Layout, Layout]
 
     observation = Layout(map_nested(stacked, state["frames"]), "observation")
     return observation, Layout(state["action"], "action", widen=True)
+
+
+def check_state(state: dict[str, Any], size: Size, length: int) -> None:
+    """Refuse what no ``Content.state_dict`` of this size returns.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    _, streams, n, k = size
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "pointer": ((length, 2, k), torch.int32),
+        "reward": ((length,), torch.float32),
+        "terminated": ((length,), torch.bool),
+        "steps": ((length if n > 1 else 0,), torch.uint8),
+        "latest": ((streams, k), torch.int32),
+        "open": ((streams,), torch.int64),
+        "window_first": ((streams, n, k), torch.int32),
+        "window_gain": ((streams, n), torch.float64),
+    }
+    for name, (shape, dtype) in expected.items():
+        found = state.get(name)
+        if not isinstance(found, Tensor) or found.shape != shape or found.dtype is not dtype:
+            _damaged(f"{name} is not {list(shape)} of {dtype}")
+    is_open: Tensor = state["open"]
+    if not bool(((is_open >= 0) & (is_open < n)).all()):
+        _damaged(f"a stream has {is_open.tolist()} open windows, with n_step={n}")
+    if len(state["steps"]) and not bool(((state["steps"] > 0) & (state["steps"] <= n)).all()):
+        _damaged(f"steps lie outside [1, {n}]")
+    for name, count in (("action", length), ("window_action", int(is_open.sum()))):
+        if _rows(state.get(name)) != {count}:
+            _damaged(f"{name} is not {count} rows of tensors")
+    frames = _rows(state.get("frames"))
+    if len(frames) != 1:
+        _damaged("frames are not tensors of equally many rows")
+    _check_pointers(state, next(iter(frames)), n)
+
+
+def _rows(nested: Any) -> set[int]:
+    """How many rows the leaves have; -1 for what is no batch of tensors."""
+    found: set[int] = set()
+    map_nested(
+        lambda leaf: found.add(len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else -1), nested
+    )
+    return found
+
+
+def _check_pointers(state: dict[str, Any], frames: int, n: int) -> None:
+    is_open = torch.arange(n) < state["open"][:, None]
+    windows = state["window_first"]
+    pointer = torch.cat([state["pointer"].flatten(), windows[is_open].flatten()])
+    latest = state["latest"].flatten()
+    known = latest[latest != -1]
+    everything = torch.cat([pointer, known]).long()
+    inside = bool(((everything >= 0) & (everything < frames)).all())
+    if not inside or bool((windows[~is_open] != -1).any()):
+        _damaged("it points to frames that are not there")
+    if not bool(torch.bincount(everything, minlength=frames).all()):
+        _damaged("it holds frames that nothing points to")
+
+
+def _damaged(what: str) -> NoReturn:
+    raise ValueError(f"the state is damaged, or of another version: {what}. Nothing was changed")

@@ -108,7 +108,7 @@ class Layout:
                     f"{name}{path} is a single number; the first axis holds the streams: "
                     "pass [E, ...], with E = 1 for one stream"
                 )
-            if 0 in tensor.shape:
+            if 0 in tensor.shape[1:]:
                 raise ValueError(f"{name}{path} has shape {list(tensor.shape)}, which is empty")
             self.leaves.append(Leaf(path, tuple(tensor.shape[1:]), tensor.dtype))
         self._single = isinstance(self._nest, int)
@@ -123,6 +123,15 @@ class Layout:
         Raises:
             ValueError: naming the leaf that is not as it was at first.
         """
+        pairs = zip(self.leaves, self.in_order(value, name), strict=True)
+        return [self._checked(leaf, part, count, name) for leaf, part in pairs]
+
+    def in_order(self, value: Nested, name: str) -> list[Any]:
+        """The leaves of ``value``, unchecked but for the nest.
+
+        Raises:
+            ValueError: if ``value`` is nested otherwise.
+        """
         parts: list[Any] = []
         if not _follow(self._nest, value, parts):
             raise ValueError(
@@ -130,10 +139,7 @@ class Layout:
                 f"{[leaf.path or 'one tensor' for leaf in self.leaves]}: "
                 f"one buffer holds one kind of {self.name}"
             )
-        return [
-            self._checked(leaf, part, count, name)
-            for leaf, part in zip(self.leaves, parts, strict=True)
-        ]
+        return parts
 
     def _checked(self, leaf: Leaf, value: Any, count: int, name: str) -> Tensor:
         tensor = self._read(value, name + leaf.path)

@@ -1,0 +1,89 @@
+"""What the sampler does, as numbers in the log."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_adaptive.core.diagnostics import coverage, effective_sample_size, sampling_entropy
+
+
+class SamplingMonitor(Callback):
+    """Logs how unevenly the sampler draws, how old what it draws is, and what the weights cost.
+
+    Every so many steps: ``sampler/ess`` (of the law: as many equally likely items would draw as
+    evenly), ``sampler/entropy`` (1 is uniform), ``sampler/max_prob``, ``sampler/coverage`` (share
+    of the slots drawn at least once), ``sampler/unique`` (share of the batch that is not a
+    repetition), ``is_weight/mean``, ``max`` and ``ess`` (as a share of the batch) and, with a
+    replay, ``replay/size``, ``age_mean`` and ``age_max`` (transitions since the item came).
+
+    Needs: ``data.sampler``; ``batch.index``; ``batch.weight``.
+    Changes: nothing.
+
+    Args:
+        every_n_steps: optimizer steps between two measurements, above 0; by default ten times the
+            trainer's ``log_every_n_steps``. It is O(N), and rounded up to steps that are logged.
+    """
+
+    needs = frozenset({"data.sampler", "batch.index", "batch.weight"})
+    provides: frozenset[str] = frozenset()
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps <= 0:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be above 0, or null")
+        self.every_n_steps = every_n_steps
+        self._drawn = torch.zeros(0, dtype=torch.bool)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Count the draws; measure when it is time."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        index: Tensor = batch["index"].cpu()
+        if len(self._drawn) != data.sampler.size:
+            self._drawn = torch.zeros(data.sampler.size, dtype=torch.bool)
+        self._drawn[index] = True
+        logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not logged:
+            return
+        wanted = self.every_n_steps or 10 * logged
+        every = logged * max(1, -(-wanted // logged))
+        if trainer.global_step % every == 0:
+            pl_module.log_dict(self._measure(data, index, batch["weight"].detach().cpu()))
+
+    def _measure(self, data: Any, index: Tensor, weight: Tensor) -> dict[str, float]:
+        law: Tensor = data.sampler.probabilities()
+        possible = law[law > 0]
+        found = {
+            "sampler/ess": float(effective_sample_size(possible)),
+            "sampler/entropy": float(sampling_entropy(possible, normalized=True)),
+            "sampler/max_prob": float(possible.max()),
+            "sampler/coverage": coverage(self._drawn[(law > 0).cpu()]),
+            "sampler/unique": len(index.unique()) / len(index),
+            "is_weight/mean": float(weight.mean()),
+            "is_weight/max": float(weight.max()),
+            "is_weight/ess": float(effective_sample_size(weight)) / len(weight),
+        }
+        replay: Any = getattr(data, "replay", None)
+        if replay is not None:
+            age: Tensor = replay.age(index).double()
+            found |= {
+                "replay/size": float(len(replay)),
+                "replay/age_mean": float(age.mean()),
+                "replay/age_max": float(age.max()),
+            }
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which slots were drawn."""
+        return {"drawn": self._drawn.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._drawn = state_dict["drawn"].clone()

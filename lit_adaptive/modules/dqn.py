@@ -1,0 +1,174 @@
+"""DQN (Mnih et al., 2015) with double Q-learning (van Hasselt et al., 2016), as a LightningModule.
+
+Where this departs from the papers, and why:
+  1. Adam for RMSProp, at PyTorch's epsilon: the usual choice since; ``optimizer`` takes any other.
+  2. The loss is Huber's, weighted per sample, and averaged over the batch: Schaul et al. (2016)
+     accumulate ``w * delta`` of a minibatch, which is the same up to the learning rate.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_adaptive.core.td import double_q_errors, huber, q_errors
+from lit_adaptive.modules.networks import MLP, QNetwork
+
+NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
+"""Given an observation's shape and the number of actions, a network (``class_path`` in YAML)."""
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+class DQN(LightningModule):
+    """Learns action values from replayed transitions; returns each one's TD error.
+
+    Args:
+        network: builds the online and the target network.
+        learning_rate: of Adam, above 0.
+        double: the online network picks the next action, the target network rates it.
+        huber_delta: where the loss turns linear, above 0; None for squared errors.
+        optimizer: builds another optimizer than Adam; ``learning_rate`` is its own then.
+        observation_shape: by default the environment's.
+        num_actions: by default the environment's.
+    """
+
+    needs = frozenset(
+        {
+            *("batch.observation", "batch.action", "batch.reward", "batch.next_observation"),
+            *("batch.terminated", "batch.discount", "batch.weight", "duty.target_sync"),
+        }
+    )
+    provides = frozenset({"signal.td_error", "model.target_net", "model.act"})
+    remedies = {  # noqa: RUF012
+        "duty.target_sync": "add callbacks.TargetSync to trainer.callbacks, "
+        "or the target network never learns",
+        "batch.next_observation": "serve transitions: lit_adaptive.data.ReplayDataModule does",
+    }
+
+    def __init__(
+        self,
+        network: NetworkFactory = MLP,
+        *,
+        learning_rate: float = 1e-3,
+        double: bool = True,
+        huber_delta: float | None = 1.0,
+        optimizer: OptimizerFactory | None = None,
+        observation_shape: list[int] | None = None,
+        num_actions: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if huber_delta is not None and not huber_delta > 0:
+            raise ValueError(f"huber_delta is {huber_delta}; it must be above 0, or null")
+        self.save_hyperparameters()
+        for name in [key for key, value in self.hparams.items() if callable(value)]:
+            del self.hparams[name]  # a checkpoint holds primitives only
+        self.network = network
+        self.learning_rate = learning_rate
+        self.double = double
+        self.huber_delta = huber_delta
+        self.optimizer = optimizer
+        self.observation_shape = observation_shape
+        self.num_actions = num_actions
+        self.q_net: QNetwork | None = None
+        self.target_net: QNetwork | None = None
+        self._configured_rates: list[float] = []
+
+    def configure_model(self) -> None:
+        """Build the networks for the environment; shard them where the strategy has a mesh."""
+        if self.q_net is not None:
+            return
+        shape, actions = self._sizes()
+        self.q_net, self.target_net = self.network(shape, actions), self.network(shape, actions)
+        self.target_net.load_state_dict(self.q_net.state_dict())
+        self.target_net.requires_grad_(requires_grad=False)
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = self.device_mesh["data_parallel"]
+            for net in (self.q_net, self.target_net):
+                fully_shard(net, mesh=mesh)
+
+    def _sizes(self) -> tuple[tuple[int, ...], int]:
+        if self.observation_shape is None or self.num_actions is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.observation_shape = list(data.observation_space.shape)
+            self.num_actions = int(data.action_space.n)
+            # So that load_from_checkpoint needs no environment.
+            self.hparams["observation_shape"] = self.observation_shape
+            self.hparams["num_actions"] = self.num_actions
+        return tuple(self.observation_shape), self.num_actions
+
+    def td_errors(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """TD errors ``[B]`` and the values ``[B, A]`` they were measured on."""
+        assert self.q_net is not None  # built in configure_model
+        assert self.target_net is not None
+        q = self.q_net(batch["observation"])
+        known = (q, batch["action"], batch["reward"], batch["discount"], batch["terminated"])
+        with torch.no_grad():
+            target = self.target_net(batch["next_observation"])
+            online = self.q_net(batch["next_observation"]) if self.double else None
+        if online is None:
+            return q_errors(*known, target), q
+        return double_q_errors(*known, online, target), q
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        """The weighted mean loss, and each transition's TD error."""
+        td_error, q = self.td_errors(batch)
+        loss = (batch["weight"] * huber(td_error, self.huber_delta)).mean()
+        td_error = td_error.detach()
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:  # each self.log costs as much as a layer
+            self.log_dict(
+                {
+                    "train/loss": loss.detach(),
+                    "train/td_error": td_error.abs().mean(),
+                    "train/q": q.detach().mean(),
+                }
+            )
+        return {"loss": loss, "td_error": td_error}
+
+    @torch.no_grad()
+    def act(self, observation: Tensor) -> Tensor:
+        """The greedy actions ``[n]`` int64 for ``observation`` ``[n, ...]``, on the CPU.
+
+        Under sharding, all ranks must call this together.
+        """
+        assert self.q_net is not None
+        values: Tensor = self.q_net(observation.to(self.device))
+        return values.argmax(1).cpu()
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam, or what ``optimizer`` builds, over the online network."""
+        assert self.q_net is not None
+        parameters = list(self.q_net.parameters())
+        if self.optimizer is not None:
+            built = self.optimizer(parameters)
+        else:
+            # The fused loop is the fastest by far on small networks; it takes no sharded ones.
+            fused = self.device_mesh is None
+            built = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
+        self._configured_rates = [group["lr"] for group in built.param_groups]
+        return built
+
+    def on_train_start(self) -> None:
+        """A learning rate given beside ``--ckpt_path`` wins over the checkpoint's."""
+        if self.lr_schedulers() is None:
+            optimizer: Any = self.optimizers()
+            for group, rate in zip(optimizer.param_groups, self._configured_rates, strict=True):
+                group["lr"] = rate
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Nothing: ``callbacks.EpisodeEvaluation`` plays the batch's seeds."""
+
+    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Nothing, as above."""
+
+    def predict_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """The seeds whose episodes ``callbacks.EpisodeEvaluation`` writes down."""
+        return batch["seed"]
