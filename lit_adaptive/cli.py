@@ -79,7 +79,7 @@ class AdaptiveCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
             parser_kwargs={"version": f"lit-adaptive {__version__}"},
             args=args,
         )

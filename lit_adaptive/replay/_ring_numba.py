@@ -23,7 +23,7 @@ class Pool(NamedTuple):
     """Who points to which row.
 
     Attributes:
-        references: ``[rows]`` int32, pointers to each row; or, if negative, a link of the free list.
+        references: ``[rows]`` int32, pointers to each row; if negative, a link of the free list.
         free: ``[2]`` int64: first free row (-1: none), number of free rows.
     """
 
@@ -166,9 +166,7 @@ def _close(
 
 
 @compiled
-def end(
-    stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, out: Output
-) -> int:
+def end(stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, out: Output) -> int:
     """Close all open windows of ``stream``, as truncated; returns how many."""
     closed = 0
     for s in stream:
@@ -301,9 +299,62 @@ def renumber(rows: Array, size: int) -> Array:
 
 
 @compiled
+def copy_rows(kept: Array, row: Array, source: Array, rows: Array) -> None:
+    """``kept[row[i]] = rows[source[i]]`` for all i, in order; both ``[., W]`` uint8."""
+    for i in range(row.size):
+        for byte in range(rows.shape[1]):
+            kept[row[i], byte] = rows[source[i], byte]
+
+
+@compiled
+def look_up(
+    index: Array,
+    length: int,
+    slots: Slots,
+    discounts: Array,
+    row: Array,
+    reward: Array,
+    terminated: Array,
+    discount: Array,
+) -> bool:
+    """What slots ``index`` ``[B]`` hold; false if one of them is outside ``[0, length)``.
+
+    Args:
+        index: int64.
+        length: filled slots.
+        slots: to look into.
+        discounts: ``[n + 1]`` float32, powers of gamma.
+        row: ``[2, B, k]`` int64, receives where the frames are.
+        reward: ``[B]`` float32, receives.
+        terminated: ``[B]`` bool, receives.
+        discount: ``[B]`` float32, receives.
+    """
+    if not all_within(index, length):
+        return False
+    for b in range(index.size):
+        slot = index[b]
+        for j in range(row.shape[2]):
+            row[0, b, j] = slots.pointer[slot, 0, j]
+            row[1, b, j] = slots.pointer[slot, 1, j]
+        reward[b] = slots.reward[slot]
+        terminated[b] = slots.terminated[slot]
+        discount[b] = discounts[slots.steps[slot] if slots.steps.size > 0 else 1]
+    return True
+
+
+@compiled
 def all_within(index: Array, size: int) -> bool:
     """Whether all of ``index`` lie in ``[0, size)``."""
     good = True
     for i in index:
         good &= (i >= 0) & (i < size)
+    return good
+
+
+@compiled
+def all_finite(numbers: Array) -> bool:
+    """Whether none of ``numbers`` is NaN or infinite."""
+    good = True
+    for number in numbers:
+        good &= np.isfinite(number)
     return good

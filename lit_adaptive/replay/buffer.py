@@ -83,11 +83,19 @@ class ReplayBuffer:
         truncated: Any = False,
         stream: Any = None,
     ) -> Tensor:
-        """Add one step of each stream; see ``TransitionRing.add``. Returns slots written ``[K]``."""
-        slots = self.ring.add(
-            observation, action, reward, next_observation, terminated, truncated, stream
+        """Add one step of each stream; returns slots written ``[K]``. See ``TransitionRing.add``."""
+        return self._inserted(
+            self.ring.add(
+                observation, action, reward, next_observation, terminated, truncated, stream
+            )
         )
-        if len(slots):
+
+    def end_episode(self, stream: Any = None) -> Tensor:
+        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        return self._inserted(self.ring.end_episode(stream))
+
+    def _inserted(self, slots: Tensor) -> Tensor:
+        if slots.shape[0]:
             self.sampler.insert(slots.to(self.sampler.device))
         return slots
 
@@ -138,15 +146,19 @@ class ReplayBuffer:
         if serial is None:
             self.sampler.update(index.to(device), priority.to(device))
             return
-        current = self.ring.serial(index) == serial.to(self.ring.device)
-        if bool(current.all()):
+        index, serial = index.to(self.ring.device), serial.to(self.ring.device)
+        current = self.ring.serial(index)
+        if current.equal(serial):
             self.sampler.update(index.to(device), priority.to(device))
             return
-        self.sampler.update(
-            index[current.to(index.device)].to(device),
-            priority[current.to(priority.device)].to(device),
-        )
-        self.stale_updates += int((~current).sum())
+        if serial.shape != index.shape or priority.shape != index.shape:
+            raise ValueError(
+                f"index has shape {list(index.shape)}, priority {list(priority.shape)}, serial "
+                f"{list(serial.shape)}; all must be [K]"
+            )
+        alive = (current == serial).nonzero().flatten()
+        self.sampler.update(index[alive].to(device), priority[alive.to(priority.device)].to(device))
+        self.stale_updates += index.shape[0] - alive.shape[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Transitions and sampler; see ``TransitionRing.state_dict``."""
@@ -170,15 +182,18 @@ class ReplayBuffer:
                 f"the state is of {state.get('kind')!r}, not of a ReplayBuffer: "
                 "pass what ReplayBuffer.state_dict returned"
             )
-        if state["sampler_kind"] != type(self.sampler).__name__:
+        if state.get("sampler_kind") != type(self.sampler).__name__:
             raise ValueError(
-                f"the state's sampler is a {state['sampler_kind']}, this replay's a "
+                f"the state's sampler is a {state.get('sampler_kind')}, this replay's a "
                 f"{type(self.sampler).__name__}: make it with the same sampler"
             )
-        self.ring.check_state(state["ring"])
+        ring, stale_updates = state.get("ring"), state.get("stale_updates")
+        if not isinstance(ring, dict) or not isinstance(stale_updates, int):
+            raise ValueError("the state lacks its transitions: it is damaged. Nothing was changed")
+        self.ring.check_state(ring)
         self.sampler.load_state_dict(state["sampler"])
-        self.ring.load_state_dict(state["ring"])
-        self.stale_updates = state["stale_updates"]
+        self.ring.load_state_dict(ring)
+        self.stale_updates = stale_updates
 
     def save(self, path: str | Path) -> None:
         """Write ``state_dict`` to ``path``, in full or not at all."""

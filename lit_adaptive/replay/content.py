@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.replay._ring_numba import Array, Output, Slots, Streams, renumber
-from lit_adaptive.replay.frames import FramePool
-from lit_adaptive.replay.nested import Layout, Leaf, map_nested
+from lit_adaptive.replay._ring_numba import Output, Slots, Streams, look_up, renumber
+from lit_adaptive.replay.frames import FramePool, Rows
+from lit_adaptive.replay.nested import Leaf, map_nested
+from lit_adaptive.replay.steps import Layouts, first_layouts
 
 
 class Size(NamedTuple):
@@ -28,21 +29,20 @@ class Content:
 
     Args:
         size: how many of everything.
-        observation: layout of observations; each leaf's first axis is the frame stack, if above 1.
-        action: layout of actions.
+        layouts: of observations (first axis of each leaf: the frame stack, if above 1), actions.
         device: where frames and actions are kept, and slots served from.
     """
 
-    def __init__(
-        self, size: Size, observation: Layout, action: Layout, device: torch.device
-    ) -> None:
+    def __init__(self, size: Size, layouts: Layouts, device: torch.device) -> None:
         self.size = size
         self.device = device
-        self.observation_layout = observation
-        self.action_layout = action
+        self._on_cpu = device.type == "cpu"
+        self.layouts = layouts
         capacity, streams, n, k = size
         stacked = int(k > 1)
-        frame = [Leaf(path, shape[stacked:], dtype) for path, shape, dtype in observation.leaves]
+        frame = [
+            Leaf(path, shape[stacked:], dtype) for path, shape, dtype in layouts.observation.leaves
+        ]
         # Beside a frame per slot: one per stream and open window, one per episode's end, and what
         # one step may take before it gives back.
         self.pool = FramePool(frame, capacity + capacity // 16 + streams * (n + 4 * k), device)
@@ -52,7 +52,7 @@ class Content:
             np.empty(capacity, np.bool_),
             np.empty(capacity if n > 1 else 0, np.uint8),
         )
-        self.served = Slots(*(torch.from_numpy(array).to(device) for array in self.slots))
+        self.served = [torch.from_numpy(array).to(device) for array in self.slots]
         self.streams = Streams(
             np.full((streams, k), -1, np.int32),
             np.full((streams, n, k), -1, np.int32),
@@ -67,8 +67,8 @@ class Content:
             np.empty((2, streams * k), np.int64),
             np.empty((2, streams * k), np.int64),
         )
-        self.action = _empty(action, capacity, device)
-        self.window_action = _empty(action, streams * n if n > 1 else 0, device)
+        self.action = Rows(layouts.action.leaves, capacity, device)
+        self.window_action = Rows(layouts.action.leaves, streams * n, device)
 
     @property
     def bookkeeping_nbytes(self) -> int:
@@ -79,19 +79,62 @@ class Content:
     @property
     def nbytes(self) -> int:
         """Bytes of everything, free rows included."""
-        data = (self.slots.reward.nbytes, self.slots.terminated.nbytes, self.pool.nbytes)
-        actions = (leaf.nbytes for leaf in (*self.action, *self.window_action))
-        return self.bookkeeping_nbytes + sum(data) + sum(actions)
+        rows = (self.pool.frames, self.action, self.window_action)
+        outcomes = self.slots.reward.nbytes + self.slots.terminated.nbytes
+        return self.bookkeeping_nbytes + outcomes + sum(part.nbytes for part in rows)
 
-    def publish(self, slot: Tensor) -> None:
-        """Serve the slots ``[K]`` int64 (on the CPU) as they are now."""
-        if self.device.type == "cpu":
-            return
+    def publish(self, slot: Tensor) -> Tensor:
+        """Serve slots ``[K]`` int64, given on the CPU, as they are now; returned on the device."""
+        if self._on_cpu:
+            return slot
         there = slot.to(self.device)
         for array, served in zip(self.slots, self.served, strict=True):
             if len(array):
                 rows = torch.from_numpy(array[slot.numpy()]).to(self.device)
                 served.index_copy_(0, there, rows)
+        return there
+
+    def look_up(
+        self, index: Tensor, length: int, discounts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """What slots ``index`` ``[B]`` hold; None if one is not a filled slot.
+
+        Returns:
+            Rows ``[2 B k]`` of the frames of the observations, then of the next observations;
+            reward, terminated and discount, each ``[B]``.
+        """
+        if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
+            return None
+        if not self._on_cpu:
+            return self._look_up_there(index.to(self.device, torch.int64), length, discounts)
+        batch = index.shape[0]
+        row = np.empty((2, batch, self.size.frame_stack), np.int64)
+        reward, discount = np.empty((2, batch), np.float32)
+        terminated = np.empty(batch, np.bool_)
+        at = index.to("cpu", torch.int64).contiguous().numpy()
+        outcome = row, reward, terminated, discount
+        if not look_up(at, length, self.slots, discounts.numpy(), *outcome):
+            return None
+        return (
+            torch.from_numpy(row.ravel()),
+            torch.from_numpy(reward),
+            torch.from_numpy(terminated),
+            torch.from_numpy(discount),
+        )
+
+    def _look_up_there(
+        self, index: Tensor, length: int, discounts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        if bool(((index < 0) | (index >= length)).any()):
+            return None
+        pointers, reward, terminated, steps = self.served
+        pointer = pointers.index_select(0, index).transpose(0, 1).flatten()
+        if len(steps):
+            discount = discounts[steps.index_select(0, index).int()]
+        else:
+            discount = discounts[1].repeat(len(index))
+        outcome = reward.index_select(0, index), terminated.index_select(0, index)
+        return pointer, *outcome, discount
 
     # -- checkpoint -------------------------------------------------------------------------------
 
@@ -107,18 +150,18 @@ class Content:
         row = np.arange(self.size.num_streams)[:, None]
         first = np.where(is_open[..., None], self.streams.first[row, place], -1)
         parts = (self.slots.pointer[:length], first, self.streams.latest)
-        pointer = np.concatenate([part.ravel() for part in parts])
-        used = torch.from_numpy(renumber(pointer, len(self.pool))).to(self.device)
-        pointers = np.split(pointer, np.cumsum([part.size for part in parts])[:-1])
-        pointer, first, latest = (
-            torch.from_numpy(numbers.reshape(part.shape).copy())
-            for numbers, part in zip(pointers, parts, strict=True)
+        numbers = np.concatenate([part.ravel() for part in parts])
+        used = torch.from_numpy(renumber(numbers, len(self.pool))).to(self.device)
+        split = np.split(numbers, np.cumsum([part.size for part in parts])[:-1])
+        pointer, window_first, latest = (
+            torch.from_numpy(part.reshape(like.shape).copy())
+            for part, like in zip(split, parts, strict=True)
         )
         window = (row * self.size.n_step + place)[is_open]
         _, reward, terminated, steps = (torch.from_numpy(array) for array in self.slots)
         return {
-            "frames": self.observation_layout.unflatten(
-                [leaf.cpu() for leaf in self.pool.gather(used)]
+            "frames": self.layouts.observation.unflatten(
+                [leaf.cpu() for leaf in self.pool.frames.gather(used)]
             ),
             "action": self._actions(self.action, torch.arange(length)),
             "pointer": pointer,
@@ -127,24 +170,21 @@ class Content:
             "steps": steps[:length].clone(),
             "latest": latest,
             "open": torch.from_numpy(self.streams.open.copy()),
-            "window_first": first,
-            "window_gain": torch.from_numpy(
-                np.where(is_open, self.streams.gain[row, place], 0.0)
-            ),
+            "window_first": window_first,
+            "window_gain": torch.from_numpy(np.where(is_open, self.streams.gain[row, place], 0.0)),
             "window_action": self._actions(self.window_action, torch.from_numpy(window)),
         }
 
-    def _actions(self, leaves: list[Tensor], row: Tensor) -> Any:
-        there = row.to(self.device)
-        return self.action_layout.unflatten([leaf.index_select(0, there).cpu() for leaf in leaves])
+    def _actions(self, rows: Rows, row: Tensor) -> Any:
+        leaves = rows.gather(row.to(self.device))
+        return self.layouts.action.unflatten([leaf.cpu() for leaf in leaves])
 
     def load_state_dict(self, state: dict[str, Any], length: int) -> None:
         """Take over a state that ``check_state`` accepted."""
-        frames: list[Tensor] = self.observation_layout.in_order(state["frames"], "observation")
-        self.pool.reserve(len(frames[0]) - self.pool.used)
         pointer, first, latest = (
             state[name].numpy() for name in ("pointer", "window_first", "latest")
         )
+        frames: list[Tensor] = self.layouts.observation.in_order(state["frames"], "observation")
         self.pool.fill(frames, [pointer, first, latest])
         for name in ("pointer", "reward", "terminated", "steps"):
             kept: Tensor = state[name]
@@ -156,29 +196,20 @@ class Content:
         self.streams.gain[:] = state["window_gain"].numpy()
         self.streams.open[:] = is_open
         self.streams.begin[:] = 0
-        actions = self.action_layout.in_order(state["action"], "action")
-        for stored, kept in zip(self.action, actions, strict=True):
-            stored[:length] = kept
+        self.action.fill(self.layouts.action.in_order(state["action"], "action"))
         window = torch.from_numpy(np.flatnonzero(np.arange(n) < is_open[:, None])).to(self.device)
-        actions = self.action_layout.in_order(state["window_action"], "action")
-        for stored, kept in zip(self.window_action, actions, strict=True):
-            stored[window] = kept.to(self.device)
+        actions = self.layouts.action.in_order(state["window_action"], "action")
+        for kept, new in zip(self.window_action.leaves, actions, strict=True):
+            kept[window] = new.to(self.device)
 
 
-def _empty(layout: Layout, rows: int, device: torch.device) -> list[Tensor]:
-    return [
-        torch.empty((rows, *leaf.shape), dtype=leaf.dtype, device=device) for leaf in layout.leaves
-    ]
-
-
-def layouts_of(state: dict[str, Any], frame_stack: int) -> tuple[Layout, Layout]:
+def layouts_of(state: dict[str, Any], frame_stack: int) -> Layouts:
     """Layouts of observations and actions in a state that ``Content.state_dict`` returned."""
 
     def stacked(leaf: Tensor) -> Tensor:
         return leaf if frame_stack == 1 else leaf[:, None].expand(-1, frame_stack, *leaf.shape[1:])
 
-    observation = Layout(map_nested(stacked, state["frames"]), "observation")
-    return observation, Layout(state["action"], "action", widen=True)
+    return first_layouts(map_nested(stacked, state["frames"]), state["action"], frame_stack)
 
 
 def check_state(state: dict[str, Any], size: Size, length: int) -> None:

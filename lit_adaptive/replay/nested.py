@@ -1,7 +1,7 @@
 """Observations and actions may be nested; inside the replay they are flat lists of tensors."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, to
 
 
 class Leaf(NamedTuple):
-    """One tensor of a nest: ``path`` says where, such as ``['camera'][0]``; no batch in ``shape``."""
+    """One tensor of a nest at ``path``, such as ``['camera'][0]``; ``shape`` is without batch."""
 
     path: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ValueError: if ``value`` is not made of numbers.
     """
     if isinstance(value, Tensor):
-        tensor = value.detach()
+        tensor = value.detach() if value.requires_grad else value
     else:
         try:
             array = np.asarray(value)
@@ -46,21 +46,18 @@ def as_tensor(value: Any, name: str) -> Tensor:
 def map_nested(function: Callable[[Any], Any], value: Nested) -> Nested:
     """``value`` with every leaf replaced by ``function`` of it."""
     if isinstance(value, Mapping):
-        parts = cast("Mapping[Any, Any]", value)
-        return {key: map_nested(function, part) for key, part in parts.items()}
+        return {key: map_nested(function, part) for key, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(map_nested(function, part) for part in cast("tuple[Any, ...]", value))
+        return tuple(map_nested(function, part) for part in value)
     return function(value)
 
 
 def _list_leaves(value: Nested, path: str, into: list[tuple[str, Any]]) -> Nested:
     """List the leaves with their paths; returns the nest with each leaf's number in its place."""
     if isinstance(value, Mapping):
-        keyed = cast("Mapping[Any, Any]", value)
-        return {key: _list_leaves(part, f"{path}[{key!r}]", into) for key, part in keyed.items()}
+        return {key: _list_leaves(part, f"{path}[{key!r}]", into) for key, part in value.items()}
     if isinstance(value, tuple):
-        parts = enumerate(cast("tuple[Any, ...]", value))
-        return tuple(_list_leaves(part, f"{path}[{i}]", into) for i, part in parts)
+        return tuple(_list_leaves(part, f"{path}[{i}]", into) for i, part in enumerate(value))
     into.append((path, value))
     return len(into) - 1
 
@@ -68,15 +65,11 @@ def _list_leaves(value: Nested, path: str, into: list[tuple[str, Any]]) -> Neste
 def _follow(nest: Nested, value: Nested, into: list[Any]) -> bool:
     """List the leaves of ``value`` in the order of ``nest``; False if it is nested otherwise."""
     if isinstance(nest, dict):
-        keyed = cast("dict[Any, Any]", nest)
-        if not isinstance(value, Mapping) or value.keys() != keyed.keys():
-            return False
-        return all(_follow(part, value[key], into) for key, part in keyed.items())
+        same = isinstance(value, Mapping) and value.keys() == nest.keys()
+        return same and all(_follow(part, value[key], into) for key, part in nest.items())
     if isinstance(nest, tuple):
-        parts = cast("tuple[Any, ...]", nest)
-        if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != len(parts):
-            return False
-        return all(_follow(part, one, into) for part, one in zip(parts, value, strict=True))
+        same = isinstance(value, tuple) and len(value) == len(nest)
+        return same and all(_follow(part, value[i], into) for i, part in enumerate(nest))
     into.append(value)
     return not isinstance(value, (Mapping, tuple))
 
@@ -87,15 +80,15 @@ class Layout:
     Args:
         example: the first value; every leaf is ``[E, ...]``.
         name: what errors call it.
-        widen: keep integers as int64 (actions index a network's outputs).
+        widen_integers: keep integers as int64 (actions index a network's outputs).
 
     Raises:
         ValueError: if a leaf has no batch axis or is not made of numbers, or there is none.
     """
 
-    def __init__(self, example: Nested, name: str, *, widen: bool = False) -> None:
+    def __init__(self, example: Nested, name: str, *, widen_integers: bool = False) -> None:
         self.name = name
-        self._widen = widen
+        self._widen = widen_integers
         found: list[tuple[str, Any]] = []
         self._nest = _list_leaves(example, "", found)
         if not found:

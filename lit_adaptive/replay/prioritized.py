@@ -3,17 +3,19 @@
 Proportional variant, section 3.3; stratified draws, appendix B.2.1; weights, section 3.4.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_adaptive.core.prioritized import importance_weights, proportional_priorities
 from lit_adaptive.replay.buffer import ReplayBuffer
 from lit_adaptive.replay.files import load_state, save_state
-from lit_adaptive.replay.nested import as_tensor
+from lit_adaptive.replay.nested import as_tensor, map_nested
 from lit_adaptive.samplers import PrioritizedSampler
 
 _SHOWN = 8
@@ -70,13 +72,22 @@ class PrioritizedReplayBuffer:
         self.normalize = normalize
         self.replay = ReplayBuffer(
             capacity,
-            sampler=partial(PrioritizedSampler, alpha=alpha, filled=False, seed=seed, device=device),
+            sampler=partial(
+                PrioritizedSampler, alpha=alpha, filled=False, seed=seed, device=device
+            ),
             n_step=n_step,
             gamma=gamma,
             num_streams=num_streams,
             frame_stack=frame_stack,
             device=device,
         )
+
+    @property
+    def alpha(self) -> float:
+        """How strongly draws are prioritized, in [0, 1]."""
+        sampler = self.replay.sampler
+        assert isinstance(sampler, PrioritizedSampler)
+        return sampler.alpha
 
     @property
     def beta(self) -> float:
@@ -102,7 +113,7 @@ class PrioritizedReplayBuffer:
 
     def add(
         self,
-        transition: tuple[Any, Any, Any, Any, Any] | None = None,
+        transition: Sequence[Any] | None = None,
         *,
         observation: Any = None,
         action: Any = None,
@@ -117,15 +128,15 @@ class PrioritizedReplayBuffer:
         New transitions get the greatest priority so far, so that each is likely replayed once.
 
         Args:
-            transition: ``(state, action, reward, next_state, done)`` of a single stream. ``done``
-                means terminated; with ``n_step`` above 1, give truncation by keyword.
-            observation: ``[E, ...]``, and so on; see ``TransitionRing.add``.
-            action: see there.
-            reward: see there.
-            next_observation: see there.
-            terminated: see there.
-            truncated: see there.
-            stream: see there.
+            transition: ``(state, action, reward, next_state, done)`` of one stream, unbatched;
+                ``done`` is whether it terminated.
+            observation: ``[E, ...]``; this and the following as in ``TransitionRing.add``.
+            action: ``[E, ...]``.
+            reward: ``[E]``.
+            next_observation: ``[E, ...]``.
+            terminated: ``[E]``.
+            truncated: ``[E]``; of a tuple, a single bool.
+            stream: ``[E]``; of a tuple, a single integer.
 
         Returns:
             Slots written, ``[K]`` int64; with ``n_step`` above 1 there may be none, or several.
@@ -134,36 +145,46 @@ class PrioritizedReplayBuffer:
             ValueError: if both forms are given or none, or as ``TransitionRing.add``.
         """
         steps = (observation, action, reward, next_observation, terminated)
-        if transition is None:
-            if any(part is None for part in steps):
-                raise ValueError(
-                    "add takes either one tuple (state, action, reward, next_state, done) or all "
-                    "of observation, action, reward, next_observation and terminated by keyword"
-                )
-            return self.replay.add(*steps, truncated, stream)
-        if any(part is not None for part in steps) or truncated is not False or stream is not None:
-            raise ValueError("give add one tuple or keywords, not both")
-        if len(transition) != 5 or self.replay.ring.num_streams != 1:
+        given = sum(part is not None for part in steps)
+        if (transition is None) != (given == len(steps)) or (transition is not None and given):
             raise ValueError(
-                f"a tuple of {len(transition)} for {self.replay.ring.num_streams} streams; it is "
-                "(state, action, reward, next_state, done) of a single stream: with several use "
-                "the keywords"
+                "add takes either one tuple (state, action, reward, next_state, done) or all of "
+                "observation, action, reward, next_observation and terminated by keyword"
             )
-        state, act, rew, following, done = transition
+        if transition is None:
+            return self.replay.add(*steps, truncated, stream)
+        if len(transition) != len(steps):
+            raise ValueError(
+                f"the transition has {len(transition)} parts; "
+                "it is (state, action, reward, next_state, done)"
+            )
+        state, act, gain, following, done = transition
+        if stream is None and self.replay.ring.num_streams > 1:
+            raise ValueError(
+                f"this is one transition for {self.replay.ring.num_streams} streams: "
+                "say of which by stream=..., or add all at once by keyword"
+            )
         return self.replay.add(
-            _batch_of_one(state),
-            _batch_of_one(act),
-            [float(rew)],
-            _batch_of_one(following),
+            map_nested(_batch_of_one, state),
+            map_nested(_batch_of_one, act),
+            [float(gain)],
+            map_nested(_batch_of_one, following),
             [bool(done)],
+            [bool(truncated)],
+            [0 if stream is None else int(stream)],
         )
+
+    def end_episode(self, stream: Any = None) -> Tensor:
+        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        return self.replay.end_episode(stream)
 
     def sample(self, batch_size: int = 32) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Draw ``batch_size`` transitions.
 
         Returns:
-            The transitions (see ``TransitionRing.get``); their importance weights ``[B]`` float32
-            in (0, 1]; and their slots ``[B]`` int64, to be handed to ``update_priorities``.
+            The transitions (see ``TransitionRing.get``; beside them ``index`` and
+            ``probability`` ``[B]``); their importance weights ``[B]`` float32 in (0, 1]; and their
+            slots ``[B]`` int64, to be handed to ``update_priorities``.
 
         Raises:
             ValueError: if fewer transitions are held, or ``batch_size`` is not above 0.
@@ -176,34 +197,47 @@ class PrioritizedReplayBuffer:
             beta=self.beta,
             min_probability=sampler.min_probability() if self.normalize == "buffer" else None,
         )
-        return self.replay.get(draw.index), weight.float(), draw.index
+        batch = self.replay.get(draw.index)
+        batch["index"], batch["probability"] = draw
+        return batch, weight.float(), draw.index
 
-    def update_priorities(self, indices: Any, td_errors: Any) -> None:
+    def serial(self, indices: Tensor) -> Tensor:
+        """Which transitions are in slots ``indices`` ``[B]``; see ``TransitionRing.serial``."""
+        return self.replay.serial(indices)
+
+    def update_priorities(self, indices: Any, td_errors: Any, serial: Tensor | None = None) -> None:
         """Set the priorities of drawn transitions to ``|td_error| + epsilon``.
 
         Args:
             indices: ``[B]`` slots, as ``sample`` returned them.
-            td_errors: ``[B]`` (or ``[B, 1]``), of any sign.
+            td_errors: ``[B]`` or ``[B, 1]``, of any sign.
+            serial: ``[B]`` what ``serial(indices)`` was after the draw. If given, slots that were
+                overwritten since keep the priority of what is there now.
 
         Raises:
             ValueError: naming the slots whose TD error is NaN or infinite, or that are out of range
                 or empty; no priority changes then.
         """
-        index = as_tensor(indices)
-        td_error = as_tensor(td_errors).reshape(-1).cpu().double()
-        if td_error.shape != index.shape:
+        index = as_tensor(indices, "indices")
+        if not isinstance(td_errors, Tensor):
+            td_errors = torch.from_numpy(np.array(td_errors, dtype=np.float64))
+        td_error = td_errors.detach().to("cpu", torch.float64)
+        if td_error.shape == (*index.shape, 1):
+            td_error = td_error.squeeze(-1)
+        if index.dim() != 1 or td_error.shape != index.shape:
             raise ValueError(
-                f"{td_error.numel()} TD errors for indices of shape {list(index.shape)}; "
-                "expected one per index, [B]"
+                f"indices have shape {list(index.shape)}, td_errors {list(td_error.shape)}; "
+                "both must be [B]"
             )
-        if not bool((finite := td_error.isfinite()).all()):
+        finite = td_error.isfinite()
+        if not bool(finite.all()):
             wrong = ~finite
             raise ValueError(
-                f"TD error of indices {index.cpu()[wrong][:_SHOWN].tolist()} is "
+                f"the TD error of indices {index.cpu()[wrong][:_SHOWN].tolist()} is "
                 f"{td_error[wrong][:_SHOWN].tolist()}; no priority was changed: "
                 "look for NaN or inf in the loss"
             )
-        self.replay.update(index, proportional_priorities(td_error, epsilon=self.epsilon))
+        self.replay.update(index, proportional_priorities(td_error, epsilon=self.epsilon), serial)
 
     def state_dict(self) -> dict[str, Any]:
         """Transitions, priorities, draws and ``beta``."""
@@ -224,8 +258,11 @@ class PrioritizedReplayBuffer:
                 f"the state is of {state.get('kind')!r}, not of a PrioritizedReplayBuffer: "
                 "pass what PrioritizedReplayBuffer.state_dict returned"
             )
-        self.replay.load_state_dict(state["replay"])
-        self.beta = state["beta"]
+        beta, replay = state.get("beta"), state.get("replay")
+        if not isinstance(beta, float) or not 0 <= beta <= 1 or not isinstance(replay, dict):
+            raise ValueError(f"the state has beta={beta!r}: it is damaged. Nothing was changed")
+        self.replay.load_state_dict(replay)
+        self.beta = beta
 
     def save(self, path: str | Path) -> None:
         """Write ``state_dict`` to ``path``, in full or not at all."""
@@ -240,9 +277,5 @@ class PrioritizedReplayBuffer:
         self.load_state_dict(load_state(path))
 
 
-def _batch_of_one(nested: Any) -> Any:
-    if isinstance(nested, dict):
-        return {key: _batch_of_one(part) for key, part in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(_batch_of_one(part) for part in nested)
-    return as_tensor(nested)[None]
+def _batch_of_one(value: Any) -> Tensor:
+    return as_tensor(value, "the transition")[None]

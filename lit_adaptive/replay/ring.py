@@ -6,34 +6,20 @@ not stored again; so a next observation costs memory only at an episode's end.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lit_adaptive.replay import _ring_numba as compiled
-from lit_adaptive.replay._ring_numba import Array
 from lit_adaptive.replay.content import Content, Size, check_state, layouts_of
 from lit_adaptive.replay.files import load_state, save_state
-from lit_adaptive.replay.frames import frames_equal
-from lit_adaptive.replay.nested import Layout
+from lit_adaptive.replay.frames import Bytes, as_bytes, same, store
+from lit_adaptive.replay.steps import Steps, first_layouts, read_steps, read_streams
 
 KIND = "TransitionRing"
 _SHOWN = 8  # offenders that an error lists
-
-
-class _Checked(NamedTuple):
-    """What ``add`` was given, checked and flattened."""
-
-    stream: Array
-    observation: list[Tensor]
-    next_observation: list[Tensor]
-    action: list[Tensor]
-    reward: Array
-    terminated: Array
-    truncated: Array
-    layouts: tuple[Layout, Layout]
 
 
 class TransitionRing:
@@ -92,8 +78,7 @@ class TransitionRing:
         self._content: Content | None = None
         self._powers = self.gamma ** np.arange(n_step + 1, dtype=np.float64)
         self._discounts = torch.from_numpy(self._powers).float().to(self.device)
-        self._everyone = np.arange(num_streams)
-        self._no = np.zeros(num_streams, np.bool_)
+        self._everyone = self._rows = np.arange(num_streams)
         # In a batch of stacks, the frame before each frame, and the frame behind it (-1: none).
         place = np.arange(num_streams * frame_stack, dtype=np.int32).reshape(-1, frame_stack)
         self._before, self._behind = place - 1, place + 1
@@ -150,18 +135,28 @@ class TransitionRing:
             ValueError: if a shape, type or nest is not that of the first ``add``, a reward is NaN
                 or infinite, or a stream does not exist. Nothing is changed then.
         """
-        given = self._check(
-            observation, action, reward, next_observation, terminated, truncated, stream
-        )
+        which = self._everyone if stream is None else read_streams(stream, self.num_streams)
         content = self._content
+        layouts = (
+            content.layouts if content else first_layouts(observation, action, self.frame_stack)
+        )
+        given = read_steps(
+            layouts,
+            which,
+            self.device,
+            observation,
+            action,
+            reward,
+            next_observation,
+            terminated,
+            truncated,
+        )
         if content is None:
-            content = self._content = Content(self.size, *given.layouts, self.device)
-        k = self.frame_stack
-        content.pool.reserve(2 * len(given.stream) * k)
-        observed, arrived = given.observation, given.next_observation
-        if k > 1:
-            observed = [leaf.flatten(0, 1) for leaf in observed]
-            arrived = [leaf.flatten(0, 1) for leaf in arrived]
+            content = self._content = Content(self.size, layouts, self.device)
+        frames = given.stream.size * self.frame_stack
+        content.pool.reserve(2 * frames)
+        observed = [as_bytes(leaf, frames) for leaf in given.observation]
+        arrived = [as_bytes(leaf, frames) for leaf in given.next_observation]
         closed, seen, new = compiled.record(
             self._compare(content, given, observed, arrived),
             content.pool.accounts,
@@ -171,12 +166,13 @@ class TransitionRing:
             self.added,
             content.output,
         )
-        for which, count, frames in ((0, seen, observed), (1, new, arrived)):
-            if count:
-                row, source = content.output.row[which], content.output.source[which]
-                content.pool.write(row[:count], source[:count], frames)
-        self._keep_actions(content, given)
-        return self._written(content, closed, given.action if self.n_step == 1 else None)
+        kept, (_, _, _, row, source) = content.pool.frames.bytes, content.output
+        if seen:
+            store(kept, row[0, :seen], source[0, :seen], observed)
+        if new:
+            store(kept, row[1, :new], source[1, :new], arrived)
+        self._keep_actions(content, given, closed)
+        return self._written(content, closed)
 
     def end_episode(self, stream: Any = None) -> Tensor:
         """Truncate the episodes of ``stream`` ``[E]`` (by default all) at what they showed last.
@@ -189,7 +185,7 @@ class TransitionRing:
         Raises:
             ValueError: if a stream does not exist.
         """
-        which = self._everyone if stream is None else self._read_streams(stream)
+        which = self._everyone if stream is None else read_streams(stream, self.num_streams)
         content = self._content
         if content is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
@@ -201,120 +197,52 @@ class TransitionRing:
             self.added,
             content.output,
         )
-        return self._written(content, closed, None)
+        self._take_actions(content, closed)
+        return self._written(content, closed)
 
     def _compare(
-        self, content: Content, given: _Checked, observed: list[Tensor], arrived: list[Tensor]
+        self, content: Content, given: Steps, observed: list[Bytes], arrived: list[Bytes]
     ) -> compiled.Step:
         """Find out which frames are already there."""
-        batch = len(given.stream)
+        batch = given.stream.size
         shape = (batch, self.frame_stack)
         latest = content.streams.latest
         if given.stream is not self._everyone:
             latest = latest[given.stream]
-        known = content.pool.same(latest.ravel(), observed).reshape(shape)
+        known = same(content.pool.frames.bytes, latest.ravel(), observed).reshape(shape)
         repeated = moved = self._none[:batch]
         if self.frame_stack > 1:
             behind = self._behind[:batch].ravel()
-            moved = frames_equal(observed, behind, arrived).reshape(shape)
+            moved = same(observed, behind, arrived).reshape(shape)
             if not known.all():
                 before = self._before[:batch].ravel()
-                repeated = frames_equal(observed, before, observed).reshape(shape)
+                repeated = same(observed, before, observed).reshape(shape)
         return compiled.Step(
             given.stream, known, repeated, moved, given.reward, given.terminated, given.truncated
         )
 
-    def _keep_actions(self, content: Content, given: _Checked) -> None:
+    def _keep_actions(self, content: Content, given: Steps, closed: int) -> None:
         """Actions wait with their windows; those of single steps need not."""
+        actions = [as_bytes(leaf, given.stream.size) for leaf in given.action]
+        rows = self._rows[: given.stream.size]
         if self.n_step == 1:
-            return
-        window = torch.from_numpy(content.output.opened[: len(given.stream)]).to(self.device)
-        for kept, new in zip(content.window_action, given.action, strict=True):
-            kept.index_copy_(0, window, new)
-
-    def _written(self, content: Content, closed: int, action: list[Tensor] | None) -> Tensor:
-        """Give closed windows' slots their actions (from the windows, if None); count and serve."""
-        slot = torch.from_numpy(content.output.slot[:closed].copy())
-        there = slot.to(self.device)
-        if closed and action is None:
-            window = torch.from_numpy(content.output.window[:closed]).to(self.device)
-            action = [leaf.index_select(0, window) for leaf in content.window_action]
-        for kept, new in zip(content.action, action or [], strict=bool(closed)):
-            kept.index_copy_(0, there, new)
-        content.publish(slot)
-        self.added += closed
-        return there
-
-    # -- checking ---------------------------------------------------------------------------------
-
-    def _check(
-        self,
-        observation: Any,
-        action: Any,
-        reward: Any,
-        next_observation: Any,
-        terminated: Any,
-        truncated: Any,
-        stream: Any,
-    ) -> _Checked:
-        which = self._everyone if stream is None else self._read_streams(stream)
-        batch = len(which)
-        if self._content is None:
-            layouts = Layout(observation, "observation"), Layout(action, "action", widen=True)
-            self._check_stack(layouts[0])
+            store(content.action.bytes, content.output.slot[:closed], rows, actions)
         else:
-            layouts = self._content.observation_layout, self._content.action_layout
-        observed = layouts[0].flatten(observation, batch, "observation")
-        arrived = layouts[0].flatten(next_observation, batch, "next_observation")
-        acted = layouts[1].flatten(action, batch, "action")
-        rewards = _per_stream(reward, batch, np.float32, "reward")
-        if not np.isfinite(rewards).all():
-            wrong = ~np.isfinite(rewards)
-            raise ValueError(
-                f"the reward of streams {which[wrong][:_SHOWN].tolist()} is "
-                f"{rewards[wrong][:_SHOWN].tolist()}; rewards are finite: look into the environment"
-            )
-        ended = _per_stream(terminated, batch, np.bool_, "terminated")
-        cut = self._no[:batch]
-        if truncated is not False:
-            cut = _per_stream(truncated, batch, np.bool_, "truncated")
-        if self.device.type != "cpu":
-            observed, arrived, acted = (
-                [leaf.to(self.device) for leaf in leaves] for leaves in (observed, arrived, acted)
-            )
-        return _Checked(which, observed, arrived, acted, rewards, ended, cut, layouts)
+            opened = content.output.opened[: given.stream.size]
+            store(content.window_action.bytes, opened, rows, actions)
+            self._take_actions(content, closed)
 
-    def _check_stack(self, observation: Layout) -> None:
-        for path, shape, _ in observation.leaves:
-            if self.frame_stack > 1 and (not shape or shape[0] != self.frame_stack):
-                raise ValueError(
-                    f"observation{path} has shape {list(shape)} per stream; with frame_stack="
-                    f"{self.frame_stack} its first axis stacks {self.frame_stack} frames"
-                )
+    def _take_actions(self, content: Content, closed: int) -> None:
+        """Give slots the actions of the windows they were made of."""
+        if closed:
+            slot, window = content.output.slot[:closed], content.output.window[:closed]
+            store(content.action.bytes, slot, window, content.window_action.bytes)
 
-    def _read_streams(self, stream: Any) -> Array:
-        which = np.array(_on_host(stream), dtype=np.int64)
-        inside = (which >= 0) & (which < self.num_streams)
-        if which.ndim != 1 or not inside.all() or len(np.unique(which)) < which.size:
-            raise ValueError(
-                f"stream is {which.tolist()}; pass [E] integers in [0, {self.num_streams}), each "
-                "once: num_streams is the number of environments"
-            )
-        return which
-
-    def _checked_slots(self, index: Tensor) -> Tensor:
-        if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
-            raise ValueError(
-                f"index is {list(index.shape)} of {index.dtype}; slots are integers: pass [B] int64"
-            )
-        host = index if index.device.type == "cpu" else index.cpu()
-        if not compiled.all_within(host.numpy(), len(self)):
-            wrong = host[(host < 0) | (host >= len(self))]
-            raise ValueError(
-                f"slots {wrong[:_SHOWN].tolist()} hold no transition: {len(self)} of "
-                f"{self.capacity} are filled, so indices lie in [0, {len(self)})"
-            )
-        return index.to(self.device, torch.int64)
+    def _written(self, content: Content, closed: int) -> Tensor:
+        """Count the slots written and serve them."""
+        slot = torch.from_numpy(content.output.slot[:closed].copy())
+        self.added += closed
+        return content.publish(slot)
 
     # -- serving ----------------------------------------------------------------------------------
 
@@ -329,28 +257,28 @@ class TransitionRing:
         Raises:
             ValueError: if a slot is out of range or empty, or nothing was ever added.
         """
-        index = self._checked_slots(index)
         content = self._content
         if content is None:
-            raise ValueError("nothing was added yet, so there is nothing to get")
-        slots = content.served
-        pointer = slots.pointer.index_select(0, index).transpose(0, 1).flatten()
+            raise ValueError("nothing was added yet, so there is nothing to get: add transitions")
+        found = content.look_up(index, len(self), self._discounts)
+        if found is None:
+            self._refuse_slots(index)
+        assert found is not None
+        pointer, reward, terminated, discount = found
+        batch = reward.shape[0]
         stack = () if self.frame_stack == 1 else (self.frame_stack,)
-        frames = [
-            leaf.view(2, len(index), *stack, *leaf.shape[1:])
-            for leaf in content.pool.gather(pointer)
-        ]
-        if self.n_step > 1:
-            discount = self._discounts[slots.steps.index_select(0, index).int()]
-        else:
-            discount = self._discounts[1].repeat(len(index))
-        observations, actions = content.observation_layout, content.action_layout
+        before, after = [], []
+        for leaf in content.pool.frames.gather(pointer):
+            both = leaf.view(2, batch, *stack, *leaf.shape[1:])
+            before.append(both[0])
+            after.append(both[1])
+        actions = content.action.gather(index.to(self.device))
         return {
-            "observation": observations.unflatten([leaf[0] for leaf in frames]),
-            "action": actions.unflatten([leaf.index_select(0, index) for leaf in content.action]),
-            "reward": slots.reward.index_select(0, index),
-            "next_observation": observations.unflatten([leaf[1] for leaf in frames]),
-            "terminated": slots.terminated.index_select(0, index),
+            "observation": content.layouts.observation.unflatten(before),
+            "action": content.layouts.action.unflatten(actions),
+            "reward": reward,
+            "next_observation": content.layouts.observation.unflatten(after),
+            "terminated": terminated,
             "discount": discount,
         }
 
@@ -370,7 +298,23 @@ class TransitionRing:
         Raises:
             ValueError: if a slot is out of range or empty.
         """
-        return (self.added - 1 - self._checked_slots(index)) % self.capacity
+        self._refuse_slots(index)
+        return (self.added - 1 - index.to(self.device, torch.int64)) % self.capacity
+
+    def _refuse_slots(self, index: Tensor) -> None:
+        """Complain of ``index`` unless all of it are filled slots."""
+        if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
+            raise ValueError(
+                f"index is {list(index.shape)} of {index.dtype}; slots are integers: pass [B] int64"
+            )
+        if index.device.type == "cpu" and compiled.all_within(index.numpy(), len(self)):
+            return
+        wrong = index[(index < 0) | (index >= len(self))]
+        if wrong.numel():
+            raise ValueError(
+                f"slots {wrong[:_SHOWN].tolist()} hold no transition: {len(self)} of "
+                f"{self.capacity} are filled, so indices lie in [0, {len(self)})"
+            )
 
     # -- checkpoint -------------------------------------------------------------------------------
 
@@ -405,17 +349,16 @@ class TransitionRing:
         if content is None:
             return
         check_state(content, self.size, min(added, self.capacity))
-        for mine, theirs in zip(self._layouts(), layouts_of(content, self.frame_stack), strict=False):
-            if not mine.fits(theirs):
+        theirs = layouts_of(content, self.frame_stack)
+        for mine, other in zip(
+            self._content.layouts if self._content else (), theirs, strict=False
+        ):
+            if not mine.fits(other):
                 raise ValueError(
-                    f"the state's {mine.name} is {[tuple(leaf) for leaf in theirs.leaves]}, this "
+                    f"the state's {mine.name} is {[tuple(leaf) for leaf in other.leaves]}, this "
                     f"ring's {[tuple(leaf) for leaf in mine.leaves]} (place, shape, type): "
                     "it is of another environment"
                 )
-
-    def _layouts(self) -> tuple[Layout, ...]:
-        content = self._content
-        return (content.observation_layout, content.action_layout) if content else ()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the ring whose state this is would have gone on.
@@ -428,7 +371,7 @@ class TransitionRing:
         self.added = int(state["added"])
         if state["content"] is not None:
             layouts = layouts_of(state["content"], self.frame_stack)
-            self._content = Content(self.size, *layouts, self.device)
+            self._content = Content(self.size, layouts, self.device)
             self._content.load_state_dict(state["content"], len(self))
 
     def save(self, path: str | Path) -> None:
@@ -442,16 +385,3 @@ class TransitionRing:
             ValueError: if the file is damaged or not of a ring like this; nothing is changed then.
         """
         self.load_state_dict(load_state(path))
-
-
-def _on_host(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-
-
-def _per_stream(value: Any, batch: int, dtype: type[np.generic], name: str) -> Array:
-    array = np.array(_on_host(value), dtype=dtype)
-    if array.shape != (batch,):
-        raise ValueError(
-            f"{name} has shape {list(array.shape)}; expected [{batch}], one for each stream"
-        )
-    return array
