@@ -104,6 +104,7 @@ class SampledDataModule(LightningDataModule):
         if self._restored is not None:
             if _in_mid_epoch(self.trainer):
                 batches.load_state_dict(self._restored)
+                _do_not_save_again(self.trainer)
             self._restored = None
         return batches
 
@@ -151,6 +152,18 @@ class SampledDataModule(LightningDataModule):
 def _in_mid_epoch(trainer: Trainer | None) -> bool:
     """Whether Lightning goes on with an epoch rather than beginning one."""
     return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+
+
+def _do_not_save_again(trainer: Trainer | None) -> None:
+    """Tell checkpoint callbacks that the step resumed from is saved already.
+
+    ``ModelCheckpoint`` forgets it, and would save that step again after the next *batch*. Under
+    gradient accumulation that is a checkpoint without the gradients gathered so far, so resuming
+    from it would not end where the uninterrupted run ends.
+    """
+    for callback in trainer.checkpoint_callbacks if trainer is not None else []:
+        if hasattr(callback, "_last_global_step_saved"):
+            callback._last_global_step_saved = trainer.global_step  # type: ignore[union-attr]
 
 
 class ServedBatches:

@@ -83,7 +83,7 @@ class ReplayBuffer:
         truncated: Any = False,
         stream: Any = None,
     ) -> Tensor:
-        """Add one step of each stream; returns slots written ``[K]``. See ``TransitionRing.add``."""
+        """Add one step of each stream; see ``TransitionRing.add``. Returns the slots ``[K]``."""
         return self._inserted(
             self.ring.add(
                 observation, action, reward, next_observation, terminated, truncated, stream

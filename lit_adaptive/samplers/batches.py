@@ -100,12 +100,15 @@ class DrawBatches(Sampler[BatchDraw]):
         return self._position
 
     def __iter__(self) -> Iterator[BatchDraw]:
-        """The rest of a restored epoch, or else a fresh one."""
+        """The rest of a restored epoch, or else a fresh one; decided when the first batch is asked for.
+
+        A ``DataLoader`` with workers makes two iterators and uses only the second.
+        """
         if not self._resumed:
             self._position = 0
             self._in_flight.clear()
         self._resumed = False
-        return self._serve(list(self._in_flight), self._position)
+        yield from self._serve(list(self._in_flight), self._position)
 
     def _serve(self, again: list[tuple[Draw, float]], position: int) -> Iterator[BatchDraw]:
         for draw, least in again:
