@@ -11,9 +11,3 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compile on first call, keep the machine code on disk, release the GIL while running."""
     return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-def compiled_reordered(function: Function) -> Function:
-    """For loops that take a minimum, which no order changes, over numbers that are not NaN."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"nnan", "nsz"}}
-    return cast(Function, numba.njit(**options)(function))

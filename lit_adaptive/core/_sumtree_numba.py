@@ -7,12 +7,15 @@ different items do not: so the processor overlaps their cache misses and additio
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import compiled, compiled_reordered
+from lit_adaptive.core._compiled import compiled
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
 TINY = 2.2250738585072014e-308  # least normal float64: no draw reports a probability of 0
 SAFE_TOTAL = 8e307  # no order of rounding takes a sum below this to infinity
+
+BLOCK_SHIFT = 8  # the least positive leaf is kept per block of 256
+UNKNOWN = -1.0
 
 OK, BAD, RISKY = 0, -1, -2
 
@@ -20,68 +23,90 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@compiled_reordered
-def _least_positive(values: Floats, first: int) -> float:
-    least = np.inf
-    for child in range(FANOUT):
-        value = values[first + child]
-        value = value if value > 0.0 else np.inf
-        least = value if value < least else least
-    return least
-
-
 @compiled
 def _refresh_node(
-    sums: Floats, low: Floats, prefixes: Floats, offsets: Ints, level: int, node: int
+    sums: Floats, prefixes: Floats, offsets: Ints, level: int, node: int
 ) -> None:
-    """One node from its children: the sum, always from left to right, and the least positive."""
+    """One node from its children: the sum, always from left to right."""
     first = offsets[level - 1] + (node << SHIFT)
-    inner = first - offsets[1]
-    here = offsets[level] + node
     total = 0.0
     if level == 1:
         for child in range(FANOUT):
             total += sums[first + child]
-        low[here - offsets[1]] = _least_positive(sums, first)
     else:
+        inner = first - offsets[1]
         for child in range(FANOUT):
             total += sums[first + child]
             prefixes[inner + child] = total
-        low[here - offsets[1]] = _least_positive(low, inner)
-    sums[here] = total
+    sums[offsets[level] + node] = total
 
 
 @compiled
-def rebuild(sums: Floats, low: Floats, prefixes: Floats, offsets: Ints) -> None:
+def _note_least(low: Floats, block: int, old: float, new: float) -> None:
+    """Keep a block's least positive leaf, or mark it ``UNKNOWN`` where only a search could tell."""
+    least = low[block]
+    if 0.0 < old <= least:
+        low[block] = new if 0.0 < new <= old else UNKNOWN
+    elif 0.0 < new < least:
+        low[block] = new
+
+
+@compiled
+def least_positive(sums: Floats, low: Floats, capacity: int) -> float:
+    """The least positive leaf of all, exactly; searches the blocks that are ``UNKNOWN``."""
+    least = np.inf
+    for block in range(low.size):
+        if low[block] == UNKNOWN:
+            found = np.inf
+            for leaf in range(block << BLOCK_SHIFT, min((block + 1) << BLOCK_SHIFT, capacity)):
+                if 0.0 < sums[leaf] < found:
+                    found = sums[leaf]
+            low[block] = found
+        if low[block] < least:
+            least = low[block]
+    return least
+
+
+@compiled
+def rebuild(sums: Floats, prefixes: Floats, offsets: Ints) -> None:
     """Every node from its children."""
     for level in range(1, offsets.size):
         width = (offsets[level] - offsets[level - 1]) >> SHIFT
         for node in range(width):
-            _refresh_node(sums, low, prefixes, offsets, level, node)
+            _refresh_node(sums, prefixes, offsets, level, node)
 
 
 @compiled
-def _refresh_above(
-    sums: Floats, low: Floats, prefixes: Floats, offsets: Ints, nodes: Ints, count: int
-) -> None:
-    """All ancestors of ``count`` leaves, of which ``nodes`` holds the parents. ``nodes`` is lost."""
+def _parents(nodes: Ints, count: int) -> int:
+    """``nodes`` becomes their parents, neighbours that are equal only once; returns how many."""
+    kept = 0
+    before = -1
+    for k in range(count):
+        node = nodes[k] >> SHIFT
+        if node != before:
+            nodes[kept] = node
+            kept += 1
+        before = node
+    return kept
+
+
+@compiled
+def _refresh_above(sums: Floats, prefixes: Floats, offsets: Ints, nodes: Ints) -> None:
+    """All ancestors of the leaves ``nodes``, level by level. ``nodes`` is used up."""
+    count = nodes.size
     for level in range(1, offsets.size):
+        count = _parents(nodes, count)
         width = (offsets[level] - offsets[level - 1]) >> SHIFT
         if count > width:
             for k in range(width):
                 nodes[k] = k
             count = width
-        kept = 0
-        before = -1
-        for k in range(count):
-            node = nodes[k]
-            _refresh_node(sums, low, prefixes, offsets, level, node)
-            above = node >> SHIFT
-            if above != before:
-                nodes[kept] = above
-                kept += 1
-            before = above
-        count = kept
+        if level == 1:
+            for k in range(count):
+                _refresh_node(sums, prefixes, offsets, 1, nodes[k])
+        else:
+            for k in range(count):
+                _refresh_node(sums, prefixes, offsets, level, nodes[k])
 
 
 @compiled
@@ -116,21 +141,15 @@ def update(
         return BAD
     if not force and not bound < SAFE_TOTAL:
         return RISKY
-    nodes = np.empty(index.size, np.int64)
-    count = 0
-    before = -1
     grown = 0
     for k in range(index.size):
         leaf = index[k]
-        grown += np.int64(mass[k] > 0.0) - np.int64(sums[leaf] > 0.0)
-        sums[leaf] = mass[k]
-        node = leaf >> SHIFT
-        if node != before:
-            nodes[count] = node
-            count += 1
-        before = node
+        old, new = sums[leaf], mass[k]
+        sums[leaf] = new
+        grown += np.int64(new > 0.0) - np.int64(old > 0.0)
+        _note_least(low, leaf >> BLOCK_SHIFT, old, new)
     positive[0] += grown
-    _refresh_above(sums, low, prefixes, offsets, nodes, count)
+    _refresh_above(sums, prefixes, offsets, index.copy())
     return greatest
 
 

@@ -18,29 +18,24 @@ def _row_sums(children: Tensor) -> Tensor:
 
 
 def _refresh(
-    sums: Tensor, low: Tensor, offsets: list[int], level: int, node: Tensor
+    sums: Tensor, offsets: list[int], level: int, node: Tensor
 ) -> None:
-    shift = offsets[1]
     columns = torch.arange(FANOUT, device=sums.device)
     child = offsets[level - 1] + (node << SHIFT)[:, None] + columns
-    here = offsets[level] + node
-    leaves = sums[child]
-    lows = torch.where(leaves > 0, leaves, torch.inf) if level == 1 else low[child - shift]
-    sums[here] = _row_sums(leaves)
-    low[here - shift] = lows.amin(1)
+    sums[offsets[level] + node] = _row_sums(sums[child])
 
 
-def rebuild(sums: Tensor, low: Tensor, offsets: list[int]) -> None:
+def rebuild(sums: Tensor, offsets: list[int]) -> None:
     """Every node from its children."""
     for level in range(1, len(offsets)):
         width = (offsets[level] - offsets[level - 1]) >> SHIFT
         node = torch.arange(width, device=sums.device)
-        _refresh(sums, low, offsets, level, node)
+        _refresh(sums, offsets, level, node)
 
 
 def update(
     sums: Tensor,
-    low: Tensor,
+   
     offsets: list[int],
     positive: Tensor,
     capacity: int,
@@ -66,7 +61,7 @@ def update(
     node = leaf
     for level in range(1, len(offsets)):
         node = torch.unique_consecutive(node >> SHIFT)
-        _refresh(sums, low, offsets, level, node)
+        _refresh(sums, offsets, level, node)
     return float(mass.amax()) if len(mass) else 0.0
 
 
@@ -112,3 +107,8 @@ def sample(
     if divide:
         mass = (mass / total).clamp_min(TINY)
     return index, mass
+
+
+def least_positive(leaves: Tensor) -> float:
+    """The least positive leaf, ``inf`` if there is none."""
+    return float(torch.where(leaves > 0, leaves, torch.inf).amin())

@@ -236,9 +236,10 @@ class SumTree:
         self._sums[: self.capacity] = mass.to(self.device)
         self._positive[0] = int((mass > 0).sum())
         if self._compiled:
-            compiled.rebuild(self._np_sums, self._np_low, self._np_prefixes, self._np_offsets)
+            self._low.fill_(compiled.UNKNOWN)
+            compiled.rebuild(self._np_sums, self._np_prefixes, self._np_offsets)
         else:
-            batched.rebuild(self._sums, self._low, self._offsets)
+            batched.rebuild(self._sums, self._offsets)
 
     def _checked(self, index: Tensor, priority: Tensor) -> tuple[Tensor, Tensor]:
         if index.dtype is not torch.int64:
@@ -257,7 +258,6 @@ class SumTree:
         if not self._compiled:
             return batched.update(
                 self._sums,
-                self._low,
                 self._offsets,
                 self._positive,
                 self.capacity,

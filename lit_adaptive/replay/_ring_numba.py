@@ -143,16 +143,10 @@ def count(pool: Pool, rows: Array) -> None:
 
 
 @compiled
-def _close(
-    pool: Pool, slots: Slots, streams: Streams, s: int, terminated: bool, added: int
-) -> tuple[int, int]:
-    """Write stream ``s``'s oldest window into the next slot; returns slot and window."""
-    stack, n = streams.latest.shape[1], streams.gain.shape[1]
-    slot, place = added % slots.reward.size, streams.begin[s]
-    for j in range(stack):
-        if added >= slots.reward.size:
-            release(pool, slots.pointer[slot, 0, j])
-            release(pool, slots.pointer[slot, 1, j])
+def _write(pool: Pool, slots: Slots, streams: Streams, s: int, terminated: bool, slot: int) -> None:
+    """Write stream ``s``'s oldest window into ``slot``; its pointers go along."""
+    place = streams.begin[s]
+    for j in range(streams.latest.shape[1]):
         slots.pointer[slot, 0, j] = streams.first[s, place, j]
         slots.pointer[slot, 1, j] = streams.latest[s, j]
         pool.references[streams.latest[s, j]] += 1
@@ -160,21 +154,66 @@ def _close(
     slots.terminated[slot] = terminated
     if slots.steps.size > 0:
         slots.steps[slot] = streams.open[s]
+
+
+@compiled
+def _close(
+    pool: Pool,
+    slots: Slots,
+    streams: Streams,
+    s: int,
+    terminated: bool,
+    added: int,
+    closed: int,
+    skip: int,
+    out: Output,
+) -> None:
+    """Close stream ``s``'s oldest window, the transition number ``added + closed``.
+
+    The first ``skip`` of a call would be overwritten within it, and are not written at all.
+    """
+    stack, n = streams.latest.shape[1], streams.gain.shape[1]
+    slot, place = (added + closed) % slots.reward.size, streams.begin[s]
+    if closed >= skip:
+        if slot < added:
+            for j in range(stack):
+                release(pool, slots.pointer[slot, 0, j])
+                release(pool, slots.pointer[slot, 1, j])
+        _write(pool, slots, streams, s, terminated, slot)
+        out.slot[closed - skip], out.window[closed - skip] = slot, s * n + place
+    else:
+        for j in range(stack):
+            release(pool, streams.first[s, place, j])
     streams.begin[s] = (place + 1) % n
     streams.open[s] -= 1
-    return slot, s * n + place
 
 
 @compiled
 def end(stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, out: Output) -> int:
     """Close all open windows of ``stream``, as truncated; returns how many."""
+    total = 0
+    for s in stream:
+        total += streams.open[s]
     closed = 0
+    skip = max(total - slots.reward.size, 0)
     for s in stream:
         while streams.open[s] > 0:
-            slot, window = _close(pool, slots, streams, s, False, added + closed)
-            out.slot[closed], out.window[closed] = slot, window
+            _close(pool, slots, streams, s, False, added, closed, skip, out)
             closed += 1
     return closed
+
+
+@compiled
+def _closing(step: Step, streams: Streams) -> int:
+    """How many windows this step will close."""
+    total = 0
+    for b in range(step.stream.size):
+        open_ = streams.open[step.stream[b]] + 1
+        if step.terminated[b] or step.truncated[b]:
+            total += open_
+        elif open_ == streams.gain.shape[1]:
+            total += 1
+    return total
 
 
 @compiled
@@ -234,6 +273,7 @@ def record(
     n = streams.gain.shape[1]
     fresh = np.zeros(2, np.int64)
     closed = 0
+    skip = max(_closing(step, streams) - slots.reward.size, 0)
     for b in range(step.stream.size):
         s = step.stream[b]
         place = (streams.begin[s] + streams.open[s]) % n
@@ -246,8 +286,8 @@ def record(
             streams.gain[s, at] += discounts[streams.open[s] - 1 - w] * step.reward[b]
         ended = step.terminated[b] or step.truncated[b]
         while streams.open[s] == n or (ended and streams.open[s] > 0):
-            slot, window = _close(pool, slots, streams, s, step.terminated[b], added + closed)
-            out.slot[closed], out.window[closed] = slot, window
+            terminated = step.terminated[b]
+            _close(pool, slots, streams, s, terminated, added, closed, skip, out)
             closed += 1
     return closed, fresh[0], fresh[1]
 

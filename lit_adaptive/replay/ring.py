@@ -36,7 +36,7 @@ class TransitionRing:
     kept as int64. Memory is taken at the first ``add``, from the shapes and types seen there.
 
     Args:
-        capacity: transitions kept, at least ``num_streams * n_step``.
+        capacity: transitions kept, above 0.
         num_streams: environments that add side by side, above 0.
         n_step: steps that a transition spans at most, in [1, 255].
         gamma: discount per step, in [0, 1].
@@ -66,11 +66,6 @@ class TransitionRing:
             raise ValueError(f"n_step is {n_step}; it must lie in [1, 255]")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}; a discount per step lies in [0, 1]")
-        if capacity < num_streams * n_step:
-            raise ValueError(
-                f"capacity is {capacity}; one step of {num_streams} streams may complete "
-                f"{num_streams * n_step} transitions at once (n_step={n_step}): keep at least these"
-            )
         self.capacity, self.num_streams, self.n_step, self.frame_stack = self.size
         self.gamma = float(gamma)
         self.device = torch.device(device)
@@ -98,6 +93,11 @@ class TransitionRing:
     def bookkeeping_nbytes(self) -> int:
         """Bytes of what is kept beyond the transitions' own data."""
         return self._content.bookkeeping_nbytes if self._content else 0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames there is room for; near ``capacity`` as long as next observations are shared."""
+        return len(self._content.pool) if self._content else 0
 
     @property
     def frames_used(self) -> int:
@@ -129,7 +129,8 @@ class TransitionRing:
 
         Returns:
             Slots written, ``[K]`` int64 on ``device``, in the order of insertion: by stream, the
-            older first. K may be 0 while steps are incomplete, and above E when episodes end.
+            older first. K may be 0 while steps are incomplete, and above E when episodes end. (Of
+            more than ``capacity`` at once only the last are written.)
 
         Raises:
             ValueError: if a shape, type or nest is not that of the first ``add``, a reward is NaN
@@ -226,7 +227,8 @@ class TransitionRing:
         actions = [as_bytes(leaf, given.stream.size) for leaf in given.action]
         rows = self._rows[: given.stream.size]
         if self.n_step == 1:
-            store(content.action.bytes, content.output.slot[:closed], rows, actions)
+            kept = min(closed, self.capacity)
+            store(content.action.bytes, content.output.slot[:kept], rows[closed - kept :], actions)
         else:
             opened = content.output.opened[: given.stream.size]
             store(content.window_action.bytes, opened, rows, actions)
@@ -234,13 +236,13 @@ class TransitionRing:
 
     def _take_actions(self, content: Content, closed: int) -> None:
         """Give slots the actions of the windows they were made of."""
-        if closed:
-            slot, window = content.output.slot[:closed], content.output.window[:closed]
-            store(content.action.bytes, slot, window, content.window_action.bytes)
+        kept = min(closed, self.capacity)
+        slot, window = content.output.slot[:kept], content.output.window[:kept]
+        store(content.action.bytes, slot, window, content.window_action.bytes)
 
     def _written(self, content: Content, closed: int) -> Tensor:
-        """Count the slots written and serve them."""
-        slot = torch.from_numpy(content.output.slot[:closed].copy())
+        """Count the transitions and serve the slots written."""
+        slot = torch.from_numpy(content.output.slot[: min(closed, self.capacity)].copy())
         self.added += closed
         return content.publish(slot)
 

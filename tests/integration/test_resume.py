@@ -74,7 +74,7 @@ def test_dataset_run_killed_twice_draws_what_the_uninterrupted_run_draws(
 def _dqn(folder: Path, kill_at: int, *more: str) -> list[str]:
     return [
         *("-m", "lit_adaptive", "fit", "--config", str(CONFIG), "--runs", str(folder / "runs")),
-        *("--trainer.max_epochs=3", "--data.batches_per_epoch=40", "--data.capacity=700"),
+        *("--trainer.max_epochs=3", "--data.batches_per_epoch=40", "--data.capacity=1100"),
         "--data.evaluation_episodes=2",
         "--trainer.callbacks+=recorder.Recorder",
         f"--trainer.callbacks.folder={folder}",

@@ -203,24 +203,43 @@ def test_unequal_bits_are_never_shared() -> None:
     assert ring.frames_used == 5
 
 
-def test_pool_stays_as_it_is_over_many_laps() -> None:
-    ring = TransitionRing(64, num_streams=4, n_step=3)
+def _frames_pointed_to(ring: TransitionRing) -> list[int]:
+    """Pointers to each frame in use, counted anew from slots, open windows and streams."""
+    content = ring._content
+    streams = content.streams
+    rows = [content.slots.pointer[: len(ring)].ravel(), streams.latest.ravel()]
+    for s in range(ring.num_streams):
+        at = (streams.begin[s] + np.arange(streams.open[s])) % ring.n_step
+        rows.append(streams.first[s, at].ravel())
+    pointers = np.concatenate(rows)
+    return np.bincount(pointers[pointers >= 0], minlength=ring.num_frames).tolist()
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+@pytest.mark.parametrize("capacity", [5, 64])
+def test_no_frame_leaks_and_none_is_given_away(capacity: int, frame_stack: int) -> None:
+    ring = TransitionRing(capacity, num_streams=4, n_step=3, frame_stack=frame_stack)
     generator = torch.Generator().manual_seed(0)
-    now = torch.randint(1000, (4, 2), generator=generator)
-    sizes, used = set(), 0
-    for t in range(2000):
-        then = torch.randint(1000, (4, 2), generator=generator)
+
+    def frames(count: int) -> torch.Tensor:
+        return torch.randint(4, (4, count, 2), generator=generator, dtype=torch.uint8)
+
+    now, sizes = frames(frame_stack), []
+    for t in range(3000):
+        then = torch.cat([now[:, 1:], frames(1)], 1)
         ended = torch.rand(4, generator=generator) < 0.1
-        ring.add(now, [0] * 4, [0.0] * 4, then, ended)
-        fresh = torch.randint(1000, (4, 2), generator=generator)
-        now = torch.where(ended[:, None], fresh, then)
-        used = max(used, ring.frames_used)
-        if t > 200:
-            sizes.add(ring.nbytes)
-    assert len(sizes) == 1
-    # A frame per slot and open window, what the streams show, and the ends of episodes: of n
-    # transitions at least 1, as the others of their episodes may be overwritten.
-    assert used <= 64 + 4 * 2 + 4 + 64
+        shown = (part if frame_stack > 1 else part[:, 0] for part in (now, then))
+        ring.add(next(shown), [0] * 4, [0.0] * 4, next(shown), ended)
+        if t % 50 == 0:
+            ring.end_episode([t // 50 % 4])
+        now = torch.where(ended[:, None, None], frames(frame_stack), then)
+        sizes.append(ring.num_frames)
+        if t % 10 == 0:
+            pointers = _frames_pointed_to(ring)
+            references = ring._content.pool.accounts.references
+            assert [max(count, 0) for count in references.tolist()] == pointers
+            assert ring.frames_used == np.count_nonzero(pointers)
+    assert sizes[-1] == sizes[1500]
 
 
 def test_bookkeeping_beside_the_sum_tree_stays_below_24_bytes_a_slot() -> None:
