@@ -189,7 +189,11 @@ def main() -> None:
     loop = 1e6 * RATIO * (1 / own - 1 / median["the same calls, bare loop"])
     print(f"Lightning's loop with its callbacks costs {loop:.0f} µs per training step")
     arguments.out.mkdir(exist_ok=True)
-    result = {"arguments": vars(arguments) | {"out": ""}, "steps_per_second": speeds, "median": median}
+    result = {
+        "arguments": vars(arguments) | {"out": ""},
+        "steps_per_second": speeds,
+        "median": median,
+    }
     (arguments.out / "dqn_throughput.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

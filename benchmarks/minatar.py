@@ -38,7 +38,9 @@ def run(kind: str, game: str, frames: int, seed: int, runs: Path) -> dict[str, A
     seconds = time.perf_counter() - start
     newest = max((runs / f"dqn_minatar_{kind}").iterdir(), key=lambda path: path.stat().st_mtime)
     with (newest / "metrics.csv").open() as file:
-        returns = [float(row["val/return"]) for row in csv.DictReader(file) if row.get("val/return")]
+        returns = [
+            float(row["val/return"]) for row in csv.DictReader(file) if row.get("val/return")
+        ]
     return {"kind": kind, "seed": seed, "seconds": seconds, "returns": returns}
 
 

@@ -93,9 +93,9 @@ class EpisodeEvaluation(Callback):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write one line an episode."""
         seeds, returns, lengths = self._gathered(pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all ranks ask together
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "episodes.csv").open("w", newline="") as file:
             writer = csv.writer(file)

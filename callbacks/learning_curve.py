@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 
 class LearningCurve(Callback):
@@ -16,15 +17,17 @@ class LearningCurve(Callback):
     provides: frozenset[str] = frozenset()
 
     def _draw(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.save()
-        metrics = Path(trainer.log_dir) / "metrics.csv"
-        if metrics.is_file():
-            from lit_adaptive.report.curves import draw_learning_curve  # loads matplotlib
+            # Not trainer.log_dir: that asks all ranks, and after an exception none may answer.
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                metrics = Path(logger.log_dir) / "metrics.csv"
+                if metrics.is_file():
+                    from lit_adaptive.report.curves import draw_learning_curve  # loads matplotlib
 
-            draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
+                    draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the whole run."""

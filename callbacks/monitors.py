@@ -48,7 +48,7 @@ class SamplingMonitor(Callback):
         index: Tensor = batch["index"].cpu()
         if len(self._drawn) != data.sampler.size:
             self._drawn = torch.zeros(data.sampler.size, dtype=torch.bool)
-        self._drawn[index] = True
+        self._drawn[_of_all_ranks(index, trainer, pl_module)] = True
         logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not logged:
             return
@@ -87,3 +87,10 @@ class SamplingMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._drawn = state_dict["drawn"].clone()
+
+
+def _of_all_ranks(index: Tensor, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+    if trainer.world_size == 1:
+        return index
+    gathered: Any = pl_module.all_gather(index)
+    return gathered.flatten().cpu()

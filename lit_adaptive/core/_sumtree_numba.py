@@ -112,8 +112,8 @@ def _refresh_above(sums: Floats, prefixes: Floats, offsets: Ints, nodes: Ints) -
 @compiled
 def update(
     sums: Floats,
-    low: Floats,
     prefixes: Floats,
+    low: Floats,
     offsets: Ints,
     positive: Ints,
     capacity: int,

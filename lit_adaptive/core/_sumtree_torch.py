@@ -7,7 +7,7 @@ a node's children (as FANOUT additions of whole columns), never through ``Tensor
 import torch
 from torch import Tensor
 
-from lit_adaptive.core._sumtree_numba import BAD, FANOUT, RISKY, SAFE_TOTAL, SHIFT, TINY
+from lit_adaptive.core._sumtree_numba import BAD, FANOUT, OK, RISKY, SAFE_TOTAL, SHIFT, TINY
 
 
 def _row_sums(children: Tensor) -> Tensor:
@@ -82,22 +82,22 @@ def _descend(sums: Tensor, offsets: list[int], target: Tensor) -> Tensor:
     return index
 
 
-def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[Tensor, Tensor] | None:
+def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[int, Tensor, Tensor]:
     """Leaves that hold the given points of the cumulative sum, and their masses."""
     total = sums[-1]
     if not bool(((cumsum >= 0) & (cumsum <= total)).all()):
-        return None
+        return BAD, cumsum, cumsum
     top = torch.nextafter(total, torch.zeros_like(total))
     index = _descend(sums, offsets, torch.minimum(cumsum, top))
-    return index, sums[index]
+    return OK, index, sums[index]
 
 
 def sample(
     sums: Tensor, offsets: list[int], uniform: Tensor, divide: bool
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[int, Tensor, Tensor]:
     """One leaf from each of K equal stretches, and its mass (with ``divide`` its probability)."""
     if not bool(((uniform >= 0) & (uniform <= 1)).all()):
-        return None
+        return BAD, uniform, uniform
     total = sums[-1]
     top = torch.nextafter(total, torch.zeros_like(total))
     stretch = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
@@ -106,7 +106,7 @@ def sample(
     mass = sums[index]
     if divide:
         mass = (mass / total).clamp_min(TINY)
-    return index, mass
+    return OK, index, mass
 
 
 def least_positive(leaves: Tensor) -> float:

@@ -1,16 +1,15 @@
 """Sum tree: draws indices in proportion to their masses, in batches, without ever drifting.
 
-Layout: nodes have 16 children. All levels lie one after another in a single float64 array,
-leaves first, each padded with zeros to a multiple of 16, the root last. Two more arrays hold the
-least positive leaf under each inner node, and the sums up to each child within its node. That is
-9.6 bytes a slot in all.
+Layout: nodes have 16 children. All levels lie one after another in a single float64 array, leaves
+first, each padded with zeros to a multiple of 16, the root last. Above the leaves the sums up to
+each child within its node are kept too, and one least positive leaf per 256: 9.1 bytes a slot.
 
 Three rules make it exact:
     1. An inner node is recomputed from its children, left to right, never changed by a difference:
        the tree's content depends on its leaves alone, not on how they came to be.
-    2. On the way down, the first child whose prefix sum exceeds the target is taken. The target is
-       below the node's sum, so this child exists and is positive. What is left of the target is
-       kept below that child's sum, whatever the rounding. So no draw ends in an empty slot.
+    2. On the way down the target is first brought below the node's sum, and the first child whose
+       prefix sum exceeds it is taken. So this child exists and is positive, whatever the rounding:
+       no draw ends in an empty slot.
     3. The compiled loops (CPU) and the torch operations (GPU) do the same floating-point
        operations in the same order: equal draws, bit for bit.
 
@@ -24,18 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core import _sumtree_numba as compiled
+from lit_adaptive.core import _sumtree_numba as loops
 from lit_adaptive.core import _sumtree_torch as batched
 
 _SHOWN = 8  # offending entries that an error lists
+_EVERYONE = np.empty(0, dtype=np.bool_)
 
 
 def _level_offsets(capacity: int) -> list[int]:
     """Where each level begins; the last entry is the root's place."""
     offsets, width = [0], capacity
     while True:
-        width = -(-width // compiled.FANOUT)
-        offsets.append(offsets[-1] + width * compiled.FANOUT)
+        width = -(-width // loops.FANOUT)
+        offsets.append(offsets[-1] + width * loops.FANOUT)
         if width == 1:
             return offsets
 
@@ -56,28 +56,20 @@ class SumTree:
             raise ValueError(f"capacity is {capacity}; a sum tree needs at least one slot")
         self.capacity = capacity
         self.device = torch.device(device)
+        self._compiled = self.device.type == "cpu"  # tests turn it off to run the torch path
         self._offsets = _level_offsets(capacity)
-        nodes = self._offsets[-1] + 1
-        inner = nodes - self._offsets[1]
-        self._sums = torch.zeros(nodes, dtype=torch.float64, device=self.device)
-        self._low = torch.full((inner,), torch.inf, dtype=torch.float64, device=self.device)
-        # Sums up to each child, within its node: only the compiled descent needs them.
-        compiled = self.device.type == "cpu"
-        prefixes = inner - 1 if compiled else 0
-        self._prefixes = torch.zeros(prefixes, dtype=torch.float64, device=self.device)
+        size = self._offsets[-1] + 1
+        self._sums = torch.zeros(size, dtype=torch.float64, device=self.device)
+        # The rest serves the compiled loops alone.
+        self._prefixes = np.zeros(size - 1 - self._offsets[1] if self._compiled else 0)
+        blocks = -(-capacity >> loops.BLOCK_SHIFT) if self._compiled else 0
+        self._low = np.full(blocks, np.inf)
         self._positive = torch.zeros(1, dtype=torch.int64)
         self._next = 0
-        self._bind(compiled=compiled)
-
-    def _bind(self, *, compiled: bool) -> None:
-        """Choose the backend; tests run the torch one on CPU tensors too."""
-        self._compiled = compiled
-        if compiled:
-            self._np_offsets = np.asarray(self._offsets, dtype=np.int64)
+        if self._compiled:
             self._np_sums = self._sums.numpy()
-            self._np_low = self._low.numpy()
-            self._np_prefixes = self._prefixes.numpy()
             self._np_positive = self._positive.numpy()
+            self._np_offsets = np.asarray(self._offsets, dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of positive leaves."""
@@ -86,12 +78,14 @@ class SumTree:
     @property
     def total_priority(self) -> float:
         """Sum of all leaves: the root."""
-        return float(self._np_sums[-1]) if self._compiled else float(self._sums[-1])
+        return float(self._np_sums[-1] if self._compiled else self._sums[-1])
 
     @property
     def min_priority(self) -> float:
         """Least positive leaf, exactly; ``inf`` if there is none."""
-        return float(self._np_low[-1]) if self._compiled else float(self._low[-1])
+        if self._compiled:
+            return float(loops.least_positive(self._np_sums, self._low, self.capacity))
+        return batched.least_positive(self.priorities)
 
     @property
     def max_priority(self) -> float:
@@ -105,8 +99,9 @@ class SumTree:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all levels take."""
-        return sum(t.numel() * t.element_size() for t in (self._sums, self._low, self._prefixes))
+        """Bytes that the tree takes, leaves included."""
+        sums = self._sums.numel() * self._sums.element_size()
+        return sums + self._prefixes.nbytes + self._low.nbytes
 
     def add(self, priority: Tensor) -> Tensor:
         """Put ``priority`` ``[K]`` into the next slots, round and round; returns these ``[K]``.
@@ -119,13 +114,13 @@ class SumTree:
                 f"{len(priority)} priorities do not fit a tree of {self.capacity} slots: "
                 "add them in smaller batches"
             )
-        index = torch.arange(self._next, self._next + len(priority), device=self.device)
-        index %= self.capacity
+        end = self._next + len(priority)
+        index = torch.arange(self._next, end, device=self.device) % self.capacity
         self.update(index, priority)
-        self._next = (self._next + len(priority)) % self.capacity
+        self._next = end % self.capacity
         return index
 
-    def update(self, index: Tensor, priority: Tensor, *, member: Tensor | None = None) -> None:
+    def update(self, index: Tensor, priority: Tensor, *, member: Tensor | None = None) -> float:
         """Set the leaves ``index`` ``[K]`` to ``priority`` ``[K]``; of duplicates the last counts.
 
         Args:
@@ -133,16 +128,20 @@ class SumTree:
             priority: finite and not negative; 0 empties the slot.
             member: ``[capacity]`` bool; if given, an index outside it is an error too.
 
+        Returns:
+            The greatest of ``priority``; 0 if ``K`` is 0.
+
         Raises:
             ValueError: naming the offending indices; or if the total would overflow. The tree is
                 unchanged then.
         """
         index, priority = self._checked(index, priority)
-        code = self._update(index, priority, member, force=False)
-        if code == compiled.RISKY:
-            code = self._update_or_restore(index, priority, member)
-        if code == compiled.BAD:
+        greatest = self._update(index, priority, member, force=False)
+        if greatest == loops.RISKY:
+            greatest = self._update_or_restore(index, priority, member)
+        if greatest == loops.BAD:
             raise ValueError(_complaint(self.capacity, index, priority, member))
+        return greatest
 
     def get(self, cumsum: Tensor) -> tuple[Tensor, Tensor]:
         """The leaves that hold points of the cumulative sum, and their priorities, each ``[K]``.
@@ -156,25 +155,29 @@ class SumTree:
         self._refuse_empty()
         cumsum = cumsum.detach().to(self.device, torch.float64).contiguous()
         if self._compiled:
-            index = torch.empty(len(cumsum), dtype=torch.int64)
-            mass = torch.empty(len(cumsum), dtype=torch.float64)
-            points, into = cumsum.numpy(), index.numpy()
-            code = compiled.get(self._np_sums, self._np_prefixes, self._np_offsets, points, into, mass.numpy())
-            found = (index, mass) if code == compiled.OK else None
+            found = torch.empty(len(cumsum), dtype=torch.int64), torch.empty_like(cumsum)
+            code = loops.get(
+                self._np_sums,
+                self._prefixes,
+                self._np_offsets,
+                cumsum.numpy(),
+                found[0].numpy(),
+                found[1].numpy(),
+            )
         else:
-            found = batched.get(self._sums, self._offsets, cumsum)
-        if found is None:
+            code, *found = batched.get(self._sums, self._offsets, cumsum)
+        if code == loops.BAD:
             raise ValueError(
                 f"a point of the cumulative sum lies outside [0, {self.total_priority}], "
-                f"the range of this tree: {cumsum[:_SHOWN].tolist()}"
+                f"the range of this tree: {_few(cumsum)}"
             )
-        return found
+        return found[0], found[1]
 
     def sample(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
         """Draw one leaf from each of K equal ranges of the cumulative sum.
 
         Args:
-            uniform: ``[K]`` float64 in ``[0, 1]``: where in its range each draw falls.
+            uniform: ``[K]`` in ``[0, 1]``: where in its range each draw falls.
             probability: return the draws' probabilities instead of their priorities.
 
         Returns:
@@ -183,34 +186,42 @@ class SumTree:
         Raises:
             ValueError: if the total is 0, or a number lies outside ``[0, 1]``.
         """
+        return self.sample_(uniform.detach().to(torch.float64, copy=True), probability=probability)
+
+    def sample_(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
+        """``sample`` of contiguous float64 numbers on the CPU, which it uses up."""
         self._refuse_empty()
         if self._compiled:
             index = torch.empty(len(uniform), dtype=torch.int64)
-            mass = torch.empty(len(uniform), dtype=torch.float64)
-            points, into, out = uniform.numpy(), index.numpy(), mass.numpy()
-            code = compiled.sample(self._np_sums, self._np_prefixes, self._np_offsets, points, into, out, probability)
-            found = (index, mass) if code == compiled.OK else None
+            points = uniform.numpy()
+            code = loops.sample(
+                self._np_sums,
+                self._prefixes,
+                self._np_offsets,
+                points,
+                index.numpy(),
+                points,
+                probability,
+            )
         else:
-            found = batched.sample(self._sums, self._offsets, uniform.to(self.device), probability)
-        if found is None:
+            points = uniform.to(self.device)
+            code, index, uniform = batched.sample(self._sums, self._offsets, points, probability)
+        if code == loops.BAD:
             raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
-        return found
+        return index, uniform
 
     def clear(self) -> None:
         """Empty all slots."""
         self._sums.zero_()
-        self._low.fill_(torch.inf)
-        self._prefixes.zero_()
+        self._prefixes.fill(0)
+        self._low.fill(np.inf)
         self._positive.zero_()
         self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The leaves and the ring's place, copied."""
-        return {
-            "capacity": self.capacity,
-            "mass": self.priorities.cpu().clone(),
-            "next": self._next,
-        }
+        mass = self.priorities.cpu().clone()
+        return {"capacity": self.capacity, "mass": mass, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the leaves of a tree of the same capacity.
@@ -224,9 +235,10 @@ class SumTree:
                 f"{self.capacity}: make it with the same capacity"
             )
         mass: Tensor = state["mass"]
-        if len(mass) != self.capacity or not bool(((mass >= 0) & (mass < torch.inf)).all()):
+        sound = mass.shape == (self.capacity,) and mass.dtype is torch.float64
+        if not (sound and bool(((mass >= 0) & (mass < torch.inf)).all())):
             raise ValueError(
-                "the state's masses are not one finite, non-negative number per slot; "
+                "the state's masses are not one finite, non-negative float64 per slot: "
                 "the file is damaged or not of a sum tree"
             )
         self._set_leaves(mass)
@@ -236,8 +248,8 @@ class SumTree:
         self._sums[: self.capacity] = mass.to(self.device)
         self._positive[0] = int((mass > 0).sum())
         if self._compiled:
-            self._low.fill_(compiled.UNKNOWN)
-            compiled.rebuild(self._np_sums, self._np_prefixes, self._np_offsets)
+            self._low.fill(loops.UNKNOWN)
+            loops.rebuild(self._np_sums, self._prefixes, self._np_offsets)
         else:
             batched.rebuild(self._sums, self._offsets)
 
@@ -251,25 +263,18 @@ class SumTree:
                 f"index has shape {tuple(index.shape)}, priority {tuple(priority.shape)}; "
                 "both must be [K]"
             )
-        priority = priority.detach().to(self.device, torch.float64).contiguous()
-        return index.to(self.device).contiguous(), priority
+        priority = priority.detach().to(self.device, torch.float64)
+        return index.to(self.device).contiguous(), priority.contiguous()
 
-    def _update(self, index: Tensor, mass: Tensor, member: Tensor | None, *, force: bool) -> int:
+    def _update(self, index: Tensor, mass: Tensor, member: Tensor | None, *, force: bool) -> float:
         if not self._compiled:
             return batched.update(
-                self._sums,
-                self._offsets,
-                self._positive,
-                self.capacity,
-                index,
-                mass,
-                member,
-                force,
+                self._sums, self._offsets, self._positive, self.capacity, index, mass, member, force
             )
-        return compiled.update(
+        return loops.update(
             self._np_sums,
-            self._np_low,
-            self._np_prefixes,
+            self._prefixes,
+            self._low,
             self._np_offsets,
             self._np_positive,
             self.capacity,
@@ -279,46 +284,39 @@ class SumTree:
             force,
         )
 
-    def _update_or_restore(self, index: Tensor, mass: Tensor, member: Tensor | None) -> int:
+    def _update_or_restore(self, index: Tensor, mass: Tensor, member: Tensor | None) -> float:
         """The total comes near the largest float64: go back if it is passed."""
         before = self.priorities.clone()
-        code = self._update(index, mass, member, force=True)
+        greatest = self._update(index, mass, member, force=True)
         if math.isinf(self.total_priority):
             self._set_leaves(before)
             raise ValueError(
-                "with these priorities the total is above the largest float64 (1.8e308); "
-                f"the greatest is {float(mass.max())}: scale or clip them"
+                "with these priorities the total overflows the largest float64 (1.8e308); "
+                f"the greatest is {greatest}: scale or clip them. Nothing was changed"
             )
-        return code
+        return greatest
 
     def _refuse_empty(self) -> None:
-        if not self._positive_total():
+        if not self.total_priority > 0:
             raise ValueError(
                 "the total priority is 0, so there is nothing to draw: "
                 "add items or give one a priority above 0"
             )
-
-    def _positive_total(self) -> bool:
-        return self.total_priority > 0
-
-
-_EVERYONE = np.empty(0, dtype=np.bool_)
 
 
 def _complaint(capacity: int, index: Tensor, priority: Tensor, member: Tensor | None) -> str:
     """Which entries of an update are wrong, and why."""
     outside = (index < 0) | (index >= capacity)
     if bool(outside.any()):
-        where = index[outside]
         return (
-            f"index out of range: {_few(where)}; indices lie in [0, {capacity}). "
+            f"index out of range: {_few(index[outside])}; indices lie in [0, {capacity}). "
             "Nothing was changed"
         )
     wrong = ~((priority >= 0) & (priority < torch.inf))
     if bool(wrong.any()):
         return (
-            f"priority of index {_few(index[wrong])} is {_few(priority[wrong])}; priorities are "
-            "finite and not negative: look for NaN or inf in the loss. Nothing was changed"
+            f"the priorities of index {_few(index[wrong])} are {_few(priority[wrong])}; priorities "
+            "are finite and not negative: look for NaN or inf in the loss. Nothing was changed"
         )
     assert member is not None
     absent = index[~member[index]]
@@ -326,6 +324,5 @@ def _complaint(capacity: int, index: Tensor, priority: Tensor, member: Tensor | 
 
 
 def _few(values: Tensor) -> str:
-    shown = str(values[:_SHOWN].tolist())
     more = len(values) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{values[:_SHOWN].tolist()}" + (f" and {more} more" if more > 0 else "")

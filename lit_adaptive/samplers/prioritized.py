@@ -53,12 +53,13 @@ class PrioritizedSampler(AdaptiveSampler):
         self._inserted = torch.zeros(size, dtype=torch.bool, device=self.device)
         self._count = 0
         self._max_priority = 1.0
+        self._max_mass = 1.0  # that of the maximum priority
         if filled:
             self.insert(torch.arange(size))
 
     @property
     def count(self) -> int:
-        """How many indices are inserted, in ``[0, size]`` (priority 0 keeps one from being drawn)."""
+        """How many indices are inserted, in ``[0, size]``; those of priority 0 count too."""
         return self._count
 
     @property
@@ -71,6 +72,11 @@ class PrioritizedSampler(AdaptiveSampler):
         """``[size]`` float64: priority ** alpha of each item; a view to be read, not written."""
         return self._tree.priorities
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that priorities and accounts take: 10.2 a slot."""
+        return self._tree.nbytes + self._inserted.nbytes
+
     def draw(self, batch_size: int) -> Draw:
         """Draw one index from each of ``batch_size`` ranges of equal probability.
 
@@ -79,7 +85,7 @@ class PrioritizedSampler(AdaptiveSampler):
         """
         self._refuse_draw(batch_size)
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=self.generator)
-        return Draw(*self._tree.sample(uniform, probability=True))
+        return Draw(*self._tree.sample_(uniform, probability=True))
 
     def update(self, index: Tensor, priority: Tensor) -> None:
         """Give each ``index`` ``[K]`` int64 its new ``priority`` ``[K]``, finite and not negative.
@@ -91,9 +97,10 @@ class PrioritizedSampler(AdaptiveSampler):
                 its priority is NaN, infinite or negative; the sampler is unchanged then.
         """
         mass = masses(priority, alpha=self.alpha)
-        self._tree.update(index, mass, member=self._inserted)
-        if len(mass):
-            self._max_priority = max(self._max_priority, float(priority.detach().amax()))
+        greatest = self._tree.update(index, mass, member=self._inserted)
+        if greatest >= self._max_mass and len(mass):  # masses ascend with priorities: seldom so
+            self._max_mass = greatest
+            self._max_priority = max(self._max_priority, float(priority.amax()))
 
     def insert(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` drawable, as new items: at the maximum priority so far.
@@ -102,8 +109,7 @@ class PrioritizedSampler(AdaptiveSampler):
             ValueError: naming indices out of range; nothing changes then.
         """
         index = checked_indices(index, self.size).to(self.device)
-        mass = 1.0 if self.alpha == 0 else self._max_priority**self.alpha
-        self._tree.update(index, torch.full((len(index),), mass, dtype=torch.float64))
+        self._tree.update(index, torch.full((len(index),), self._max_mass, dtype=torch.float64))
         self._mark(index, inserted=True)
 
     def remove(self, index: Tensor) -> None:
@@ -128,6 +134,7 @@ class PrioritizedSampler(AdaptiveSampler):
         self._inserted.zero_()
         self._count = 0
         self._max_priority = 1.0
+        self._max_mass = 1.0
 
     def probabilities(self) -> Tensor:
         """Chance of each index at the next draw: ``[size]`` float64, sums to 1.
@@ -163,6 +170,7 @@ class PrioritizedSampler(AdaptiveSampler):
             "mass": self.masses.cpu().clone(),
             "inserted": self._inserted.cpu().clone(),
             "max_priority": self._max_priority,
+            "max_mass": self._max_mass,
             "generator": self.generator.get_state(),
         }
 
@@ -179,10 +187,14 @@ class PrioritizedSampler(AdaptiveSampler):
         highest = float(state["max_priority"])
         if len(inserted) != self.size or bool((mass[~inserted] != 0).any()):
             raise ValueError("the state gives mass to items that are not inserted: it is damaged")
-        if not 0 < highest < math.inf:
-            raise ValueError(f"the state's max_priority is {highest}: it is damaged")
+        max_mass = float(state["max_mass"])
+        if not (1 <= highest < math.inf and 1 <= max_mass < math.inf):
+            raise ValueError(
+                f"the state's max_priority is {highest}, max_mass {max_mass}: it is damaged"
+            )
         self._tree.load_state_dict({"capacity": self.size, "mass": mass, "next": 0})
         self._inserted.copy_(inserted)
         self._count = int(inserted.sum())
         self._max_priority = highest
+        self._max_mass = max_mass
         self.generator.set_state(state["generator"])
