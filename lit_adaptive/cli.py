@@ -8,13 +8,19 @@ What it adds to LightningCLI:
   4. Parts that do not fit together are refused before training, by name (``contract``).
 """
 
+import json
 import os
+import pickle
 import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+# Lightning calls parts of jsonargparse that its next major version drops; not the user's concern.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -41,10 +47,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes the config into the run directory, and into every logger."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the loggers the whole config as text-free hyperparameters."""
+        """Hand the loggers the whole config as hyperparameters."""
         dump: Any = self.parser.dump(self.config, skip_none=False, format="json")
-        import json
-
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": json.loads(dump)})
 
@@ -107,6 +111,7 @@ class AdaptiveCLI(LightningCLI):
                 "wrapper draws a whole epoch ahead and reorders it, which freezes a sampler that "
                 "learns. The datamodules here give each rank its share themselves: drop the flag"
             )
+        _refuse_unreadable(self.parser, config.get("ckpt_path"))
         self.run_dir: Path | None = None
         if trainer.fast_dev_run:
             return
@@ -138,6 +143,20 @@ class AdaptiveCLI(LightningCLI):
             self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
 
 
+def _refuse_unreadable(parser: LightningArgumentParser, checkpoint: str | None) -> None:
+    """Say so before anything is built if a checkpoint file cannot be read."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return  # a sharded one is a directory; "last", "best" and remote ones are Lightning's
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        parser.error(
+            f"{checkpoint} is not a checkpoint that can be resumed ({why}): it is damaged, or holds "
+            "more than tensors and plain values (weights-only loading refuses that); take another"
+        )
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
@@ -146,7 +165,13 @@ def _as_list(value: Any) -> list[Any]:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    for noise in (
+        r"Experiment logs directory .* exists and is not empty",  # the config lies there already
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business
+        r"The '.*_dataloader' does not have many workers",  # a replay is drawn when it is asked for
+        r"LightningCLI's args parameter is intended to run",  # main(args) is meant for that
+    ):
+        warnings.filterwarnings("ignore", message=noise)
     AdaptiveCLI(args)
 
 

@@ -1,5 +1,7 @@
 """Configs are experiments: short, complete, and in pairs that differ in one idea."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,6 @@ def test_is_instantiated_whole(
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_overlay_is_accepted_on_the_quickstart(overlay: Path, tmp_path: Path) -> None:
-    parsed = AdaptiveCLI.__new__(AdaptiveCLI)
-    del parsed
-    import subprocess
-    import sys
-
     base = CONFIGS / "dqn_per.yaml"
     command = [sys.executable, "-m", "lit_adaptive", "fit", "--config", str(base)]
     done = subprocess.run(

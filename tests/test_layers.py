@@ -23,9 +23,8 @@ SOURCES = sorted([*ROOT.glob("lit_adaptive/**/*.py"), *ROOT.glob("callbacks/**/*
         ("lit_adaptive.modules", "callbacks"),
         ("lit_adaptive.modules", "lit_adaptive.data"),
         ("lit_adaptive.data", "lit_adaptive.modules"),
-        ("lit_adaptive.cli", "transformers"),
         ("lit_adaptive.cli", "wandb"),
-        ("lit_adaptive.cli", "matplotlib"),
+        ("lit_adaptive.cli", "lit_adaptive.report.curves"),
     ],
 )
 def test_layer_does_not_load(module: str, forbidden: str) -> None:

@@ -2,12 +2,17 @@
 
 Whole batches go down or up level by level. The steps of one item depend on each other, those of
 different items do not: so the processor overlaps their cache misses and additions.
+
+A node's children are summed in one fixed order: four by four from left to right, then the four
+quarters from left to right. The prefix sum of a child is its quarter's start plus the sum within
+the quarter. These prefixes never descend; one exceeds its predecessor only if its child is
+positive; and the last is the node's sum, to the bit.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import compiled
+from lit_adaptive.core._compiled import compiled, prefetch
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
@@ -24,21 +29,21 @@ Ints = NDArray[np.int64]
 
 
 @compiled
-def _refresh_node(
-    sums: Floats, prefixes: Floats, offsets: Ints, level: int, node: int
-) -> None:
-    """One node from its children: the sum, always from left to right."""
-    first = offsets[level - 1] + (node << SHIFT)
-    total = 0.0
-    if level == 1:
-        for child in range(FANOUT):
-            total += sums[first + child]
-    else:
-        inner = first - offsets[1]
-        for child in range(FANOUT):
-            total += sums[first + child]
-            prefixes[inner + child] = total
-    sums[offsets[level] + node] = total
+def _quarters(sums: Floats, first: int) -> tuple[float, float, float, float]:
+    """Sums of each four of a node's children, from left to right."""
+    return (
+        sums[first] + sums[first + 1] + sums[first + 2] + sums[first + 3],
+        sums[first + 4] + sums[first + 5] + sums[first + 6] + sums[first + 7],
+        sums[first + 8] + sums[first + 9] + sums[first + 10] + sums[first + 11],
+        sums[first + 12] + sums[first + 13] + sums[first + 14] + sums[first + 15],
+    )
+
+
+@compiled
+def _refresh_node(sums: Floats, first: int, here: int) -> None:
+    """One node from its children."""
+    a, b, c, d = _quarters(sums, first)
+    sums[here] = a + b + c + d
 
 
 @compiled
@@ -68,12 +73,12 @@ def least_positive(sums: Floats, low: Floats, capacity: int) -> float:
 
 
 @compiled
-def rebuild(sums: Floats, prefixes: Floats, offsets: Ints) -> None:
+def rebuild(sums: Floats, offsets: Ints) -> None:
     """Every node from its children."""
     for level in range(1, offsets.size):
-        width = (offsets[level] - offsets[level - 1]) >> SHIFT
-        for node in range(width):
-            _refresh_node(sums, prefixes, offsets, level, node)
+        below, here = offsets[level - 1], offsets[level]
+        for node in range((here - below) >> SHIFT):
+            _refresh_node(sums, below + (node << SHIFT), here + node)
 
 
 @compiled
@@ -91,56 +96,87 @@ def _parents(nodes: Ints, count: int) -> int:
 
 
 @compiled
-def _refresh_above(sums: Floats, prefixes: Floats, offsets: Ints, nodes: Ints) -> None:
+def _refresh_above(sums: Floats, offsets: Ints, nodes: Ints) -> None:
     """All ancestors of the leaves ``nodes``, level by level. ``nodes`` is used up."""
     count = nodes.size
     for level in range(1, offsets.size):
+        below, here = offsets[level - 1], offsets[level]
         count = _parents(nodes, count)
-        width = (offsets[level] - offsets[level - 1]) >> SHIFT
+        width = (here - below) >> SHIFT
         if count > width:
             for k in range(width):
                 nodes[k] = k
             count = width
-        if level == 1:
-            for k in range(count):
-                _refresh_node(sums, prefixes, offsets, 1, nodes[k])
-        else:
-            for k in range(count):
-                _refresh_node(sums, prefixes, offsets, level, nodes[k])
+        for k in range(count):
+            _refresh_node(sums, below + (nodes[k] << SHIFT), here + nodes[k])
+
+
+@compiled
+def _prefetch_node(values: Floats, first: int) -> None:
+    """Bring near the two cache lines of a node's children."""
+    prefetch(values, first)
+    prefetch(values, first + FANOUT // 2)
+
+
+@compiled
+def _prefetch_path(sums: Floats, offsets: Ints, index: Ints) -> None:
+    """Bring near what an update will touch, but for the small upper levels."""
+    for k in range(index.size):
+        _prefetch_node(sums, index[k] >> SHIFT << SHIFT)
+    if offsets.size > 2:
+        for k in range(index.size):
+            _prefetch_node(sums, offsets[1] + (index[k] >> 2 * SHIFT << SHIFT))
+
+
+@compiled
+def _powers(priority: Floats, exponent: float) -> Floats:
+    """Masses; priority 0 has none, even at exponent 0."""
+    if exponent == 1.0:
+        return priority
+    mass = np.empty(priority.size)
+    for k in range(priority.size):
+        value = priority[k]
+        mass[k] = value**exponent if value > 0.0 else 0.0
+    return mass
 
 
 @compiled
 def update(
     sums: Floats,
-    prefixes: Floats,
     low: Floats,
     offsets: Ints,
     positive: Ints,
     capacity: int,
     index: Ints,
-    mass: Floats,
+    priority: Floats,
+    exponent: float,
     member: NDArray[np.bool_],
     force: bool,
 ) -> float:
-    """Set leaves and refresh the nodes above them; returns the greatest new mass.
+    """Set leaves to ``priority ** exponent``, refresh the nodes above; the greatest priority.
 
     Or ``BAD`` or ``RISKY``; nothing was done then. ``RISKY``: the total might overflow. The caller
     then keeps a copy and calls with ``force``.
     """
+    _prefetch_path(sums, offsets, index)
     good = True
-    bound = sums[offsets[-1]]
     greatest = 0.0
     for k in range(index.size):
-        good &= (index[k] >= 0) & (index[k] < capacity) & (mass[k] >= 0.0) & (mass[k] < np.inf)
-        bound += mass[k]
-        greatest = mass[k] if mass[k] > greatest else greatest
+        value = priority[k]
+        good &= (index[k] >= 0) & (index[k] < capacity) & (value >= 0.0) & (value < np.inf)
+        greatest = value if value > greatest else greatest
     if good and member.size > 0:
         for k in range(index.size):
             good &= member[index[k]]
     if not good:
         return BAD
-    if not force and not bound < SAFE_TOTAL:
-        return RISKY
+    mass = _powers(priority, exponent)
+    if not force:
+        bound = sums[offsets[-1]]
+        for k in range(index.size):
+            bound += mass[k]
+        if not bound < SAFE_TOTAL:
+            return RISKY
     grown = 0
     for k in range(index.size):
         leaf = index[k]
@@ -149,57 +185,55 @@ def update(
         grown += np.int64(new > 0.0) - np.int64(old > 0.0)
         _note_least(low, leaf >> BLOCK_SHIFT, old, new)
     positive[0] += grown
-    _refresh_above(sums, prefixes, offsets, index.copy())
+    _refresh_above(sums, offsets, index.copy())
     return greatest
 
 
 @compiled
-def _descend(sums: Floats, prefixes: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
-    """``index[k]`` becomes the leaf whose stretch of the cumulative sum holds ``target[k]``.
-
-    In each node the target is first brought below the node's sum, the last prefix. So the first
-    child whose prefix sum exceeds it exists, and is positive.
-    """
+def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
+    """``index[k]`` becomes the leaf whose stretch of the cumulative sum holds ``target[k]``."""
     for k in range(index.size):
         index[k] = 0
-    for level in range(offsets.size - 2, 0, -1):
-        start = offsets[level] - offsets[1]
+    starts = np.zeros(8)
+    for level in range(offsets.size - 2, -1, -1):
+        start = offsets[level]
+        next_start = offsets[level - 1] if level > 0 else 0
         for k in range(index.size):
-            first = start + (index[k] << SHIFT)
-            rest = target[k]
-            total = prefixes[first + FANOUT - 1]
-            if rest >= total:
-                rest = np.nextafter(total, 0.0)
-            child = 0
-            for c in range(FANOUT):
-                child += np.int64(prefixes[first + c] <= rest)
-            target[k] = rest - (prefixes[first + child - 1] if child > 0 else 0.0)
+            child, target[k] = _step(sums, start + (index[k] << SHIFT), target[k], starts)
             index[k] = (index[k] << SHIFT) + child
-    for k in range(index.size):
-        first = index[k] << SHIFT
-        child = _leaf(sums, first, target[k])
-        if child == FANOUT:
-            total = 0.0
-            for c in range(FANOUT):
-                total += sums[first + c]
-            child = _leaf(sums, first, np.nextafter(total, 0.0))
-        index[k] = first + child
+            if level > 0:
+                _prefetch_node(sums, next_start + (index[k] << SHIFT))
 
 
 @compiled
-def _leaf(sums: Floats, first: int, rest: float) -> int:
-    """How many leaves of a node come before the point ``rest``."""
-    child = 0
-    prefix = 0.0
-    for c in range(FANOUT):
-        prefix += sums[first + c]
-        child += np.int64(prefix <= rest)
-    return child
+def _step(sums: Floats, first: int, rest: float, starts: Floats) -> tuple[int, float]:
+    """Which child of a node holds the point ``rest``, and how far into the child it lies.
+
+    The point is first brought below the node's sum, the last of the prefix sums. So the first
+    child whose prefix sum exceeds it exists, and is positive.
+    """
+    a, b, c, d = _quarters(sums, first)
+    b += a
+    c += b
+    d += c
+    if rest >= d:
+        rest = np.nextafter(d, 0.0)
+    quarter = np.int64(a <= rest) + np.int64(b <= rest) + np.int64(c <= rest)
+    starts[1], starts[2], starts[3] = a, b, c
+    below = starts[quarter]  # a look-up, where selections would become branches
+    first += 4 * quarter
+    p = sums[first]
+    q = p + sums[first + 1]
+    r = q + sums[first + 2]
+    p, q, r = below + p, below + q, below + r
+    child = np.int64(p <= rest) + np.int64(q <= rest) + np.int64(r <= rest)
+    starts[4], starts[5], starts[6], starts[7] = below, p, q, r
+    return 4 * quarter + child, rest - starts[4 + child]
 
 
 @compiled
 def get(
-    sums: Floats, prefixes: Floats, offsets: Ints, cumsum: Floats, index: Ints, mass: Floats
+    sums: Floats, offsets: Ints, cumsum: Floats, index: Ints, mass: Floats
 ) -> int:
     """Leaves that hold the given points of the cumulative sum, and their masses."""
     total = sums[offsets[-1]]
@@ -210,7 +244,7 @@ def get(
         target[k] = cumsum[k]
     if not good:
         return BAD
-    _descend(sums, prefixes, offsets, target, index)
+    _descend(sums, offsets, target, index)
     for k in range(index.size):
         mass[k] = sums[index[k]]
     return OK
@@ -219,7 +253,6 @@ def get(
 @compiled
 def sample(
     sums: Floats,
-    prefixes: Floats,
     offsets: Ints,
     uniform: Floats,
     index: Ints,
@@ -239,7 +272,7 @@ def sample(
         target[k] = (k + uniform[k]) * share * total
     if not good:
         return BAD
-    _descend(sums, prefixes, offsets, target, index)
+    _descend(sums, offsets, target, index)
     for k in range(index.size):
         mass[k] = sums[index[k]]
     if divide:

@@ -1,7 +1,7 @@
 """The sum tree's batched steps in torch, for trees on a GPU: the twin of ``_sumtree_numba``.
 
-The same operations in the same order, so both give the same bits: sums run from left to right over
-a node's children (as FANOUT additions of whole columns), never through ``Tensor.sum``.
+The same operations in the same order, so both give the same bits: children are added as whole
+columns, in the order that ``_sumtree_numba`` tells, never through ``Tensor.sum``.
 """
 
 import torch
@@ -10,19 +10,22 @@ from torch import Tensor
 from lit_adaptive.core._sumtree_numba import BAD, FANOUT, OK, RISKY, SAFE_TOTAL, SHIFT, TINY
 
 
-def _row_sums(children: Tensor) -> Tensor:
-    total = torch.zeros_like(children[:, 0])
-    for child in range(FANOUT):
-        total = total + children[:, child]
-    return total
-
-
-def _refresh(
-    sums: Tensor, offsets: list[int], level: int, node: Tensor
-) -> None:
+def _prefixes(sums: Tensor, first: Tensor) -> Tensor:
+    """Prefix sums over the children of nodes: ``first`` ``[K]`` to ``[K, 16]``."""
     columns = torch.arange(FANOUT, device=sums.device)
-    child = offsets[level - 1] + (node << SHIFT)[:, None] + columns
-    sums[offsets[level] + node] = _row_sums(sums[child])
+    within = sums[first[:, None] + columns].view(-1, 4, 4)
+    for child in range(1, 4):
+        within[:, :, child] += within[:, :, child - 1]
+    start = torch.zeros_like(within[:, 0, 0])
+    for quarter in range(1, 4):
+        start = start + within[:, quarter - 1, 3]
+        within[:, quarter] += start[:, None]
+    return within.view(-1, FANOUT)
+
+
+def _refresh(sums: Tensor, offsets: list[int], level: int, node: Tensor) -> None:
+    first = offsets[level - 1] + (node << SHIFT)
+    sums[offsets[level] + node] = _prefixes(sums, first)[:, -1]
 
 
 def rebuild(sums: Tensor, offsets: list[int]) -> None:
@@ -35,21 +38,22 @@ def rebuild(sums: Tensor, offsets: list[int]) -> None:
 
 def update(
     sums: Tensor,
-   
     offsets: list[int],
     positive: Tensor,
     capacity: int,
     index: Tensor,
-    mass: Tensor,
+    priority: Tensor,
+    exponent: float,
     member: Tensor | None,
     force: bool,
 ) -> float:
-    """Set leaves, refresh the nodes above; the greatest mass, or ``BAD`` or ``RISKY``."""
-    good = (index >= 0) & (index < capacity) & (mass >= 0) & (mass < torch.inf)
-    if not bool(good.all()):
+    """Set leaves, refresh the nodes above; the greatest priority, or ``BAD`` or ``RISKY``."""
+    if len(index) == 0:
+        return 0.0
+    good = (index >= 0) & (index < capacity) & (priority >= 0) & (priority < torch.inf)
+    if not bool(good.all()) or not (member is None or bool(member[index].all())):
         return BAD
-    if member is not None and not bool(member[index].all()):
-        return BAD
+    mass = priority if exponent == 1 else torch.where(priority > 0, priority**exponent, 0.0)
     if not force and not float(sums[-1] + mass.sum()) < SAFE_TOTAL:
         return RISKY
     leaf, inverse = torch.unique(index, return_inverse=True)
@@ -62,22 +66,18 @@ def update(
     for level in range(1, len(offsets)):
         node = torch.unique_consecutive(node >> SHIFT)
         _refresh(sums, offsets, level, node)
-    return float(mass.amax()) if len(mass) else 0.0
+    return float(priority.amax())
 
 
-def _descend(sums: Tensor, offsets: list[int], target: Tensor) -> Tensor:
-    index = torch.zeros_like(target, dtype=torch.int64)
-    zero = torch.zeros_like(target)
+def _descend(sums: Tensor, offsets: list[int], rest: Tensor) -> Tensor:
+    index = torch.zeros_like(rest, dtype=torch.int64)
+    zero = torch.zeros_like(rest)
     for level in range(len(offsets) - 2, -1, -1):
-        first = offsets[level] + (index << SHIFT)
-        prefix, below, child = zero, zero, torch.zeros_like(index)
-        for c in range(FANOUT):
-            prefix = prefix + sums[first + c]
-            passed = prefix <= target
-            child = child + passed
-            below = torch.where(passed, prefix, below)
-        value = sums[first + child]
-        target = torch.minimum(target - below, torch.nextafter(value, zero))
+        prefix = _prefixes(sums, offsets[level] + (index << SHIFT))
+        rest = torch.minimum(rest, torch.nextafter(prefix[:, -1], zero))
+        child = (prefix <= rest[:, None]).sum(1)
+        before = prefix.gather(1, (child - 1).clamp_min(0)[:, None])[:, 0]
+        rest = rest - torch.where(child > 0, before, zero)
         index = (index << SHIFT) + child
     return index
 
@@ -87,8 +87,7 @@ def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[int, Tensor, 
     total = sums[-1]
     if not bool(((cumsum >= 0) & (cumsum <= total)).all()):
         return BAD, cumsum, cumsum
-    top = torch.nextafter(total, torch.zeros_like(total))
-    index = _descend(sums, offsets, torch.minimum(cumsum, top))
+    index = _descend(sums, offsets, cumsum)
     return OK, index, sums[index]
 
 
@@ -99,10 +98,9 @@ def sample(
     if not bool(((uniform >= 0) & (uniform <= 1)).all()):
         return BAD, uniform, uniform
     total = sums[-1]
-    top = torch.nextafter(total, torch.zeros_like(total))
     stretch = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
     target = (stretch + uniform) * (1.0 / len(uniform)) * total
-    index = _descend(sums, offsets, torch.minimum(target, top))
+    index = _descend(sums, offsets, target)
     mass = sums[index]
     if divide:
         mass = (mass / total).clamp_min(TINY)

@@ -16,6 +16,8 @@ Where this departs from the paper, and why:
 import torch
 from torch import Tensor
 
+from lit_adaptive.core._weights_numba import weights
+
 
 def proportional_priorities(td_error: Tensor, *, epsilon: float) -> Tensor:
     r""":math:`p_i = |\delta_i| + \epsilon`. Schaul et al. (2016), section 3.3, proportional.
@@ -155,20 +157,37 @@ def importance_weights(
         raise ValueError(f"beta is {beta}; it must lie in [0, 1] (0: no correction, 1: unbiased)")
     if size <= 0:
         raise ValueError(f"size is {size}; the number of items that could be drawn is above 0")
-    probability = probability.detach().to(torch.float64)
+    if probability.requires_grad or probability.dtype is not torch.float64:
+        probability = probability.detach().to(torch.float64)
+    if not probability.is_cpu:
+        return _weights_on_device(probability, beta, min_probability)
+    weight = torch.empty_like(probability)
+    least = -1.0 if min_probability == 0 else (min_probability or 0.0)  # 0 stands for None
+    if len(weight) and not weights(probability.numpy(), least, float(beta), weight.numpy()):
+        raise ValueError(_complaint(probability, min_probability))
+    return weight
+
+
+def _weights_on_device(
+    probability: Tensor, beta: float, min_probability: float | None
+) -> Tensor:
     if len(probability) == 0:
-        return probability
+        return torch.empty_like(probability)
+    least, greatest = torch.aminmax(probability)
+    minimum = least if min_probability is None else probability.new_tensor(min_probability)
+    if not bool((minimum > 0) & (minimum <= least) & (greatest <= 1)):
+        raise ValueError(_complaint(probability, min_probability))
+    return torch.div(minimum, probability).pow(beta)
+
+
+def _complaint(probability: Tensor, min_probability: float | None) -> str:
     least, greatest = (float(bound) for bound in torch.aminmax(probability))
     if not (least > 0 and greatest <= 1):
-        raise ValueError(
+        return (
             f"probabilities range from {least} to {greatest}; they must lie in (0, 1]: "
             "pass the probabilities that came with the draw"
         )
-    if min_probability is None:
-        min_probability = least
-    elif not 0 < min_probability <= least:
-        raise ValueError(
-            f"min_probability is {min_probability}; it must be above 0 and not above {least}, the "
-            "least in the batch: take it at the same draw"
-        )
-    return (min_probability / probability).pow(beta)
+    return (
+        f"min_probability is {min_probability}; it must be above 0 and not above {least}, the "
+        "least in the batch: take it at the same draw"
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import check_alpha, masses
+from lit_adaptive.core.prioritized import check_alpha
 from lit_adaptive.core.sumtree import SumTree
 from lit_adaptive.samplers._indices import checked_indices
 from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw
@@ -53,7 +53,6 @@ class PrioritizedSampler(AdaptiveSampler):
         self._inserted = torch.zeros(size, dtype=torch.bool, device=self.device)
         self._count = 0
         self._max_priority = 1.0
-        self._max_mass = 1.0  # that of the maximum priority
         if filled:
             self.insert(torch.arange(size))
 
@@ -74,7 +73,7 @@ class PrioritizedSampler(AdaptiveSampler):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that priorities and accounts take: 10.2 a slot."""
+        """Bytes that priorities and accounts take: 9.6 a slot."""
         return self._tree.nbytes + self._inserted.nbytes
 
     def draw(self, batch_size: int) -> Draw:
@@ -96,11 +95,10 @@ class PrioritizedSampler(AdaptiveSampler):
             ValueError: naming the offending indices, if one is out of range or not inserted, or
                 its priority is NaN, infinite or negative; the sampler is unchanged then.
         """
-        mass = masses(priority, alpha=self.alpha)
-        greatest = self._tree.update(index, mass, member=self._inserted)
-        if greatest >= self._max_mass and len(mass):  # masses ascend with priorities: seldom so
-            self._max_mass = greatest
-            self._max_priority = max(self._max_priority, float(priority.amax()))
+        greatest = self._tree.update(
+            index, priority, exponent=self.alpha, member=self._inserted
+        )
+        self._max_priority = max(self._max_priority, greatest)
 
     def insert(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` drawable, as new items: at the maximum priority so far.
@@ -109,7 +107,8 @@ class PrioritizedSampler(AdaptiveSampler):
             ValueError: naming indices out of range; nothing changes then.
         """
         index = checked_indices(index, self.size).to(self.device)
-        self._tree.update(index, torch.full((len(index),), self._max_mass, dtype=torch.float64))
+        priority = torch.full((len(index),), self._max_priority, dtype=torch.float64)
+        self._tree.update(index, priority, exponent=self.alpha)
         self._mark(index, inserted=True)
 
     def remove(self, index: Tensor) -> None:
@@ -134,7 +133,6 @@ class PrioritizedSampler(AdaptiveSampler):
         self._inserted.zero_()
         self._count = 0
         self._max_priority = 1.0
-        self._max_mass = 1.0
 
     def probabilities(self) -> Tensor:
         """Chance of each index at the next draw: ``[size]`` float64, sums to 1.
@@ -170,7 +168,6 @@ class PrioritizedSampler(AdaptiveSampler):
             "mass": self.masses.cpu().clone(),
             "inserted": self._inserted.cpu().clone(),
             "max_priority": self._max_priority,
-            "max_mass": self._max_mass,
             "generator": self.generator.get_state(),
         }
 
@@ -187,14 +184,10 @@ class PrioritizedSampler(AdaptiveSampler):
         highest = float(state["max_priority"])
         if len(inserted) != self.size or bool((mass[~inserted] != 0).any()):
             raise ValueError("the state gives mass to items that are not inserted: it is damaged")
-        max_mass = float(state["max_mass"])
-        if not (1 <= highest < math.inf and 1 <= max_mass < math.inf):
-            raise ValueError(
-                f"the state's max_priority is {highest}, max_mass {max_mass}: it is damaged"
-            )
+        if not 1 <= highest < math.inf:
+            raise ValueError(f"the state's max_priority is {highest}: it is damaged")
         self._tree.load_state_dict({"capacity": self.size, "mass": mass, "next": 0})
         self._inserted.copy_(inserted)
         self._count = int(inserted.sum())
         self._max_priority = highest
-        self._max_mass = max_mass
         self.generator.set_state(state["generator"])

@@ -1,0 +1,37 @@
+"""The importance weights of a batch in one pass on the CPU; ``core.prioritized`` tells the equation."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_adaptive.core._compiled import compiled
+
+Floats = NDArray[np.float64]
+
+
+@compiled
+def bounds(probability: Floats) -> tuple[float, float]:
+    """Least and greatest; NaN for both if one is NaN."""
+    least, greatest = probability[0], probability[0]
+    broken = False
+    for k in range(probability.size):
+        value = probability[k]
+        least = value if value < least else least
+        greatest = value if value > greatest else greatest
+        broken |= value != value
+    return (np.nan, np.nan) if broken else (least, greatest)
+
+
+@compiled
+def weights(probability: Floats, minimum: float, beta: float, out: Floats) -> bool:
+    """Fill ``out``; False, and nothing done, unless 0 < minimum <= probability <= 1.
+
+    A ``minimum`` of 0 stands for the least in the batch.
+    """
+    least, greatest = bounds(probability)
+    if minimum == 0.0:
+        minimum = least
+    if not (0.0 < minimum and minimum <= least and greatest <= 1.0):
+        return False
+    for k in range(probability.size):
+        out[k] = (minimum / probability[k]) ** beta
+    return True

@@ -1,0 +1,16 @@
+"""What every test may count on: a command line that is the test's own."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lit_adaptive.cli import RUN_DIR
+
+
+@pytest.fixture(autouse=True)
+def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "argv", ["lit-adaptive"])
+    yield
+    os.environ.pop(RUN_DIR, None)
