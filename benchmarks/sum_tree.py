@@ -102,7 +102,9 @@ def make_contestants(n: int) -> tuple[list[Any], str]:
         made.append(TorchRL(n, priority))
     except Exception as error:  # an extension built for another torch fails in many ways
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
-        line = f"TorchRL left out: its sum tree does not load here ({type(error).__name__}: {reason})"
+        line = (
+            f"TorchRL left out: its sum tree does not load here ({type(error).__name__}: {reason})"
+        )
         return made, line
     return made, "TorchRL's extension loaded"
 
@@ -134,7 +136,9 @@ def median_times(contestants: list[Any], batch: int, seconds: float) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=1_000_000, help="items in the buffer")
     parser.add_argument("--seconds", type=float, default=8.0, help="per batch size")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/sum_tree.json")

@@ -162,7 +162,9 @@ class TransitionCollector(Callback):
         assert self._streams is not None
         total, streams = self._streams.total, self._streams.streams
         dice = torch.rand(total, generator=self.generator)[streams]
-        chance = torch.randint(int(data.action_space.n), (total,), generator=self.generator)[streams]
+        chance = torch.randint(int(data.action_space.n), (total,), generator=self.generator)[
+            streams
+        ]
         if epsilon >= 1:
             return chance
         act: Any = pl_module.act
@@ -209,7 +211,10 @@ def _from_all_ranks(
         return action, step
     parts = {"action": action, **step._asdict()}
     # Gloo gathers no booleans.
-    sent = {key: part.to(torch.uint8) if part.dtype == torch.bool else part for key, part in parts.items()}
+    sent = {
+        key: part.to(torch.uint8) if part.dtype == torch.bool else part
+        for key, part in parts.items()
+    }
     gathered: Any = pl_module.all_gather(sent)
     ordered = {
         key: gathered[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)

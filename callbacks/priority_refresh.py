@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_adaptive.contract import check_pairing
 from lit_adaptive.core.prioritized import proportional_priorities
 
 
@@ -59,6 +58,8 @@ class PriorityRefresh(Callback):
         td_error = found.pop("td_error")
         if self.clip is not None:
             # Clamping would hide a NaN's neighbour, infinity: those must still be refused by name.
-            td_error = torch.where(td_error.isfinite(), td_error.clamp(-self.clip, self.clip), td_error)
+            td_error = torch.where(
+                td_error.isfinite(), td_error.clamp(-self.clip, self.clip), td_error
+            )
         priority = proportional_priorities(td_error, epsilon=self.epsilon)
         trainer.datamodule.update(found, priority)  # type: ignore[attr-defined]

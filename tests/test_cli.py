@@ -38,7 +38,9 @@ def test_a_run_directory_holds_metrics_config_checkpoints_and_the_curve(tmp_path
     run = _fit(tmp_path)
     assert run.parent.name == "dqn_per"
     assert run.name.endswith("-7")  # the seed
-    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["capacity"] == 2000
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["capacity"] == 2000
+    )
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = {key for row in rows for key, value in row.items() if value}
@@ -62,14 +64,23 @@ def test_validate_test_and_predict_play_a_checkpoint(
 ) -> None:
     last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
     for command in ("validate", "test", "predict"):
-        args = [*PER, "--runs", str(tmp_path / command), f"--ckpt_path={last}", *QUICK[2:3], QUICK[-1]]
+        args = [
+            *PER,
+            "--runs",
+            str(tmp_path / command),
+            f"--ckpt_path={last}",
+            *QUICK[2:3],
+            QUICK[-1],
+        ]
         main([command, *args])
     assert "val/return" in (tmp_path / "validate").rglob("metrics.csv").__next__().read_text()
     assert "test/return" in (tmp_path / "test").rglob("metrics.csv").__next__().read_text()
     with next((tmp_path / "predict").rglob("episodes.csv")).open() as file:
         episodes = list(csv.DictReader(file))
     assert len(episodes) == 2
-    assert all(float(row["return"]) == float(row["length"]) for row in episodes)  # CartPole: 1 a step
+    assert all(
+        float(row["return"]) == float(row["length"]) for row in episodes
+    )  # CartPole: 1 a step
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

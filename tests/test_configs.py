@@ -29,7 +29,11 @@ def _read(name: str) -> dict[str, Any]:
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and path not in IDEA:
-        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{path}.{key}".lstrip(".")).items()}
+        return {
+            k: v
+            for key, sub in tree.items()
+            for k, v in _flat(sub, f"{path}.{key}".lstrip(".")).items()
+        }
     return {path: tree}
 
 
@@ -51,9 +55,7 @@ def test_stays_under_60_lines_and_says_how_to_run_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_is_instantiated_whole(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_instantiated_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
     cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])

@@ -164,7 +164,7 @@ def update(
     for k in range(index.size):
         value = priority[k]
         good &= (index[k] >= 0) & (index[k] < capacity) & (value >= 0.0) & (value < np.inf)
-        greatest = value if value > greatest else greatest
+        greatest = max(greatest, value)
     if good and member.size > 0:
         for k in range(index.size):
             good &= member[index[k]]
@@ -180,9 +180,9 @@ def update(
     grown = 0
     for k in range(index.size):
         leaf = index[k]
-        old, new = sums[leaf], mass[k]
+        old, new = float(sums[leaf]), float(mass[k])
         sums[leaf] = new
-        grown += np.int64(new > 0.0) - np.int64(old > 0.0)
+        grown += int(new > 0.0) - int(old > 0.0)
         _note_least(low, leaf >> BLOCK_SHIFT, old, new)
     positive[0] += grown
     _refresh_above(sums, offsets, index.copy())
@@ -218,7 +218,7 @@ def _step(sums: Floats, first: int, rest: float, starts: Floats) -> tuple[int, f
     d += c
     if rest >= d:
         rest = np.nextafter(d, 0.0)
-    quarter = np.int64(a <= rest) + np.int64(b <= rest) + np.int64(c <= rest)
+    quarter = int(a <= rest) + int(b <= rest) + int(c <= rest)
     starts[1], starts[2], starts[3] = a, b, c
     below = starts[quarter]  # a look-up, where selections would become branches
     first += 4 * quarter
@@ -226,15 +226,13 @@ def _step(sums: Floats, first: int, rest: float, starts: Floats) -> tuple[int, f
     q = p + sums[first + 1]
     r = q + sums[first + 2]
     p, q, r = below + p, below + q, below + r
-    child = np.int64(p <= rest) + np.int64(q <= rest) + np.int64(r <= rest)
+    child = int(p <= rest) + int(q <= rest) + int(r <= rest)
     starts[4], starts[5], starts[6], starts[7] = below, p, q, r
     return 4 * quarter + child, rest - starts[4 + child]
 
 
 @compiled
-def get(
-    sums: Floats, offsets: Ints, cumsum: Floats, index: Ints, mass: Floats
-) -> int:
+def get(sums: Floats, offsets: Ints, cumsum: Floats, index: Ints, mass: Floats) -> int:
     """Leaves that hold the given points of the cumulative sum, and their masses."""
     total = sums[offsets[-1]]
     target = np.empty(cumsum.size)
@@ -278,5 +276,5 @@ def sample(
     if divide:
         for k in range(index.size):
             chance = mass[k] / total
-            mass[k] = chance if chance > TINY else TINY
+            mass[k] = max(TINY, chance)
     return OK

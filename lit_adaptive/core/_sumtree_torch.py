@@ -16,10 +16,8 @@ def _prefixes(sums: Tensor, first: Tensor) -> Tensor:
     within = sums[first[:, None] + columns].view(-1, 4, 4)
     for child in range(1, 4):
         within[:, :, child] += within[:, :, child - 1]
-    start = torch.zeros_like(within[:, 0, 0])
     for quarter in range(1, 4):
-        start = start + within[:, quarter - 1, 3]
-        within[:, quarter] += start[:, None]
+        within[:, quarter] += within[:, quarter - 1, 3:]
     return within.view(-1, FANOUT)
 
 

@@ -15,8 +15,8 @@ def bounds(probability: Floats) -> tuple[float, float]:
     broken = False
     for k in range(probability.size):
         value = probability[k]
-        least = value if value < least else least
-        greatest = value if value > greatest else greatest
+        least = min(least, value)
+        greatest = max(greatest, value)
         broken |= value != value
     return (np.nan, np.nan) if broken else (least, greatest)
 
@@ -30,7 +30,7 @@ def weights(probability: Floats, minimum: float, beta: float, out: Floats) -> bo
     least, greatest = bounds(probability)
     if minimum == 0.0:
         minimum = least
-    if not (0.0 < minimum and minimum <= least and greatest <= 1.0):
+    if not (minimum > 0.0 and minimum <= least and greatest <= 1.0):
         return False
     for k in range(probability.size):
         out[k] = (minimum / probability[k]) ** beta

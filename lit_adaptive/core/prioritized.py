@@ -168,9 +168,7 @@ def importance_weights(
     return weight
 
 
-def _weights_on_device(
-    probability: Tensor, beta: float, min_probability: float | None
-) -> Tensor:
+def _weights_on_device(probability: Tensor, beta: float, min_probability: float | None) -> Tensor:
     if len(probability) == 0:
         return torch.empty_like(probability)
     least, greatest = torch.aminmax(probability)

@@ -1,12 +1,12 @@
 """Sum tree: draws indices in proportion to their masses, in batches, without ever drifting.
 
 Layout: nodes have 16 children. All levels lie one after another in a single float64 array, leaves
-first, each padded with zeros to a multiple of 16, the root last. The least positive leaf is kept per
-256 leaves, and searched for where an update took it away. That is 8.6 bytes a slot.
+first, each padded with zeros to a multiple of 16, the root last. Of each 256 leaves the least
+positive is kept, and searched for again where an update took it away. That is 8.6 bytes a slot.
 
 Three rules make it exact:
-    1. An inner node is recomputed from its children, in a fixed order, never changed by a difference:
-       the tree's content depends on its leaves alone, not on how they came to be.
+    1. An inner node is recomputed from its children, in a fixed order, never changed by a
+       difference: the tree's content depends on its leaves alone, not on how they came to be.
     2. On the way down the target is first brought below the node's sum, and the first child whose
        prefix sum exceeds it is taken. So this child exists and is positive, whatever the rounding:
        no draw ends in an empty slot.
@@ -59,7 +59,7 @@ class SumTree:
         self._compiled = self.device.type == "cpu"  # tests turn it off to run the torch path
         self._offsets = _level_offsets(capacity)
         size = self._offsets[-1] + 1
-        # NumPy asks for huge pages (fewer misses when leaves are touched at random), torch does not.
+        # NumPy asks for huge pages, torch does not; random access is faster with them.
         self._sums = torch.from_numpy(np.full(size, 0.0)).to(self.device)
         blocks = -(-capacity >> loops.BLOCK_SHIFT) if self._compiled else 0
         self._low = np.full(blocks, np.inf)
@@ -162,7 +162,7 @@ class SumTree:
         self._refuse_empty()
         cumsum = cumsum.detach().to(self.device, torch.float64).contiguous()
         if self._compiled:
-            found = torch.empty(len(cumsum), dtype=torch.int64), torch.empty_like(cumsum)
+            found = [torch.empty(len(cumsum), dtype=torch.int64), torch.empty_like(cumsum)]
             code = loops.get(
                 self._np_sums,
                 self._np_offsets,
@@ -198,20 +198,20 @@ class SumTree:
         """``sample`` of contiguous float64 numbers on the CPU, which it uses up."""
         self._refuse_empty()
         if self._compiled:
-            index = np.empty(len(uniform), dtype=np.int64)
+            into = np.empty(len(uniform), dtype=np.int64)
             points = uniform.numpy()
             code = loops.sample(
                 self._np_sums,
                 self._np_offsets,
                 points,
-                index,
+                into,
                 points,
                 probability,
             )
-            found = torch.from_numpy(index), uniform
+            found = [torch.from_numpy(into), uniform]
         else:
-            points = uniform.to(self.device)
-            code, *found = batched.sample(self._sums, self._offsets, points, probability)
+            there = uniform.to(self.device)
+            code, *found = batched.sample(self._sums, self._offsets, there, probability)
         if code == loops.BAD:
             raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
         return found[0], found[1]

@@ -131,7 +131,9 @@ class ReplayDataModule(SampledDataModule):
         return ServedBatches(self.batches_per_epoch, self._serve)
 
     def _episodes(self) -> DataLoader[dict[str, Tensor]]:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
         own = self.evaluation_seeds[rank::world]
         if len(own) == 0:
             raise ValueError(

@@ -154,7 +154,9 @@ class NatureConv(QNetwork):
             nn.ReLU(),
             nn.Flatten(),
         )
-        height, width = (((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in self.observation_shape[1:])
+        height, width = (
+            ((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in self.observation_shape[1:]
+        )
         self.trunk = nn.Sequential(convolutions, nn.Linear(64 * height * width, hidden), nn.ReLU())
         self._set_head(hidden)
 

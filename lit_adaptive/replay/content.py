@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.replay._ring_numba import Output, Slots, Streams, look_up, renumber
-from lit_adaptive.replay.frames import FramePool, Rows
+from lit_adaptive.replay._ring_numba import Output, Slots, Streams, look_up
+from lit_adaptive.replay._rows_numba import renumber
+from lit_adaptive.replay.frames import FramePool, Rows, on_host
 from lit_adaptive.replay.nested import Leaf, map_nested
 from lit_adaptive.replay.steps import Layouts, first_layouts
 
@@ -36,7 +37,7 @@ class Content:
     def __init__(self, size: Size, layouts: Layouts, device: torch.device) -> None:
         self.size = size
         self.device = device
-        self._on_cpu = device.type == "cpu"
+        self._shared = on_host(device)
         self.layouts = layouts
         capacity, streams, n, k = size
         stacked = int(k > 1)
@@ -52,7 +53,9 @@ class Content:
             np.empty(capacity, np.bool_),
             np.empty(capacity if n > 1 else 0, np.uint8),
         )
-        self.served = [torch.from_numpy(array).to(device) for array in self.slots]
+        self.served = [
+            torch.from_numpy(array).to(device, copy=not self._shared) for array in self.slots
+        ]
         self.streams = Streams(
             np.full((streams, k), -1, np.int32),
             np.full((streams, n, k), -1, np.int32),
@@ -85,7 +88,7 @@ class Content:
 
     def publish(self, slot: Tensor) -> Tensor:
         """Serve slots ``[K]`` int64, given on the CPU, as they are now; returned on the device."""
-        if self._on_cpu:
+        if self._shared:
             return slot
         there = slot.to(self.device)
         for array, served in zip(self.slots, self.served, strict=True):
@@ -105,7 +108,7 @@ class Content:
         """
         if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
             return None
-        if not self._on_cpu:
+        if not self._shared:
             return self._look_up_there(index.to(self.device, torch.int64), length, discounts)
         batch = index.shape[0]
         row = np.empty((2, batch, self.size.frame_stack), np.int64)
@@ -242,7 +245,7 @@ def check_state(state: dict[str, Any], size: Size, length: int) -> None:
         if _rows(state.get(name)) != {count}:
             _damaged(f"{name} is not {count} rows of tensors")
     frames = _rows(state.get("frames"))
-    if len(frames) != 1:
+    if len(frames) != 1 or -1 in frames:
         _damaged("frames are not tensors of equally many rows")
     _check_pointers(state, next(iter(frames)), n)
 

@@ -1,6 +1,5 @@
 """Replays on disk: written in full or not at all, read without running code from the file."""
 
-import pickle
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +18,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Read what ``save_state`` wrote.
 
     Raises:
-        ValueError: if the file is damaged, or holds more than tensors and primitives.
+        OSError: if the file cannot be opened.
+        ValueError: if it is damaged, or holds more than tensors and primitives.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise ValueError(
             f"{path} is no replay that can be read: it is damaged, or holds more than tensors and "
             f"numbers (which is never loaded, since it could run code). {error}"

@@ -6,25 +6,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.replay._ring_numba import (
-    FREE,
-    Array,
-    Pool,
-    chain,
-    copy_rows,
-    count,
-    same_rows,
-)
+from lit_adaptive.replay._ring_numba import FREE, Pool, chain, count
+from lit_adaptive.replay._rows_numba import Array, copy_rows, same_rows
 from lit_adaptive.replay.nested import Leaf
 
 Bytes: TypeAlias = Array | Tensor
 """``[R, W]`` uint8: the bytes of R rows, an array on the CPU and a tensor elsewhere."""
 
 
+def on_host(device: torch.device) -> bool:
+    """Whether compiled loops can reach tensors there; tests say no, to run the other path."""
+    return device.type == "cpu"
+
+
 def as_bytes(leaf: Tensor, rows: int) -> Bytes:
     """The bytes of ``leaf``, whose first axes make up ``rows`` rows; not copied if contiguous."""
     width = leaf.numel() // rows if rows else 0
-    if leaf.device.type != "cpu":
+    if not on_host(leaf.device):
         return leaf.reshape(rows, width).view(torch.uint8)
     leaf = leaf.contiguous()
     if leaf.dtype is torch.bfloat16:  # unknown to NumPy

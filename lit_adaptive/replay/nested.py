@@ -116,6 +116,8 @@ class Layout:
         Raises:
             ValueError: naming the leaf that is not as it was at first.
         """
+        if self._single and isinstance(value, Tensor):  # the short way for the usual case
+            return [self._checked(self.leaves[0], value, count, name)]
         pairs = zip(self.leaves, self.in_order(value, name), strict=True)
         return [self._checked(leaf, part, count, name) for leaf, part in pairs]
 

@@ -153,7 +153,10 @@ class PrioritizedReplayBuffer:
             )
         if transition is None:
             return self.replay.add(*steps, truncated, stream)
-        if len(transition) != len(steps):
+        return self._add_one(transition, bool(truncated), stream)
+
+    def _add_one(self, transition: Sequence[Any], truncated: bool, stream: Any) -> Tensor:
+        if len(transition) != 5:
             raise ValueError(
                 f"the transition has {len(transition)} parts; "
                 "it is (state, action, reward, next_state, done)"
@@ -170,7 +173,7 @@ class PrioritizedReplayBuffer:
             [float(gain)],
             map_nested(_batch_of_one, following),
             [bool(done)],
-            [bool(truncated)],
+            [truncated],
             [0 if stream is None else int(stream)],
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.replay import _ring_numba as compiled
+from lit_adaptive.replay._rows_numba import all_within
 from lit_adaptive.replay.content import Content, Size, check_state, layouts_of
 from lit_adaptive.replay.files import load_state, save_state
 from lit_adaptive.replay.frames import Bytes, as_bytes, same, store
@@ -141,39 +142,11 @@ class TransitionRing:
         layouts = (
             content.layouts if content else first_layouts(observation, action, self.frame_stack)
         )
-        given = read_steps(
-            layouts,
-            which,
-            self.device,
-            observation,
-            action,
-            reward,
-            next_observation,
-            terminated,
-            truncated,
-        )
+        step = observation, action, reward, next_observation, terminated, truncated
+        given = read_steps(step, which, layouts, self.device)
         if content is None:
             content = self._content = Content(self.size, layouts, self.device)
-        frames = given.stream.size * self.frame_stack
-        content.pool.reserve(2 * frames)
-        observed = [as_bytes(leaf, frames) for leaf in given.observation]
-        arrived = [as_bytes(leaf, frames) for leaf in given.next_observation]
-        closed, seen, new = compiled.record(
-            self._compare(content, given, observed, arrived),
-            content.pool.accounts,
-            content.slots,
-            content.streams,
-            self._powers,
-            self.added,
-            content.output,
-        )
-        kept, (_, _, _, row, source) = content.pool.frames.bytes, content.output
-        if seen:
-            store(kept, row[0, :seen], source[0, :seen], observed)
-        if new:
-            store(kept, row[1, :new], source[1, :new], arrived)
-        self._keep_actions(content, given, closed)
-        return self._written(content, closed)
+        return self._record(content, given)
 
     def end_episode(self, stream: Any = None) -> Tensor:
         """Truncate the episodes of ``stream`` ``[E]`` (by default all) at what they showed last.
@@ -199,6 +172,29 @@ class TransitionRing:
             content.output,
         )
         self._take_actions(content, closed)
+        return self._written(content, closed)
+
+    def _record(self, content: Content, given: Steps) -> Tensor:
+        """Enter one checked step of each stream; returns the slots written."""
+        frames = given.stream.size * self.frame_stack
+        content.pool.reserve(2 * frames)
+        observed = [as_bytes(leaf, frames) for leaf in given.observation]
+        arrived = [as_bytes(leaf, frames) for leaf in given.next_observation]
+        closed, seen, new = compiled.record(
+            self._compare(content, given, observed, arrived),
+            content.pool.accounts,
+            content.slots,
+            content.streams,
+            self._powers,
+            self.added,
+            content.output,
+        )
+        kept, (_, _, _, row, source) = content.pool.frames.bytes, content.output
+        if seen:
+            store(kept, row[0, :seen], source[0, :seen], observed)
+        if new:
+            store(kept, row[1, :new], source[1, :new], arrived)
+        self._keep_actions(content, given, closed)
         return self._written(content, closed)
 
     def _compare(
@@ -309,7 +305,7 @@ class TransitionRing:
             raise ValueError(
                 f"index is {list(index.shape)} of {index.dtype}; slots are integers: pass [B] int64"
             )
-        if index.device.type == "cpu" and compiled.all_within(index.numpy(), len(self)):
+        if index.device.type == "cpu" and all_within(index.numpy(), len(self)):
             return
         wrong = index[(index < 0) | (index >= len(self))]
         if wrong.numel():

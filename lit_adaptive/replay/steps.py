@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.replay._ring_numba import Array, all_finite
+from lit_adaptive.replay._rows_numba import Array, all_finite
 from lit_adaptive.replay.nested import Layout
 
 _SHOWN = 8  # offenders that an error lists
@@ -78,21 +78,17 @@ def read_streams(stream: Any, num_streams: int) -> Array:
 
 
 def read_steps(
-    layouts: Layouts,
+    given: tuple[Any, Any, Any, Any, Any, Any],
     which: Array,
+    layouts: Layouts,
     device: torch.device,
-    observation: Any,
-    action: Any,
-    reward: Any,
-    next_observation: Any,
-    terminated: Any,
-    truncated: Any,
 ) -> Steps:
-    """Check and flatten what ``TransitionRing.add`` was given.
+    """Check and flatten what ``TransitionRing.add`` was given, in the order of its arguments.
 
     Raises:
         ValueError: naming what is wrong.
     """
+    observation, action, reward, next_observation, terminated, truncated = given
     batch = which.size
     observed = layouts.observation.flatten(observation, batch, "observation")
     arrived = layouts.observation.flatten(next_observation, batch, "next_observation")
@@ -119,7 +115,8 @@ def read_steps(
 def _on_host(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return (value.detach() if value.requires_grad else value).cpu().numpy()
+    value = value.detach() if value.requires_grad else value
+    return (value if value.is_cpu else value.cpu()).numpy()
 
 
 def _per_stream(value: Any, batch: int, dtype: type[np.generic], name: str) -> Array:

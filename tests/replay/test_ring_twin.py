@@ -102,7 +102,9 @@ def test_ring_holds_what_the_twin_holds(
     ring = TransitionRing(**arguments)
     twin = ReplayTwin(capacity, num_streams, n_step, 0.9)
     episodes = Episodes(num_streams, frame_stack, seed)
-    subsets = st.none() | st.lists(st.integers(0, num_streams - 1), unique=True, max_size=num_streams)
+    subsets = st.none() | st.lists(
+        st.integers(0, num_streams - 1), unique=True, max_size=num_streams
+    )
     for _ in range(data.draw(st.integers(1, 60))):
         stream = data.draw(subsets)
         which = list(range(num_streams)) if stream is None else stream

@@ -1,0 +1,178 @@
+"""A ring that is saved and loaded goes on as if it had never stopped."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from replay_play import ARGUMENTS, Play, assert_same
+
+from lit_adaptive.replay import TransitionRing
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 5, 60])
+def test_a_loaded_ring_goes_on_bit_for_bit(before: int, tmp_path: Path) -> None:
+    whole, play = TransitionRing(**ARGUMENTS), Play()
+    play.into(whole, before)
+    whole.save(tmp_path / "ring.pt")
+    resumed = TransitionRing(**ARGUMENTS)
+    resumed.load(tmp_path / "ring.pt")
+    assert_same(resumed.state_dict(), whole.state_dict())
+    again = play.copy()
+    assert play.into(whole, 45) == again.into(resumed, 45)
+    # Equal states, although frames lie in other rows by now.
+    assert_same(resumed.state_dict(), whole.state_dict())
+    index = torch.arange(len(whole))
+    assert_same(resumed.get(index), whole.get(index))
+    assert resumed.frames_used == whole.frames_used
+
+
+def test_loading_replaces_what_was_there() -> None:
+    one, other, play = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), Play()
+    play.into(one, 30)
+    play.into(other, 50)
+    other.load_state_dict(one.state_dict())
+    assert_same(other.state_dict(), one.state_dict())
+    other.load_state_dict(TransitionRing(**ARGUMENTS).state_dict())
+    assert len(other) == 0
+    play.into(other, 5)
+
+
+def test_a_state_is_a_copy_and_holds_only_what_is_used() -> None:
+    ring, play = TransitionRing(**(ARGUMENTS | {"capacity": 5000})), Play()
+    play.into(ring, 20)
+    state = ring.state_dict()
+    before = copy.deepcopy(state)
+    play.into(ring, 20)
+    assert_same(state, before)
+    content = state["content"]
+    length = min(state["added"], 5000)
+    assert len(content["reward"]) == len(content["pointer"]) == length
+    assert len(content["frames"]["x"]) < 2 * length + 30
+    loaded = TransitionRing(**(ARGUMENTS | {"capacity": 5000}))
+    loaded.load_state_dict(state)
+    play.into(loaded, 20)
+    assert_same(state, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"capacity": 21}, "state has capacity=20, this ring capacity=21"),
+        ({"num_streams": 4}, "state has num_streams=3, this ring num_streams=4"),
+        ({"n_step": 4}, "state has n_step=3, this ring n_step=4"),
+        ({"gamma": 0.5}, "state has gamma=0.9, this ring gamma=0.5"),
+        ({"frame_stack": 1}, "state has frame_stack=2, this ring frame_stack=1"),
+    ],
+)
+def test_a_state_of_another_ring_is_refused(change: dict[str, Any], message: str) -> None:
+    ring = TransitionRing(**ARGUMENTS)
+    Play().into(ring, 10)
+    with pytest.raises(ValueError, match=message):
+        TransitionRing(**(ARGUMENTS | change)).load_state_dict(ring.state_dict())
+
+
+def test_a_state_of_another_environment_is_refused() -> None:
+    ring, other = TransitionRing(4), TransitionRing(4)
+    ring.add([[1.0]], [0], [0.0], [[2.0]], [True])
+    other.add([[1.0, 2.0]], [0], [0.0], [[2.0, 3.0]], [True])
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=r"observation is .*\(1,\).*, this ring's .*\(2,\)"):
+        other.load_state_dict(ring.state_dict())
+    assert_same(other.state_dict(), before)
+
+
+def _set(*path: str) -> Callable[[dict[str, Any], Any], None]:
+    def change(state: dict[str, Any], value: Any) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value(state[path[-1]]) if callable(value) else value
+
+    return change
+
+
+DAMAGE = [
+    (_set("kind"), "Other", "state is of 'Other', not of a TransitionRing"),
+    (_set("added"), -1, "added=-1"),
+    (_set("added"), 7, "pointer is not"),
+    (_set("content"), None, "it is damaged"),
+    (_set("content", "pointer"), lambda p: p + 999, "frames that are not there"),
+    (_set("content", "pointer"), lambda p: p.long(), "pointer is not"),
+    (_set("content", "pointer"), lambda p: p.clamp(max=3), "nothing points to"),
+    (_set("content", "latest"), lambda p: p - 99, "frames that are not there"),
+    (_set("content", "reward"), lambda r: r[:-1], "reward is not"),
+    (_set("content", "steps"), lambda s: s + 9, r"steps lie outside \[1, 3\]"),
+    (_set("content", "open"), lambda o: o + 3, "open windows"),
+    (_set("content", "action", "a"), lambda a: a[:-1], "action is not"),
+    (_set("content", "window_action", "a"), lambda a: a[:0], "window_action is not"),
+    (_set("content", "frames", "x"), lambda x: x[:-1], "frames are not"),
+    (_set("content", "frames"), lambda f: {"x": f["x"][:-1], "y": (f["y"][0][:-1],)}, "not there"),
+    (_set("content", "frames"), 3, "frames are not"),
+    (_set("content", "window_gain"), [1.0], "window_gain is not"),
+    (_set("content", "window_first"), lambda w: w.flip(1), "frames that are not there"),
+]
+
+
+@pytest.mark.parametrize(("change", "value", "message"), DAMAGE)
+def test_a_damaged_state_is_refused_whole(
+    change: Callable[..., None], value: Any, message: str
+) -> None:
+    ring, target, play = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), Play()
+    play.into(ring, 30)
+    play.into(target, 9)
+    before = target.state_dict()
+    state = ring.state_dict()
+    assert int(state["content"]["open"].min()) < 2  # so that flipping windows is damage
+    change(state, value)
+    with pytest.raises(ValueError, match=message):
+        target.load_state_dict(state)
+    assert_same(target.state_dict(), before)
+
+
+class Innocent:
+    """Not a tensor or primitive, so not to be unpickled."""
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "noise", "cut", "object", "list"])
+def test_a_file_that_is_no_replay_is_refused(damage: str, tmp_path: Path) -> None:
+    ring, path = TransitionRing(4), tmp_path / "ring.pt"
+    ring.add([[1.0]], [0], [0.0], [[2.0]], [True])
+    before = ring.state_dict()
+    ring.save(path)
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (999,), generator=generator, dtype=torch.uint8)
+    if damage in ("object", "list"):
+        torch.save({"kind": Innocent()} if damage == "object" else [1, 2], path)
+    else:
+        content = {"empty": b"", "text": b"hello there", "noise": bytes(noise.tolist())}
+        path.write_bytes(content.get(damage, whole[: len(whole) // 2]))
+    with pytest.raises(ValueError, match=r"ring\.pt (is no replay that can be read|holds a list)"):
+        ring.load(path)
+    assert_same(ring.state_dict(), before)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        TransitionRing(4).load(tmp_path / "nowhere.pt")
+
+
+def test_saving_replaces_a_file_only_once_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, path = TransitionRing(4), tmp_path / "ring.pt"
+    ring.save(path)
+    kept = path.read_bytes()
+    save = torch.save
+
+    def full_disk(state: Any, target: Any) -> None:
+        save(state, target)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    ring.add([[1.0]], [0], [0.0], [[2.0]], [True])
+    with pytest.raises(OSError, match="no space left"):
+        ring.save(path)
+    assert path.read_bytes() == kept
