@@ -31,6 +31,8 @@ Steps = dict[str, Callable[[int], Any]]
 
 
 class Ours:
+    """Draw, weights and update of ``PrioritizedSampler``."""
+
     name = "lit-adaptive"
 
     def __init__(self, n: int, priority: torch.Tensor) -> None:
@@ -39,15 +41,18 @@ class Ours:
         self.column = torch.zeros(n)
 
     def sample(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices and weights."""
         draw = self.sampler.draw(batch)
         weight = importance_weights(draw.probability, size=self.sampler.count, beta=BETA)
         return draw.index, weight
 
     def gather(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, and a float32 of each item."""
         index, weight = self.sample(batch)
         return index, weight, self.column[index]
 
     def steps(self, batch: int, priority: torch.Tensor) -> Steps:
+        """Calls to be timed, each given its turn."""
         drawn = [self.sample(batch)[0] for _ in range(len(priority))]
         return {
             "sample": lambda _: self.sample(batch),
@@ -57,6 +62,8 @@ class Ours:
 
 
 class Cpprb:
+    """``cpprb.PrioritizedReplayBuffer`` with a single column."""
+
     name = "cpprb"
 
     def __init__(self, n: int, priority: torch.Tensor) -> None:
@@ -64,6 +71,7 @@ class Cpprb:
         self.buffer.add(x=np.zeros(n, dtype=np.float32), priorities=priority.numpy())
 
     def steps(self, batch: int, priority: torch.Tensor) -> Steps:
+        """Calls to be timed, each given its turn."""
         buffer, rows = self.buffer, list(priority.numpy())
         drawn = [buffer.sample(batch, beta=BETA)["indexes"] for _ in rows]
         return {
@@ -73,6 +81,8 @@ class Cpprb:
 
 
 class TorchRL:
+    """TorchRL's ``PrioritizedSampler``; raises where its extension does not load."""
+
     name = "TorchRL"
 
     def __init__(self, n: int, priority: torch.Tensor) -> None:
@@ -86,6 +96,7 @@ class TorchRL:
         self.sampler.update_priority(torch.arange(n), priority.float())
 
     def steps(self, batch: int, priority: torch.Tensor) -> Steps:
+        """Calls to be timed, each given its turn."""
         sampler, storage, rows = self.sampler, self.storage, list(priority.float())
         drawn = [torch.as_tensor(sampler.sample(storage, batch)[0]) for _ in rows]
         return {

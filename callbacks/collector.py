@@ -83,7 +83,7 @@ class TransitionCollector(Callback):
             )
         if max(self.warmup, data.batch_size * trainer.world_size) > data.replay.capacity:
             raise ValueError(
-                f"warmup is {self.warmup} and a global batch {data.batch_size * trainer.world_size}; "
+                f"warmup is {self.warmup}, a global batch {data.batch_size * trainer.world_size}; "
                 f"both must fit into the replay's capacity of {data.replay.capacity}"
             )
         if self._streams is not None:

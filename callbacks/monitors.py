@@ -65,7 +65,7 @@ class SamplingMonitor(Callback):
             "sampler/entropy": float(sampling_entropy(possible, normalized=True)),
             "sampler/max_prob": float(possible.max()),
             "sampler/coverage": coverage(self._drawn[(law > 0).cpu()]),
-            "sampler/unique": len(index.unique()) / len(index),
+            "sampler/unique": len(set(index.tolist())) / len(index),
             "is_weight/mean": float(weight.mean()),
             "is_weight/max": float(weight.max()),
             "is_weight/ess": float(effective_sample_size(weight)) / len(weight),
@@ -93,4 +93,5 @@ def _of_all_ranks(index: Tensor, trainer: Trainer, pl_module: LightningModule) -
     if trainer.world_size == 1:
         return index
     gathered: Any = pl_module.all_gather(index)
-    return gathered.flatten().cpu()
+    everyone: Tensor = gathered.flatten().cpu()
+    return everyone

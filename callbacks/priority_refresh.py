@@ -50,8 +50,8 @@ class PriorityRefresh(Callback):
         batch_idx: int,
     ) -> None:
         """Gather, turn into priorities, write."""
-        drawn = {key: batch[key] for key in ("index", "serial") if key in batch}
-        found = {**drawn, "td_error": outputs["td_error"].detach().float()}
+        drawn: dict[str, Tensor] = {key: batch[key] for key in ("index", "serial") if key in batch}
+        found: dict[str, Tensor] = {**drawn, "td_error": outputs["td_error"].detach().float()}
         if trainer.world_size > 1:
             gathered: dict[str, Tensor] = pl_module.all_gather(found)  # type: ignore[assignment]
             found = {key: value.flatten(0, 1) for key, value in gathered.items()}

@@ -57,7 +57,8 @@ class TargetSync(Callback):
         if self.tau == 1:
             _copy(ours, theirs)
         else:
-            torch._foreach_lerp_(ours, theirs, self.tau)
+            for own, other in zip(ours, theirs, strict=True):
+                own.lerp_(other, self.tau)
         _copy(list(target.buffers()), list(online.buffers()))
 
 

@@ -11,7 +11,6 @@ What it adds to LightningCLI:
 import json
 import os
 import pickle
-import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -32,14 +31,14 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 import callbacks  # so that another package of this name fails here, loudly
-import lit_adaptive.data
-import lit_adaptive.modules
-import lit_adaptive.samplers  # noqa: F401  imported so that short class names resolve
-from lit_adaptive import __version__
+from lit_adaptive import __version__, data, modules, samplers
 from lit_adaptive.contract import unmet_needs
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
 """Set by the process that names the run, read by those that Lightning starts for other ranks."""
+
+PACKAGES = (callbacks, data, modules, samplers)
+"""Imported so that their classes are known to the parser by their short names."""
 
 if not hasattr(callbacks, "PriorityRefresh"):
     raise ImportError(
@@ -108,7 +107,7 @@ class AdaptiveCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Name the run; give it a CSV logger; refuse what cannot work."""
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         trainer = config.trainer
         if trainer.use_distributed_sampler:
             self.parser.error(
@@ -181,4 +180,4 @@ def main(args: ArgsType = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,5 +1,7 @@
 """Wrong pairings are refused by name."""
 
+from typing import ClassVar
+
 import pytest
 
 from lit_adaptive.contract import check_pairing, unmet_needs
@@ -11,7 +13,7 @@ class Giver:
 
 class Taker:
     needs = frozenset({"batch.index", "signal.td_error"})
-    remedies = {"signal.td_error": "choose a module that returns it"}
+    remedies: ClassVar = {"signal.td_error": "choose a module that returns it"}
 
 
 class Plain:

@@ -19,7 +19,7 @@ def compiled(function: Function) -> Function:
 def _prefetch(_typing: Any, array: Any, position: Any) -> Any:
     """``prefetch(array, position)``: bring an element's cache line near; changes nothing else."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         values = context.make_array(array)(context, builder, args[0])
         pointer = cast("Any", cgutils).get_item_pointer(context, builder, array, values, [args[1]])
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -33,3 +33,17 @@ def _prefetch(_typing: Any, array: Any, position: Any) -> Any:
 
 
 prefetch = cast("Callable[[Any, int], None]", intrinsic(_prefetch))
+
+
+def _choose(_typing: Any, condition: Any, yes: Any, no: Any) -> Any:
+    """``choose(condition, yes, no)``: a selection that is never compiled to a branch."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        chosen = builder.select(*args)
+        chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+        return chosen
+
+    return numba.float64(numba.boolean, numba.float64, numba.float64), generate
+
+
+choose = cast("Callable[[bool, float, float], float]", intrinsic(_choose))

@@ -1,4 +1,4 @@
-"""The sum tree's loops, compiled. ``core.sumtree`` tells the layout; ``_sumtree_torch`` is the twin.
+"""The sum tree's loops, compiled. ``core.sumtree`` tells the layout.
 
 Whole batches go down or up level by level. The steps of one item depend on each other, those of
 different items do not: so the processor overlaps their cache misses and additions.
@@ -12,7 +12,7 @@ positive; and the last is the node's sum, to the bit.
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import compiled, prefetch
+from lit_adaptive.core._compiled import choose, compiled, prefetch
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
@@ -194,19 +194,18 @@ def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
     """``index[k]`` becomes the leaf whose stretch of the cumulative sum holds ``target[k]``."""
     for k in range(index.size):
         index[k] = 0
-    starts = np.zeros(8)
     for level in range(offsets.size - 2, -1, -1):
         start = offsets[level]
         next_start = offsets[level - 1] if level > 0 else 0
         for k in range(index.size):
-            child, target[k] = _step(sums, start + (index[k] << SHIFT), target[k], starts)
+            child, target[k] = _step(sums, start + (index[k] << SHIFT), target[k])
             index[k] = (index[k] << SHIFT) + child
             if level > 0:
                 _prefetch_node(sums, next_start + (index[k] << SHIFT))
 
 
 @compiled
-def _step(sums: Floats, first: int, rest: float, starts: Floats) -> tuple[int, float]:
+def _step(sums: Floats, first: int, rest: float) -> tuple[int, float]:
     """Which child of a node holds the point ``rest``, and how far into the child it lies.
 
     The point is first brought below the node's sum, the last of the prefix sums. So the first
@@ -219,16 +218,15 @@ def _step(sums: Floats, first: int, rest: float, starts: Floats) -> tuple[int, f
     if rest >= d:
         rest = np.nextafter(d, 0.0)
     quarter = int(a <= rest) + int(b <= rest) + int(c <= rest)
-    starts[1], starts[2], starts[3] = a, b, c
-    below = starts[quarter]  # a look-up, where selections would become branches
+    below = choose(c <= rest, c, choose(b <= rest, b, choose(a <= rest, a, 0.0)))
     first += 4 * quarter
     p = sums[first]
     q = p + sums[first + 1]
     r = q + sums[first + 2]
     p, q, r = below + p, below + q, below + r
     child = int(p <= rest) + int(q <= rest) + int(r <= rest)
-    starts[4], starts[5], starts[6], starts[7] = below, p, q, r
-    return 4 * quarter + child, rest - starts[4 + child]
+    below = choose(r <= rest, r, choose(q <= rest, q, choose(p <= rest, p, below)))
+    return 4 * quarter + child, rest - below
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""The importance weights of a batch in one pass on the CPU; ``core.prioritized`` tells the equation."""
+"""A batch's importance weights on the CPU; ``core.prioritized`` tells the equation."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -38,7 +38,7 @@ def sampling_entropy(probability: Tensor, *, normalized: bool = False) -> Tensor
     Returns:
         A scalar in [0, log N], or in [0, 1].
     """
-    entropy = torch.special.entr(probability).sum()
+    entropy: Tensor = torch.special.entr(probability).sum()
     if not normalized:
         return entropy
     return entropy / math.log(len(probability)) if len(probability) > 1 else torch.ones(())

@@ -1,4 +1,4 @@
-"""Values that change with the step: before 0 they are ``start``, after ``steps`` they stay ``end``."""
+"""Values that change with the step: ``start`` before step 0, ``end`` after ``steps``."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Temporal-difference errors and the losses on them, as pure functions of tensors.
 
     error   delta = target - prediction         positive: better than predicted
-    target  reward + discount * bootstrap       the bootstrap is dropped where the episode terminated
+    target  reward + discount * bootstrap       no bootstrap where the episode terminated
 
 ``reward`` may be summed over k steps; ``discount`` is then gamma^k, per sample. A *truncated*
 episode goes on beyond what was seen, so its bootstrap stays (Pardo et al., 2018).

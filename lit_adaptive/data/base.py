@@ -24,9 +24,9 @@ def _seed_of_the_run() -> int:
 
 
 class SampledDataModule(LightningDataModule):
-    """Serves batches that a sampler drew, each item with its index, probability and weight.
+    r"""Serves batches that a sampler drew, each item with its index, probability and weight.
 
-    The weight is :math:`w_i = (N P(i))^{-\\beta} / \\max_j w_j` (Schaul et al., 2016, section 3.4).
+    The weight is :math:`w_i = (N P(i))^{-\beta} / \max_j w_j` (Schaul et al., 2016, section 3.4).
     It is made when the batch is served, from the probability at the draw and the ``beta`` of now,
     so it is right even when worker processes drew the batch several updates ago.
 
@@ -65,7 +65,7 @@ class SampledDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch
         self.beta = beta
-        self.normalize = normalize
+        self.normalize: Literal["batch", "buffer"] = normalize
         self.seed = _seed_of_the_run() if seed is None else seed
         self._batches: DrawBatches | None = None
         self._restored: dict[str, Any] | None = None

@@ -25,7 +25,7 @@ class _Drawn(Dataset[Any]):
         return self.collate(samples), draw
 
 
-def _as_is(fetched: tuple[Any, BatchDraw]) -> tuple[Any, BatchDraw]:
+def _as_is(fetched: Any) -> Any:
     return fetched
 
 

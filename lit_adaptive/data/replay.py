@@ -6,7 +6,7 @@ from typing import Any, Literal
 import gymnasium
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lit_adaptive.data.base import Batch, SampledDataModule, SamplerFactory, ServedBatches
 from lit_adaptive.replay import ReplayBuffer
@@ -15,10 +15,10 @@ from lit_adaptive.samplers import UniformSampler
 
 
 class ReplayDataModule(SampledDataModule):
-    """Transitions of a Gymnasium environment, drawn from a replay buffer by any sampler.
+    r"""Transitions of a Gymnasium environment, drawn from a replay buffer by any sampler.
 
     A batch holds ``observation``, ``action``, ``reward`` (summed over n steps, discounted),
-    ``next_observation`` (n steps on), ``terminated``, ``discount`` (:math:`\\gamma^k`), and the
+    ``next_observation`` (n steps on), ``terminated``, ``discount`` (:math:`\gamma^k`), and the
     draw's ``index``, ``probability``, ``weight`` and ``serial``. Validation, test and prediction
     serve ``seed``: the episodes that ``callbacks.EpisodeEvaluation`` plays.
 
@@ -140,9 +140,8 @@ class ReplayDataModule(SampledDataModule):
                 f"evaluation_episodes is {len(self.evaluation_seeds)} and there are {world} ranks; "
                 "each rank plays at least one: raise evaluation_episodes"
             )
-        return DataLoader(
-            TensorDataset(own), batch_size=len(self.evaluation_seeds), collate_fn=_as_seeds
-        )
+        seeds: Any = own  # a tensor is a dataset of its rows
+        return DataLoader(seeds, batch_size=len(self.evaluation_seeds), collate_fn=_as_seeds)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The seeds of this rank's greedy episodes, in one batch."""
@@ -161,5 +160,5 @@ class ReplayDataModule(SampledDataModule):
         self._restored = state_dict["batches"]
 
 
-def _as_seeds(rows: list[tuple[Tensor]]) -> dict[str, Tensor]:
-    return {"seed": torch.stack([row[0] for row in rows])}
+def _as_seeds(rows: list[Tensor]) -> dict[str, Tensor]:
+    return {"seed": torch.stack(rows)}

@@ -70,7 +70,7 @@ class DQN(LightningModule):
             del self.hparams[name]  # a checkpoint holds primitives only
         self.network = network
         self.learning_rate = learning_rate
-        self.double = double
+        self.double_q = double
         self.huber_delta = huber_delta
         self.optimizer = optimizer
         self.observation_shape = observation_shape
@@ -112,12 +112,12 @@ class DQN(LightningModule):
         known = (q, batch["action"], batch["reward"], batch["discount"], batch["terminated"])
         with torch.no_grad():
             target = self.target_net(batch["next_observation"])
-            online = self.q_net(batch["next_observation"]) if self.double else None
+            online = self.q_net(batch["next_observation"]) if self.double_q else None
         if online is None:
             return q_errors(*known, target), q
         return double_q_errors(*known, online, target), q
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The weighted mean loss, and each transition's TD error."""
         td_error, q = self.td_errors(batch)
         loss = (batch["weight"] * huber(td_error, self.huber_delta)).mean()
@@ -163,12 +163,12 @@ class DQN(LightningModule):
             for group, rate in zip(optimizer.param_groups, self._configured_rates, strict=True):
                 group["lr"] = rate
 
-    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Nothing: ``callbacks.EpisodeEvaluation`` plays the batch's seeds."""
 
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Nothing, as above."""
 
-    def predict_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The seeds whose episodes ``callbacks.EpisodeEvaluation`` writes down."""
         return batch["seed"]

@@ -27,14 +27,12 @@ def read_series(metrics: Path, name: str, against: str) -> Series:
 
 def _plot(axes: Axes, series: Series, label: str, *, faint: bool) -> None:
     if series[0]:
-        style = (
-            {"color": "0.75", "linewidth": 1} if faint else {"color": "C0", "marker": "o", "ms": 3}
-        )
-        axes.plot(*series, label=label, **style)  # type: ignore[arg-type]
+        color, marker = ("0.75", "") if faint else ("C0", "o")
+        axes.plot(*series, label=label, color=color, marker=marker, markersize=3)
 
 
 def draw_learning_curve(metrics: Path, out: Path) -> None:
-    """Write a PNG of the returns and the loss in ``metrics`` (a ``CSVLogger``'s file) to ``out``."""
+    """Write a PNG of the returns and losses in ``metrics`` (a ``CSVLogger``'s) to ``out``."""
     against = (
         "train/transitions" if read_series(metrics, "train/transitions", "step")[0] else "step"
     )

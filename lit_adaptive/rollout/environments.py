@@ -10,6 +10,7 @@ Where an environment differs from its package's own:
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -34,7 +35,7 @@ def _register(environment: str) -> None:
         return
     module, extra = _EXTRAS[family]
     try:
-        package = importlib.import_module(module)
+        package: Any = importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
             f"environment {environment} needs a package that is not installed: "
@@ -58,8 +59,9 @@ class _ForgetLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def _minatar(environment: str, **kwargs: Any) -> Environment:
     made = _ForgetLastAction(gymnasium.make(environment, disable_env_checker=True, **kwargs))
-    height, width, channels = made.observation_space.shape or ()
-    shown = spaces.Box(0, 1, (channels, height, width), np.bool_)
+    height, width, channels = made.observation_space.shape or (0, 0, 0)
+    boolean: Any = np.bool_  # which Gymnasium's stubs do not know of
+    shown = spaces.Box(0, 1, (channels, height, width), boolean)
     return TransformObservation(made, _channels_first, shown)
 
 
@@ -111,7 +113,8 @@ def make_environment(environment: str, **kwargs: Any) -> Environment:
     """
     _register(environment)
     family = environment.partition("/")[0]
-    make = {"MinAtar": _minatar, "ALE": _atari}.get(family, _any)
+    makers: dict[str, Callable[..., Environment]] = {"MinAtar": _minatar, "ALE": _atari}
+    make = makers.get(family, _any)
     try:
         made = make(environment, **kwargs)
     except gymnasium.error.Error as error:

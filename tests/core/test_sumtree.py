@@ -289,3 +289,22 @@ def test_float32_and_gradients_and_strides_are_accepted() -> None:
     assert tree.priorities.nonzero().flatten().tolist() == [0, 2, 4, 9]
     assert tree.sample(torch.rand(8))[1].dtype is torch.float64
     assert isinstance(tree._np_sums, np.ndarray)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_tree_on_the_gpu_draws_what_the_compiled_tree_draws() -> None:
+    cpu, gpu = SumTree(5000), SumTree(5000, device="cuda")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        index = torch.randint(5000, (700,), generator=generator)
+        mass = torch.rand(700, dtype=torch.float64, generator=generator).mul_(30).exp_()
+        for tree in (cpu, gpu):
+            tree.update(index, mass)
+        assert gpu._sums.cpu().equal(cpu._sums)
+        assert gpu.min_priority == cpu.min_priority
+        assert len(gpu) == len(cpu)
+        uniform = torch.rand(300, dtype=torch.float64, generator=generator)
+        for probability in (False, True):
+            ours = cpu.sample(uniform, probability=probability)
+            theirs = gpu.sample(uniform, probability=probability)
+            assert all(a.equal(b.cpu()) for a, b in zip(ours, theirs, strict=True))

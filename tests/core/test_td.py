@@ -99,5 +99,5 @@ def test_refuses_values_of_other_actions_and_a_delta_of_zero() -> None:
         )
     with pytest.raises(ValueError, match="delta is 0"):
         huber(c["q"], 0)
-    with pytest.raises(ValueError, match="gamma is 1.5"):
+    with pytest.raises(ValueError, match=r"gamma is 1\.5"):
         n_step_return(c["q"], 1.5)

@@ -323,3 +323,24 @@ def test_a_damaged_state_is_refused_and_changes_nothing(cls: Class, change: dict
         sampler.load_state_dict({**worked_on(cls).state_dict(), **change})
     assert sampler.probabilities().equal(before)
     assert sampler.generator.get_state().equal(rng)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@every
+def test_a_sampler_on_the_gpu_draws_what_the_one_on_the_cpu_draws(cls: Class) -> None:
+    options = {} if cls is UniformSampler else {"alpha": 1.0}  # powers differ in the last bit
+    cpu, gpu = worked_on(cls, **options), worked_on(cls, device="cuda", **options)
+    for _ in range(5):
+        ours, theirs = cpu.draw(20), gpu.draw(20)
+        assert theirs.index.is_cuda
+        assert ours.index.equal(theirs.index.cpu())
+        assert ours.probability.equal(theirs.probability.cpu())
+        for one, draw in ((cpu, ours), (gpu, theirs)):
+            if isinstance(one, AdaptiveSampler):
+                one.update(draw.index, draw.index.double() + 1)
+            one.remove(draw.index[:1])
+    state = gpu.state_dict()
+    assert not any(isinstance(v, Tensor) and v.is_cuda for v in state.values())
+    again = cls(40, device="cuda", **options)
+    again.load_state_dict(state)
+    assert again.draw(9).index.equal(gpu.draw(9).index)
