@@ -33,17 +33,3 @@ def _prefetch(_typing: Any, array: Any, position: Any) -> Any:
 
 
 prefetch = cast("Callable[[Any, int], None]", intrinsic(_prefetch))
-
-
-def _choose(_typing: Any, condition: Any, yes: Any, no: Any) -> Any:
-    """``choose(condition, yes, no)``: a selection that is never compiled to a branch."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        chosen = builder.select(*args)
-        chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
-        return chosen
-
-    return numba.float64(numba.boolean, numba.float64, numba.float64), generate
-
-
-choose = cast("Callable[[bool, float, float], float]", intrinsic(_choose))

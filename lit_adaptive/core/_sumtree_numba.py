@@ -12,7 +12,7 @@ positive; and the last is the node's sum, to the bit.
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import choose, compiled, prefetch
+from lit_adaptive.core._compiled import compiled, prefetch
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
@@ -29,21 +29,20 @@ Ints = NDArray[np.int64]
 
 
 @compiled
-def _quarters(sums: Floats, first: int) -> tuple[float, float, float, float]:
+def _quarters(nodes: Floats, row: int) -> tuple[float, float, float, float]:
     """Sums of each four of a node's children, from left to right."""
     return (
-        sums[first] + sums[first + 1] + sums[first + 2] + sums[first + 3],
-        sums[first + 4] + sums[first + 5] + sums[first + 6] + sums[first + 7],
-        sums[first + 8] + sums[first + 9] + sums[first + 10] + sums[first + 11],
-        sums[first + 12] + sums[first + 13] + sums[first + 14] + sums[first + 15],
+        nodes[row, 0] + nodes[row, 1] + nodes[row, 2] + nodes[row, 3],
+        nodes[row, 4] + nodes[row, 5] + nodes[row, 6] + nodes[row, 7],
+        nodes[row, 8] + nodes[row, 9] + nodes[row, 10] + nodes[row, 11],
+        nodes[row, 12] + nodes[row, 13] + nodes[row, 14] + nodes[row, 15],
     )
 
 
 @compiled
-def _refresh_node(sums: Floats, first: int, here: int) -> None:
-    """One node from its children."""
-    a, b, c, d = _quarters(sums, first)
-    sums[here] = a + b + c + d
+def _sum_children(nodes: Floats, row: int) -> float:
+    a, b, c, d = _quarters(nodes, row)
+    return a + b + c + d
 
 
 @compiled
@@ -75,10 +74,11 @@ def least_positive(sums: Floats, low: Floats, capacity: int) -> float:
 @compiled
 def rebuild(sums: Floats, offsets: Ints) -> None:
     """Every node from its children."""
+    nodes = sums.reshape(-1, FANOUT)
     for level in range(1, offsets.size):
         below, here = offsets[level - 1], offsets[level]
         for node in range((here - below) >> SHIFT):
-            _refresh_node(sums, below + (node << SHIFT), here + node)
+            sums[here + node] = _sum_children(nodes, (below >> SHIFT) + node)
 
 
 @compiled
@@ -96,19 +96,22 @@ def _parents(nodes: Ints, count: int) -> int:
 
 
 @compiled
-def _refresh_above(sums: Floats, offsets: Ints, nodes: Ints) -> None:
-    """All ancestors of the leaves ``nodes``, level by level. ``nodes`` is used up."""
-    count = nodes.size
+def _refresh_above(sums: Floats, offsets: Ints, touched: Ints) -> None:
+    """All ancestors of the leaves ``touched``, level by level. ``touched`` is used up."""
+    nodes = sums.reshape(-1, FANOUT)
+    count = touched.size
     for level in range(1, offsets.size):
-        below, here = offsets[level - 1], offsets[level]
-        count = _parents(nodes, count)
-        width = (here - below) >> SHIFT
+        here = offsets[level]
+        row = offsets[level - 1] >> SHIFT
+        width = (here >> SHIFT) - row
+        count = _parents(touched, count)
         if count > width:
             for k in range(width):
-                nodes[k] = k
+                touched[k] = k
             count = width
         for k in range(count):
-            _refresh_node(sums, below + (nodes[k] << SHIFT), here + nodes[k])
+            node = touched[k]
+            sums[here + node] = _sum_children(nodes, row + node)
 
 
 @compiled
@@ -194,39 +197,41 @@ def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
     """``index[k]`` becomes the leaf whose stretch of the cumulative sum holds ``target[k]``."""
     for k in range(index.size):
         index[k] = 0
+    nodes = sums.reshape(-1, FANOUT)
+    starts = np.zeros(8)
     for level in range(offsets.size - 2, -1, -1):
-        start = offsets[level]
+        row = offsets[level] >> SHIFT
         next_start = offsets[level - 1] if level > 0 else 0
         for k in range(index.size):
-            child, target[k] = _step(sums, start + (index[k] << SHIFT), target[k])
+            child, target[k] = _step(nodes, row + index[k], target[k], starts)
             index[k] = (index[k] << SHIFT) + child
             if level > 0:
                 _prefetch_node(sums, next_start + (index[k] << SHIFT))
 
 
 @compiled
-def _step(sums: Floats, first: int, rest: float) -> tuple[int, float]:
+def _step(nodes: Floats, row: int, rest: float, starts: Floats) -> tuple[int, float]:
     """Which child of a node holds the point ``rest``, and how far into the child it lies.
 
     The point is first brought below the node's sum, the last of the prefix sums. So the first
     child whose prefix sum exceeds it exists, and is positive.
     """
-    a, b, c, d = _quarters(sums, first)
+    a, b, c, d = _quarters(nodes, row)
     b += a
     c += b
     d += c
     if rest >= d:
         rest = np.nextafter(d, 0.0)
     quarter = int(a <= rest) + int(b <= rest) + int(c <= rest)
-    below = choose(c <= rest, c, choose(b <= rest, b, choose(a <= rest, a, 0.0)))
-    first += 4 * quarter
-    p = sums[first]
-    q = p + sums[first + 1]
-    r = q + sums[first + 2]
+    starts[1], starts[2], starts[3] = a, b, c
+    below = starts[quarter]  # a look-up, where selections would become branches
+    p = nodes[row, 4 * quarter]
+    q = p + nodes[row, 4 * quarter + 1]
+    r = q + nodes[row, 4 * quarter + 2]
     p, q, r = below + p, below + q, below + r
     child = int(p <= rest) + int(q <= rest) + int(r <= rest)
-    below = choose(r <= rest, r, choose(q <= rest, q, choose(p <= rest, p, below)))
-    return 4 * quarter + child, rest - below
+    starts[4], starts[5], starts[6], starts[7] = below, p, q, r
+    return 4 * quarter + child, rest - starts[4 + child]
 
 
 @compiled

@@ -41,10 +41,8 @@ def _register(environment: str) -> None:
             f"environment {environment} needs a package that is not installed: "
             f"pip install 'lit-adaptive[{extra}]'"
         ) from error
-    if family == "MinAtar":
-        package.register_envs()
-    else:
-        gymnasium.register_envs(package)
+    register: Callable[[], None] = getattr(package, "register_envs", lambda: None)
+    register()  # ale_py registers on import
 
 
 class _ForgetLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
