@@ -157,7 +157,8 @@ def _refuse_unreadable(parser: LightningArgumentParser, checkpoint: str | None) 
         why = str(error).splitlines()[0]
         parser.error(
             f"{checkpoint} is not a checkpoint that can be resumed ({why}): it is damaged, or "
-            "holds more than tensors and plain values (weights-only loading refuses that); take another"
+            "holds more than tensors and plain values (weights-only loading refuses that): "
+            "take another"
         )
 
 

@@ -52,7 +52,7 @@ def update(
     if not bool(good.all()) or not (member is None or bool(member[index].all())):
         return BAD
     mass = priority if exponent == 1 else torch.where(priority > 0, priority**exponent, 0.0)
-    if not force and not float(sums[-1] + mass.sum()) < SAFE_TOTAL:
+    if not force and not float(sums[offsets[-1]] + mass.sum()) < SAFE_TOTAL:
         return RISKY
     leaf, inverse = torch.unique(index, return_inverse=True)
     order = torch.arange(len(index), device=index.device)
@@ -82,7 +82,7 @@ def _descend(sums: Tensor, offsets: list[int], rest: Tensor) -> Tensor:
 
 def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[int, Tensor, Tensor]:
     """Leaves that hold the given points of the cumulative sum, and their masses."""
-    total = sums[-1]
+    total = sums[offsets[-1]]
     if not bool(((cumsum >= 0) & (cumsum <= total)).all()):
         return BAD, cumsum, cumsum
     index = _descend(sums, offsets, cumsum)
@@ -95,7 +95,7 @@ def sample(
     """One leaf from each of K equal stretches, and its mass (with ``divide`` its probability)."""
     if not bool(((uniform >= 0) & (uniform <= 1)).all()):
         return BAD, uniform, uniform
-    total = sums[-1]
+    total = sums[offsets[-1]]
     stretch = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
     target = (stretch + uniform) * (1.0 / len(uniform)) * total
     index = _descend(sums, offsets, target)

@@ -58,7 +58,7 @@ class SumTree:
         self.device = torch.device(device)
         self._compiled = self.device.type == "cpu"  # tests turn it off to run the torch path
         self._offsets = _level_offsets(capacity)
-        size = self._offsets[-1] + 1
+        size = self._offsets[-1] + loops.FANOUT
         # NumPy asks for huge pages, torch does not; random access is faster with them.
         self._sums = torch.from_numpy(np.full(size, 0.0)).to(self.device)
         blocks = -(-capacity >> loops.BLOCK_SHIFT) if self._compiled else 0
@@ -77,7 +77,7 @@ class SumTree:
     @property
     def total_priority(self) -> float:
         """Sum of all leaves: the root."""
-        return float(self._np_sums[-1] if self._compiled else self._sums[-1])
+        return float((self._np_sums if self._compiled else self._sums)[self._offsets[-1]])
 
     @property
     def min_priority(self) -> float:

@@ -188,10 +188,23 @@ class ReplayBuffer:
                 f"{type(self.sampler).__name__}: make it with the same sampler"
             )
         ring, stale_updates = state.get("ring"), state.get("stale_updates")
-        if not isinstance(ring, dict) or not isinstance(stale_updates, int):
-            raise ValueError("the state lacks its transitions: it is damaged. Nothing was changed")
+        sampler = state.get("sampler")
+        if not all(isinstance(part, dict) for part in (ring, sampler)):
+            raise ValueError(
+                "the state lacks its transitions or its sampler: it is damaged. Nothing was changed"
+            )
+        if not isinstance(stale_updates, int):
+            raise ValueError("the state lacks stale_updates: it is damaged. Nothing was changed")
         self.ring.check_state(ring)
-        self.sampler.load_state_dict(state["sampler"])
+        before = self.sampler.state_dict()
+        self.sampler.load_state_dict(sampler)
+        held = min(int(ring["added"]), self.capacity)
+        if (drawable := self.sampler.count) != held:
+            self.sampler.load_state_dict(before)
+            raise ValueError(
+                f"the state holds {held} transitions and its sampler draws among {drawable}: "
+                "they are not of one moment. Nothing was changed"
+            )
         self.ring.load_state_dict(ring)
         self.stale_updates = stale_updates
 

@@ -18,13 +18,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Read what ``save_state`` wrote.
 
     Raises:
-        OSError: if the file cannot be opened.
+        OSError: if there is no such file, or it may not be read.
         ValueError: if it is damaged, or holds more than tensors and primitives.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise  # nothing is wrong with the file itself
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise ValueError(
             f"{path} is no replay that can be read: it is damaged, or holds more than tensors and "

@@ -111,8 +111,9 @@ def make_environment(environment: str, **kwargs: Any) -> Environment:
     """
     _register(environment)
     family = environment.partition("/")[0]
-    makers: dict[str, Callable[..., Environment]] = {"MinAtar": _minatar, "ALE": _atari}
-    make = makers.get(family, _any)
+    make: Callable[..., Environment] = _any
+    if family in _EXTRAS:
+        make = _minatar if family == "MinAtar" else _atari
     try:
         made = make(environment, **kwargs)
     except gymnasium.error.Error as error:

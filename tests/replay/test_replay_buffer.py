@@ -226,3 +226,28 @@ def test_a_state_whose_sampler_is_damaged_changes_nothing() -> None:
     with pytest.raises(ValueError, match="damaged"):
         other.load_state_dict(state)
     assert len(other) == other.sampler.count == 0
+
+
+def test_a_state_of_two_moments_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    one, more = ReplayBuffer(16), ReplayBuffer(16)
+    for replay, steps in ((one, 10), (more, 16)):
+        for _ in range(steps):
+            replay.add(torch.zeros(1, 2), [0], [1.0], torch.ones(1, 2), [False])
+    mixed = {**one.state_dict(), "sampler": more.state_dict()["sampler"]}
+    with pytest.raises(ValueError, match="holds 10 transitions and its sampler draws among 16"):
+        more.load_state_dict(mixed)
+    assert len(more) == more.sampler.count == 16
+    with pytest.raises(ValueError, match="lacks its transitions or its sampler"):
+        more.load_state_dict({k: v for k, v in mixed.items() if k != "sampler"})
+
+
+def test_a_file_cut_off_partway_is_called_damaged(tmp_path: Path) -> None:
+    replay = ReplayBuffer(16)
+    replay.add(torch.zeros(1, 2), [0], [1.0], torch.ones(1, 2), [False])
+    path = tmp_path / "replay.pt"
+    replay.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        replay.load(path)
+    with pytest.raises(FileNotFoundError):
+        replay.load(tmp_path / "nowhere.pt")
