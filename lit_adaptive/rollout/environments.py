@@ -31,7 +31,7 @@ _EXTRAS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "atari")}
 def _register(environment: str) -> None:
     """Let Gymnasium know the packages whose environments are asked for."""
     family = environment.partition("/")[0]
-    if family not in _EXTRAS or environment in gymnasium.registry:
+    if family not in _EXTRAS or any(known.startswith(family) for known in gymnasium.registry):
         return
     module, extra = _EXTRAS[family]
     try:

@@ -90,6 +90,7 @@ def test_a_resumed_sampler_draws_what_the_uninterrupted_one_draws(cls: Class) ->
             if isinstance(one, AdaptiveSampler):
                 one.insert(ours.index)
                 one.update(ours.index, ours.index.double() / 7)
+                one.insert(ours.index[:3])  # at the maximum priority, which must be remembered
     for name, value in kept.items():  # the state was a copy
         same = value.equal(state[name]) if isinstance(value, Tensor) else value == state[name]
         assert same, name
