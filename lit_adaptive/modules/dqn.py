@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_adaptive.core.td import double_q_errors, huber, q_errors
+from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.networks import MLP, QNetwork
 
 NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
@@ -23,7 +23,7 @@ NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
-class DQN(LightningModule):
+class DQN(AdaptiveModule):
     """Learns action values from replayed transitions; returns each one's TD error.
 
     Args:

@@ -33,7 +33,7 @@ class QNetwork(nn.Module):
         self.num_actions = num_actions
         self.dueling = dueling
         self.trunk: nn.Module
-        self.head: nn.Module
+        self.head: nn.Linear
         self.value: nn.Module | None = None
 
     def _set_head(self, width: int) -> None:
@@ -48,7 +48,7 @@ class QNetwork(nn.Module):
 
     def prepare(self, observation: Tensor) -> Tensor:
         """As the trunk wants it: its weights' type, one batch axis."""
-        return observation.to(next(self.parameters()).dtype)
+        return observation.to(self.head.weight.dtype)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Values ``[B, A]`` of ``observation`` ``[B, *observation_shape]``."""

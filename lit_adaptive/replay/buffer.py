@@ -187,9 +187,9 @@ class ReplayBuffer:
                 f"the state's sampler is a {state.get('sampler_kind')}, this replay's a "
                 f"{type(self.sampler).__name__}: make it with the same sampler"
             )
-        ring, stale_updates = state.get("ring"), state.get("stale_updates")
-        sampler = state.get("sampler")
-        if not all(isinstance(part, dict) for part in (ring, sampler)):
+        stale_updates = state.get("stale_updates")
+        ring, sampler = state.get("ring"), state.get("sampler")
+        if not isinstance(ring, dict) or not isinstance(sampler, dict):
             raise ValueError(
                 "the state lacks its transitions or its sampler: it is damaged. Nothing was changed"
             )

@@ -101,15 +101,26 @@ def _data(sampler: Any = PrioritizedSampler, **kwargs: Any) -> ReplayDataModule:
     return ReplayDataModule("CartPole-v1", sampler, evaluation_episodes=2, **{**given, **kwargs})
 
 
+QUIET: dict[str, Any] = {
+    "max_epochs": 1,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+
+
 def _fit(data: ReplayDataModule, model: DQN | None = None, **kwargs: Any) -> tuple[DQN, Trainer]:
     seed_everything(0, verbose=False)
     model = model or DQN(lambda shape, actions: MLP(shape, actions, hidden=[16]))
     learns = [PriorityRefresh(), BetaAnneal()] if "data.update" in data.provides else []
     trainer = Trainer(
         **{
-            **dict(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False),
-            **dict(enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1),
-            **dict(use_distributed_sampler=False, num_sanity_val_steps=0),
+            **QUIET,
             **kwargs,
         },
         callbacks=[
