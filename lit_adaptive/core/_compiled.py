@@ -16,6 +16,12 @@ def compiled(function: Function) -> Function:
     return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+def inlined(function: Function) -> Function:
+    """The same for a few lines that are copied into each caller: a call would cost as much."""
+    decorate = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+    return cast("Function", decorate(function))
+
+
 def _prefetch(_typing: Any, array: Any, position: Any) -> Any:
     """``prefetch(array, position)``: bring an element's cache line near; changes nothing else."""
 

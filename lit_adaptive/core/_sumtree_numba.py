@@ -12,7 +12,7 @@ positive; and the last is the node's sum, to the bit.
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import compiled, prefetch
+from lit_adaptive.core._compiled import compiled, inlined, prefetch
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@compiled
+@inlined
 def _quarters(nodes: Floats, row: int) -> tuple[float, float, float, float]:
     """Sums of each four of a node's children, from left to right."""
     return (
@@ -39,13 +39,13 @@ def _quarters(nodes: Floats, row: int) -> tuple[float, float, float, float]:
     )
 
 
-@compiled
+@inlined
 def _sum_children(nodes: Floats, row: int) -> float:
     a, b, c, d = _quarters(nodes, row)
     return a + b + c + d
 
 
-@compiled
+@inlined
 def _note_least(low: Floats, block: int, old: float, new: float) -> None:
     """Keep a block's least positive leaf, or mark it ``UNKNOWN`` where only a search could tell."""
     least = low[block]
@@ -114,7 +114,7 @@ def _refresh_above(sums: Floats, offsets: Ints, touched: Ints) -> None:
             sums[here + node] = _sum_children(nodes, row + node)
 
 
-@compiled
+@inlined
 def _prefetch_node(values: Floats, first: int) -> None:
     """Bring near the two cache lines of a node's children."""
     prefetch(values, first)
@@ -208,7 +208,7 @@ def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
                 _prefetch_node(sums, next_start + (index[k] << SHIFT))
 
 
-@compiled
+@inlined
 def _step(nodes: Floats, row: int, rest: float) -> tuple[int, float]:
     """Which child of a node holds the point ``rest``, and how far into the child it lies.
 
@@ -230,7 +230,7 @@ def _step(nodes: Floats, row: int, rest: float) -> tuple[int, float]:
     return 4 * quarter + child, rest - below
 
 
-@compiled
+@inlined
 def _passed(a: float, b: float, c: float, rest: float) -> tuple[int, float]:
     """How many of ``a <= b <= c`` are at most ``rest``, and the greatest that is, or 0.
 
