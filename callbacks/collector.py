@@ -120,16 +120,13 @@ class TransitionCollector(Callback):
             self._owed -= data.num_environments
             self._step(trainer, pl_module, epsilon=self.epsilon)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._finished and every and trainer.global_step % every == 0:
-            mean = sum(self._finished) / len(self._finished)
+        if not every or trainer.global_step % every:
+            return
+        found = {"train/epsilon": self.epsilon, "train/transitions": float(self.collected)}
+        if self._finished:
+            found["train/return"] = sum(self._finished) / len(self._finished)
             self._finished.clear()
-            pl_module.log_dict(
-                {
-                    "train/return": mean,
-                    "train/epsilon": self.epsilon,
-                    "train/transitions": float(self.collected),
-                }
-            )
+        pl_module.log_dict(found)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, *, epsilon: float) -> None:
         """One step of every environment on every rank."""

@@ -140,11 +140,26 @@ class AdaptiveCLI(LightningCLI):
             kwargs["logger"] = [own, *others]
         return super().instantiate_trainer(**kwargs)
 
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            print(f"{_best(self.trainer)}\nrun directory: {self.run_dir}")
+
     def before_fit(self) -> None:
         """Refuse parts that do not fit together."""
         parts = [self.model, self.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
         if lines := unmet_needs(parts):
             self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
+
+
+def _best(trainer: Trainer) -> str:
+    """What the first checkpoint callback that watches something found, in words."""
+    for callback in trainer.checkpoint_callbacks:
+        score = getattr(callback, "best_model_score", None)
+        if score is not None:
+            monitor: Any = callback
+            return f"best {monitor.monitor} {float(score):g} in {monitor.best_model_path}"
+    return "no monitored checkpoint"
 
 
 def _refuse_unreadable(parser: LightningArgumentParser, checkpoint: str | None) -> None:
