@@ -35,3 +35,14 @@ def weights(probability: Floats, minimum: float, beta: float, out: Floats) -> bo
     for k in range(probability.size):
         out[k] = (minimum / probability[k]) ** beta
     return True
+
+
+@compiled
+def inverse_weights(probability: Floats, size: float, beta: float, weight: Floats) -> bool:
+    """``(size * probability) ** -beta``; false if a probability is not in (0, 1]."""
+    good = True
+    for k in range(probability.size):
+        good &= (probability[k] > 0.0) & (probability[k] <= 1.0)
+        relative = 1.0 / (size * probability[k])
+        weight[k] = relative if beta == 1.0 else relative**beta
+    return good

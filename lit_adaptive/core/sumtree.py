@@ -216,6 +216,20 @@ class SumTree:
             raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
         return found[0], found[1]
 
+    def assign(self, mass: Tensor) -> None:
+        """Set all leaves at once to ``mass`` ``[capacity]``, finite and not negative.
+
+        Raises:
+            ValueError: if there is not one such mass per slot; nothing changes then.
+        """
+        sound = mass.shape == (self.capacity,)
+        if not (sound and bool(mass.amin() >= 0) and bool(mass.amax() * len(mass) < torch.inf)):
+            raise ValueError(
+                f"the masses have shape {tuple(mass.shape)}; there must be one per slot "
+                f"({self.capacity}), finite and not negative"
+            )
+        self._set_leaves(mass)
+
     def clear(self) -> None:
         """Empty all slots."""
         self._sums.zero_()

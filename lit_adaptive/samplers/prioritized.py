@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import check_alpha
+from lit_adaptive.core.prioritized import check_alpha, masses
 from lit_adaptive.core.sumtree import SumTree
 from lit_adaptive.samplers._indices import checked_indices
 from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw
@@ -139,6 +139,30 @@ class PrioritizedSampler(AdaptiveSampler):
             ValueError: if nothing can be drawn.
         """
         return self.masses / self._total()
+
+    def probability_of(self, index: Tensor) -> Tensor:
+        """Chance of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
+
+        Raises:
+            ValueError: if nothing can be drawn.
+        """
+        return self.masses[index] / self._total()
+
+    def scores(self) -> Tensor:
+        """The priorities: ``[size]`` float64 (at ``alpha=0``, which forgets them, 1 or 0)."""
+        return self.masses.cpu().pow(1 / self.alpha if self.alpha else 1)
+
+    def set_scores(self, score: Tensor) -> None:
+        """Begin with the priorities ``score`` ``[size]``; 0: never drawn until updated.
+
+        Raises:
+            ValueError: naming offending indices, or if all are 0; nothing changes then.
+        """
+        score = self._checked_scores(score) * self._inserted
+        if not bool((score > 0).any()):
+            raise ValueError("no score is above 0, so nothing could be drawn: add a small epsilon")
+        self._tree.assign(masses(score, alpha=self.alpha))
+        self._max_priority = max(self._max_priority, float(score.amax()))
 
     def min_probability(self) -> float:
         """Smallest probability among the drawable; it carries the largest importance weight.

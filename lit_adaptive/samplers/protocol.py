@@ -5,11 +5,14 @@ A sampler knows neither Lightning nor the data; it owns the *choice*. Two classe
     IndexSampler       draw, insert, remove, state_dict       which index comes next
     AdaptiveSampler    the same, and update(index, priority)  ... and learns from what came of it
 
+A sampler made of others (a curriculum, a mixture) hands on to them what it is told.
+
 Under several ranks all of them hold the same sampler in the same state and draw the same *global*
 batch; each takes its share (``lit_adaptive.samplers.batches``). That keeps one law for all.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +56,51 @@ class IndexSampler(ABC):
         self.device = torch.device(device)
         # Always a CPU generator: the same uniforms, hence the same draws, on every device.
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def learns(self) -> bool:
+        """Whether ``update`` changes what is drawn."""
+        return False
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether ``advance`` changes what is drawn."""
+        return False
+
+    @property
+    def wants_difficulty(self) -> bool:
+        """Whether ``set_difficulty`` must be called before anything can be drawn."""
+        return False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether ``loss_weights`` gives weights, rather than None."""
+        return False
+
+    def reseed(self, seed: int) -> None:
+        """Begin the stream of random numbers that belongs to ``seed``."""
+        self.generator.manual_seed(seed)
+
+    def advance(self, progress: float) -> None:  # noqa: B027
+        """Tell which share of the training is done, in [0, 1]; most samplers do not care."""
+
+    def set_difficulty(self, difficulty: Tensor) -> None:  # noqa: B027
+        """Tell how hard each sample is: ``[size]``; most samplers do not care."""
+
+    def loss_weights(self, index: Tensor) -> Tensor | None:  # noqa: ARG002
+        """What to multiply the losses of ``index`` ``[K]`` by, beside the correction of the draw.
+
+        ``[K]`` float64 with mean 1 over all samples, or None where the sampler weights nothing.
+        """
+        return None
+
+    def probability_of(self, index: Tensor) -> Tensor:
+        """Chance of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
+
+        Raises:
+            ValueError: if nothing can be drawn.
+        """
+        return self.probabilities()[index]
 
     def _refuse_draw(self, batch_size: int = 1) -> None:
         """What every draw needs: a batch to fill, and items to fill it with."""
@@ -119,6 +167,40 @@ class IndexSampler(ABC):
 class AdaptiveSampler(IndexSampler):
     """A sampler that learns from what came of its draws."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether ``update`` changes what is drawn."""
+        return True
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """What it has learnt, to be kept in a file: ``[size]`` float64, for ``set_scores``."""
+
+    @abstractmethod
+    def set_scores(self, score: Tensor) -> None:
+        """Begin with what an earlier run learnt: ``[size]``, finite and not negative.
+
+        Raises:
+            ValueError: naming offending indices, or another length; nothing changes then.
+        """
+
+    def _checked_scores(self, score: Tensor) -> Tensor:
+        """``score`` as float64 on the sampler's device, if it is one for each index."""
+        score = score.detach().to(self.device, torch.float64)
+        if score.shape != (self.size,):
+            raise ValueError(
+                f"there are scores of shape {tuple(score.shape)} for {self.size} samples: "
+                "give one for each"
+            )
+        wrong = ~((score >= 0) & (score < torch.inf))
+        if bool(wrong.any()):
+            where = wrong.nonzero().flatten()[:8]
+            raise ValueError(
+                f"the scores of index {where.tolist()} are {score[where].tolist()}; scores are "
+                "finite and not negative. Nothing was changed"
+            )
+        return score
+
     @abstractmethod
     def update(self, index: Tensor, priority: Tensor) -> None:
         """Give each ``index`` ``[K]`` int64 its new ``priority`` ``[K]``, finite and not negative.
@@ -129,3 +211,7 @@ class AdaptiveSampler(IndexSampler):
             ValueError: naming the offending indices, if one is out of range or not inserted, or
                 its priority is NaN, infinite or negative; the sampler is unchanged then.
         """
+
+
+SamplerFactory = Callable[[int], IndexSampler]
+"""Given how many items there can be, a sampler over them (``class_path``/``init_args`` in YAML)."""

@@ -191,6 +191,24 @@ class RankPrioritizedSampler(AdaptiveSampler):
         chance[self._item[: self._count]] = law
         return chance.to(self.device)
 
+    def scores(self) -> Tensor:
+        """The priorities: ``[size]`` float64, 0 for what is not inserted."""
+        score = torch.zeros(self.size, dtype=torch.float64)
+        score[self._item[: self._count]] = self._heap[: self._count]
+        return score
+
+    def set_scores(self, score: Tensor) -> None:
+        """Begin with the priorities ``score`` ``[size]``, in their true ranks.
+
+        Raises:
+            ValueError: naming offending indices; nothing changes then.
+        """
+        score = self._checked_scores(score).cpu()
+        items = self._item[: self._count].clone()
+        self._put(items, score[items])
+        self._max_priority = max(self._max_priority, float(score.amax()))
+        self.sort()
+
     def min_probability(self) -> float:
         """That of the last rank.
 

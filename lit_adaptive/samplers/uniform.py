@@ -92,6 +92,11 @@ class UniformSampler(IndexSampler):
         chance[self._item[: self._count]] = self.min_probability()
         return chance.to(self.device)
 
+    def probability_of(self, index: Tensor) -> Tensor:
+        """1 / count for each drawable ``index`` ``[K]``, else 0: ``[K]`` float64."""
+        drawable = self._place[index.cpu()] < self._count
+        return (drawable.double() * self.min_probability()).to(self.device)
+
     def min_probability(self) -> float:
         """1 / count.
 

@@ -1,0 +1,143 @@
+r"""What the model may see yet: competence, stages, self-pace.
+
+    progress     t / T            share of the training that is done            in [0, 1]
+    difficulty   d_i              any number, greater is harder                 [N]
+    rank share   CDF(d_i)         share of samples not harder than i            [N], in (0, 1]
+    competence   c(t)             share of the samples that may be drawn        in (0, 1]
+
+A sample may be drawn at time t if CDF(d_i) <= c(t) (Platanios et al., 2019, 1903.09848, sec. 3).
+
+Where this departs from the papers, and why:
+  1. The easiest samples can always be drawn, however small c(t): an empty support trains nothing.
+  2. Self-paced learning (Kumar et al., 2010) solves for all v at once; here each v_i follows from
+     the last loss seen of its sample. Samples never seen count as easy.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _refuse_progress(progress: float) -> None:
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress is {progress}; the share of the training done is in [0, 1]")
+
+
+def competence(progress: float, *, start: float = 0.01, power: float = 2.0) -> float:
+    r""":math:`c(t) = \min(1, (t/T (1 - c_0^p) + c_0^p)^{1/p})`. Platanios et al. (2019), eq. 8.
+
+    Args:
+        progress: t / T in [0, 1].
+        start: c_0 in (0, 1]; the paper has 0.01.
+        power: p above 0; 2 is the paper's square root, 1 its linear curve.
+
+    Returns:
+        In [``start``, 1].
+
+    Raises:
+        ValueError: naming the argument that is out of its range.
+    """
+    _refuse_progress(progress)
+    if not 0 < start <= 1:
+        raise ValueError(f"start is {start}; the first competence lies in (0, 1]")
+    if not 0 < power < math.inf:
+        raise ValueError(f"power is {power}; it must be above 0 (2: square root, 1: linear)")
+    first = start**power
+    return float(min(1.0, (progress * (1 - first) + first) ** (1 / power)))
+
+
+def staged(progress: float, *, shares: Sequence[float]) -> float:
+    """Competence that rises in equally long stages: ``shares[floor(progress * len(shares))]``.
+
+    Args:
+        progress: in [0, 1].
+        shares: one for each stage, each in (0, 1], such as ``[0.3, 0.6, 1.0]``.
+
+    Raises:
+        ValueError: if there is no stage, or a share is outside (0, 1].
+    """
+    _refuse_progress(progress)
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(
+            f"shares is {list(shares)}; give one share of the samples in (0, 1] for each stage"
+        )
+    return float(shares[min(int(progress * len(shares)), len(shares) - 1)])
+
+
+def rank_shares(difficulty: Tensor) -> Tensor:
+    """CDF(d_i): the share of samples not harder than i; equal difficulties share the greater.
+
+    Args:
+        difficulty: ``[N]``, not NaN.
+
+    Returns:
+        ``[N]`` float64 in (0, 1].
+
+    Raises:
+        ValueError: naming the samples whose difficulty is NaN.
+    """
+    if bool((missing := difficulty.isnan()).any()):
+        raise ValueError(
+            f"the difficulties of samples {missing.nonzero().flatten()[:8].tolist()} are NaN; "
+            "give every sample a number, greater being harder"
+        )
+    ordered = difficulty.sort().values
+    return torch.searchsorted(ordered, difficulty, right=True).double() / len(difficulty)
+
+
+def within(difficulty: Tensor, share: float, *, hardest_first: bool = False) -> Tensor:
+    """Who may be drawn at a competence: ``[N]`` bool, at least one of them.
+
+    Args:
+        difficulty: ``[N]``, not NaN.
+        share: competence in (0, 1].
+        hardest_first: begin with the hard ones and let the easy ones follow.
+
+    Raises:
+        ValueError: if ``share`` is outside (0, 1], there is no sample, or a difficulty is NaN.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"the competence is {share}; it must lie in (0, 1]")
+    if not len(difficulty):
+        raise ValueError("there are no difficulties; a curriculum needs one for each sample")
+    rank = rank_shares(-difficulty if hardest_first else difficulty)
+    # The half is for rounding: k / N as computed may exceed a share that was meant to be k / N.
+    allowed = rank <= share + 0.5 / len(rank) * 1e-6
+    return allowed if bool(allowed.any()) else rank == rank.min()
+
+
+def self_paced(loss: Tensor, *, threshold: float) -> Tensor:
+    """v_i = 1[loss_i < threshold]: ``[N]`` bool. Kumar et al. (2010), with threshold = 1 / K.
+
+    Args:
+        loss: ``[N]`` last losses; ``-inf`` where none was seen.
+        threshold: above 0.
+
+    Raises:
+        ValueError: if the threshold is not above 0, or leaves no sample.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}; it must be above 0, in the unit of the loss")
+    allowed = loss < threshold
+    if not bool(allowed.any()):
+        raise ValueError(
+            f"no sample's loss is below the threshold {threshold}; the least is "
+            f"{float(loss.min())}: start with a greater threshold"
+        )
+    return allowed
+
+
+def pace(progress: float, *, start: float, end: float) -> float:
+    """The threshold 1 / K, growing by equal factors from ``start`` to ``end``, both above 0.
+
+    Kumar et al. (2010): K shrinks by a factor after each round.
+
+    Raises:
+        ValueError: if a bound is not above 0, or ``end`` is below ``start``.
+    """
+    _refuse_progress(progress)
+    if not 0 < start <= end < math.inf:
+        raise ValueError(f"start is {start} and end {end}; they must be above 0 and not descend")
+    return float(start ** (1 - progress) * end**progress)
