@@ -6,18 +6,30 @@ Each callback says what it needs and what it changes, in two lines of its docstr
 
 from callbacks.beta_anneal import BetaAnneal
 from callbacks.collector import TransitionCollector
+from callbacks.curriculum_progress import CurriculumProgress
 from callbacks.evaluation import EpisodeEvaluation
+from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
+from callbacks.loss_refresh import LossRefresh
 from callbacks.monitors import SamplingMonitor
 from callbacks.priority_refresh import PriorityRefresh
+from callbacks.sample_report import SampleReport
+from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
 from callbacks.target_sync import TargetSync
 
 __all__ = [
     "BetaAnneal",
+    "CurriculumProgress",
     "EpisodeEvaluation",
+    "KeepScores",
     "LearningCurve",
+    "LossRefresh",
+    "OHEMSelector",
     "PriorityRefresh",
+    "ReducibleLossSelector",
+    "SampleReport",
     "SamplingMonitor",
+    "SelectiveBackprop",
     "TargetSync",
     "TransitionCollector",
 ]

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks._shared import planned_steps
 from lit_adaptive.core.schedules import linear
 
 
@@ -36,23 +37,9 @@ class BetaAnneal(Callback):
         self.steps = steps
 
     def _set(self, trainer: Trainer) -> None:
-        steps = self.steps or self._planned(trainer)
+        steps = self.steps or planned_steps(trainer, "BetaAnneal")
         beta = linear(trainer.global_step, start=self.start, end=self.end, steps=steps)
         trainer.datamodule.beta = beta  # type: ignore[attr-defined]
-
-    def _planned(self, trainer: Trainer) -> int:
-        planned: list[float] = []
-        if trainer.max_steps >= 0:
-            planned.append(trainer.max_steps)
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            batches = trainer.num_training_batches * trainer.max_epochs
-            planned.append(batches // trainer.accumulate_grad_batches)
-        if not planned or min(planned) == float("inf"):
-            raise ValueError(
-                "BetaAnneal cannot tell when training ends (max_steps and max_epochs are both "
-                "unlimited): give one of them, or the callback's `steps`"
-            )
-        return int(min(planned))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set it before the first batch is served."""

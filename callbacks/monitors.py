@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lit_adaptive.core.diagnostics import coverage, effective_sample_size, sampling_entropy
 
+_SHOWN = ("sampler/ess", "sampler/coverage")
+
 
 class SamplingMonitor(Callback):
     """Logs how unevenly the sampler draws, how old what it draws is, and what the weights cost.
@@ -15,10 +17,13 @@ class SamplingMonitor(Callback):
     Every so many steps: ``sampler/ess`` (of the law: as many equally likely items would draw as
     evenly), ``sampler/entropy`` (1 is uniform), ``sampler/max_prob``, ``sampler/coverage`` (share
     of the slots drawn at least once), ``sampler/unique`` (share of the batch that is not a
-    repetition), ``is_weight/mean``, ``max`` and ``ess`` (as a share of the batch) and, with a
+    repetition), ``sampler/staleness`` (batches served between a draw and its use: 0 without worker
+    processes), ``is_weight/mean``, ``max`` and ``ess`` (as a share of the batch) and, with a
     replay, ``replay/size``, ``age_mean`` and ``age_max`` (transitions since the item came).
 
-    Needs: ``data.sampler``; ``batch.index``; ``batch.weight``.
+    ESS and coverage stand in the progress bar.
+
+    Needs: ``data.sampler``; ``data.staleness``; ``batch.index``; ``batch.weight``.
     Changes: nothing.
 
     Args:
@@ -26,7 +31,7 @@ class SamplingMonitor(Callback):
             trainer's ``log_every_n_steps``. It is O(N), and rounded up to steps that are logged.
     """
 
-    needs = frozenset({"data.sampler", "batch.index", "batch.weight"})
+    needs = frozenset({"data.sampler", "data.staleness", "batch.index", "batch.weight"})
     provides: frozenset[str] = frozenset()
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -55,7 +60,9 @@ class SamplingMonitor(Callback):
         wanted = self.every_n_steps or 10 * logged
         every = logged * max(1, -(-wanted // logged))
         if trainer.global_step % every == 0:
-            pl_module.log_dict(self._measure(data, index, batch["weight"].detach().cpu()))
+            found = self._measure(data, index, batch["weight"].detach().cpu())
+            for name, value in found.items():
+                pl_module.log(name, value, prog_bar=name in _SHOWN, batch_size=len(index))
 
     def _measure(self, data: Any, index: Tensor, weight: Tensor) -> dict[str, float]:
         law: Tensor = data.sampler.probabilities()
@@ -66,6 +73,7 @@ class SamplingMonitor(Callback):
             "sampler/max_prob": float(possible.max()),
             "sampler/coverage": coverage(self._drawn[(law > 0).cpu()]),
             "sampler/unique": len(set(index.tolist())) / len(index),
+            "sampler/staleness": float(data.staleness),
             "is_weight/mean": float(weight.mean()),
             "is_weight/max": float(weight.max()),
             "is_weight/ess": float(effective_sample_size(weight)) / len(weight),

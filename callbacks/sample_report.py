@@ -25,7 +25,7 @@ MOST_SNAPSHOTS = 512
 """When there are more, every second is dropped: a long run's checkpoint stays small."""
 
 PENDING = 64
-"""Batches whose results stay on an accelerator before they are fetched, all at once."""
+"""Batches whose results wait where they are, to be counted all at once."""
 
 
 class SampleReport(Callback):
@@ -71,13 +71,18 @@ class SampleReport(Callback):
         self._epochs: list[int] = []
         self._histograms: list[Tensor] = []
         self._stride = 1
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[dict[str, Tensor]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make room for every sample, or see that there is room already."""
         if stage != "fit":
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "sampler"):
+            raise ValueError(
+                f"the trainer's datamodule is {data!r}, which has no sampler to report on: "
+                "use one such as lit_adaptive.data.AdaptiveDataModule"
+            )
         size: int = data.sampler.size
         if len(self._draws) == 0:
             self._draws = torch.zeros(size, dtype=torch.int32)
@@ -111,18 +116,14 @@ class SampleReport(Callback):
                 f"training_step's 'losses' have the shape {list(losses.shape)} and the batch's "
                 f"index {list(index.shape)}; return one loss for each sample, [B]"
             )
-        found = {
-            "index": index,
-            # A copy: a compiled step may write its next losses to the same place.
-            "losses": losses.to(torch.float32, copy=True),
-            "target": _classes(batch.get("target"), index),
-        }
+        found = {"index": index, "losses": losses, "target": _classes(batch.get("target"), index)}
         if trainer.world_size > 1:
             gathered: Any = pl_module.all_gather(found)
             found = {key: value.flatten(0, 1) for key, value in gathered.items()}
-        self._pending.append((found["index"], found["losses"], found["target"]))
-        # On an accelerator each look would wait for it: look at many batches at a time.
-        if index.device.type == "cpu" or len(self._pending) >= PENDING:
+        # Copied, as what a compiled step returned may be written to again; looked at many at a
+        # time, as on an accelerator each look would wait for it.
+        self._pending.append({key: value.clone() for key, value in found.items()})
+        if len(self._pending) >= PENDING:
             self._absorb()
 
     def _absorb(self) -> None:
@@ -130,17 +131,19 @@ class SampleReport(Callback):
         pending, self._pending = self._pending, []
         if not pending:
             return
-        index, losses, target = (torch.cat(each).cpu() for each in zip(*pending, strict=True))
+        index, losses, target = (
+            torch.cat([one[key] for one in pending]).cpu() for key in ("index", "losses", "target")
+        )
         self._draws.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
         # NumPy promises that of an index given twice the last counts; torch does not.
         rows = index.numpy()
-        self._last_loss.numpy()[rows] = losses.numpy()
+        self._last_loss.numpy()[rows] = losses.float().numpy()
         self._target.numpy()[rows] = target.numpy()
 
     def _snapshot(self, trainer: Trainer, epochs: int) -> None:
         """Keep the law after so many epochs; the latest always, of the others every stride-th."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self._epochs and (self._epochs[-1] == epochs or self._epochs[-1] % self._stride):
+        while self._epochs and (self._epochs[-1] >= epochs or self._epochs[-1] % self._stride):
             self._epochs.pop()
             self._histograms.pop()
         self._epochs.append(epochs)
@@ -177,6 +180,8 @@ class SampleReport(Callback):
                 changes then.
         """
         draws: Tensor = state_dict["draws"]
+        if len(draws) == 0:
+            return  # saved before there was anything to count
         if len(self._draws) not in (0, len(draws)):
             raise ValueError(
                 f"the state's draws are of {len(draws)} samples, and the sampler here draws from "
@@ -270,15 +275,12 @@ def _classes(target: Any, index: Tensor) -> Tensor:
 def _filled_in(target: Tensor, dataset: Any) -> Tensor:
     """``target`` with the dataset's own where it is unknown, if the two agree where it is known."""
     try:
-        own = torch.as_tensor(dataset.targets)
+        own = _classes(torch.as_tensor(dataset.targets), target)
     except Exception:  # many datasets have none, or none of this form
         return target
-    if own.shape != target.shape or own.is_floating_point() or own.is_complex():
-        return target
     known = target >= 0
-    if not own[known].equal(target[known]):
-        return target
-    return torch.where(known, target, own.to(target.dtype))
+    agree = own[known].equal(target[known])
+    return torch.where(known, target, own) if agree else target
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from lit_adaptive.contract import check_pairing
+from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.core.prioritized import importance_weights
 from lit_adaptive.samplers import AdaptiveSampler, BatchDraw, DrawBatches, IndexSampler
 
-SamplerFactory = Callable[[int], IndexSampler]
-"""Given how many items there can be, a sampler over them (``class_path``/``init_args`` in YAML)."""
+Normalize = Literal["none", "batch", "buffer"]
 
 Batch = dict[str, Any]
 
@@ -26,9 +26,10 @@ def _seed_of_the_run() -> int:
 class SampledDataModule(LightningDataModule):
     r"""Serves batches that a sampler drew, each item with its index, probability and weight.
 
-    The weight is :math:`w_i = (N P(i))^{-\beta} / \max_j w_j` (Schaul et al., 2016, section 3.4).
-    It is made when the batch is served, from the probability at the draw and the ``beta`` of now,
-    so it is right even when worker processes drew the batch several updates ago.
+    The weight is :math:`w_i = (N P(i))^{-\beta}`, divided by :math:`\max_j w_j` or not, times the
+    sampler's own loss weight if it has one. It is made when the batch is served, from the
+    probability and the count N at the draw and the ``beta`` of now, so it is right even when worker
+    processes drew the batch several updates ago; ``staleness`` says how many.
 
     Every rank holds the same sampler and draws the same global batch, of which it serves its share;
     hence ``use_distributed_sampler: false`` and one state for all ranks in the checkpoint.
@@ -38,8 +39,9 @@ class SampledDataModule(LightningDataModule):
         batches_per_epoch: batches after which an epoch ends, above 0.
         beta: how much of the sampling bias the weights correct, in [0, 1]; 1 is all of it.
             ``callbacks.BetaAnneal`` moves it during training.
-        normalize: the maximum that weights are divided by: the ``"batch"``'s (over all ranks) or
-            the whole ``"buffer"``'s.
+        normalize: the maximum that weights are divided by: the ``"batch"``'s (over all ranks), the
+            whole ``"buffer"``'s (Schaul et al., 2016, section 3.4), or ``"none"``: weights of mean
+            1, which at ``beta=1`` make the batch's mean an unbiased estimate.
         seed: of the sampler; by default that of ``seed_everything``.
     """
 
@@ -51,7 +53,7 @@ class SampledDataModule(LightningDataModule):
         batch_size: int,
         batches_per_epoch: int,
         beta: float,
-        normalize: Literal["batch", "buffer"],
+        normalize: Normalize,
         seed: int | None,
     ) -> None:
         super().__init__()
@@ -65,17 +67,21 @@ class SampledDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch
         self.beta = beta
-        self.normalize: Literal["batch", "buffer"] = normalize
+        self.normalize: Normalize = normalize
         self.seed = _seed_of_the_run() if seed is None else seed
         self._batches: DrawBatches | None = None
         self._restored: dict[str, Any] | None = None
+        self.staleness = 0
 
     @property
     def provides(self) -> frozenset[str]:
         """What this datamodule offers to modules and callbacks (see ``lit_adaptive.contract``)."""
         names = {"batch.index", "batch.probability", "batch.weight", "data.sampler", "data.beta"}
-        if isinstance(self.sampler, AdaptiveSampler):
+        names.add("data.staleness")
+        if self.sampler.learns:
             names.add("data.update")
+        if self.sampler.follows_progress:
+            names.add("data.advance")
         return frozenset(names)
 
     def setup(self, stage: str) -> None:
@@ -112,13 +118,28 @@ class SampledDataModule(LightningDataModule):
         """``batch`` with the draw's ``index``, ``probability`` and ``weight``, each ``[B]``."""
         batch["index"] = draw.index
         batch["probability"] = draw.probability
-        batch["weight"] = importance_weights(
-            draw.probability,
-            size=self.sampler.count,
-            beta=self.beta,
-            min_probability=draw.min_probability,
-        ).float()
+        batch["weight"] = self._weights(draw).float()
+        self.staleness = draw.staleness
         return batch
+
+    def _weights(self, draw: BatchDraw) -> Tensor:
+        if self.normalize == "none":
+            weight = inverse_probability_weights(
+                draw.probability, size=draw.drawable, beta=self.beta
+            )
+        else:
+            weight = importance_weights(
+                draw.probability,
+                size=draw.drawable,
+                beta=self.beta,
+                min_probability=draw.min_probability,
+            )
+        own = self.sampler.loss_weights(draw.index)
+        return weight if own is None else weight * own
+
+    def advance(self, progress: float) -> None:
+        """Tell the sampler which share of the training is done, in [0, 1]."""
+        self.sampler.advance(progress)
 
     def update(self, drawn: dict[str, Tensor], priority: Tensor) -> None:
         """Give drawn items their new ``priority`` ``[K]``, finite and not negative.

@@ -5,7 +5,7 @@ Rows are counted from 0. An id is an integer or a string.
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +17,30 @@ from torch.utils.data import Dataset
 Ids = list[str] | Tensor
 """One per row, all different: strings, or ``[N]`` int64."""
 
-arrow: Any = compute  # its functions are made at run time, so no type checker knows them
+# pyarrow ships no types, and makes its functions at run time.
+Table: TypeAlias = Any
+Column: TypeAlias = Any
+DataType: TypeAlias = Any
+arrow: Any = compute
 
 _PLAIN_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
 _MOST_CLASSES = 1_000_000
 _SHOWN = 5
 
 
+class Inputs(Protocol):
+    """What a row's ``input`` comes from: a tensor, or something slower that is indexed like one."""
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """One row's input for an integer, a batch ``[B, ...]`` for ``[B]`` int64."""
+        ...
+
+
 class ColumnDataset(Dataset[dict[str, Any]]):
     """The rows of an Arrow table as a map-style dataset; the class behind ``TableDataset``.
 
     Attributes:
-        inputs: ``[N, F]`` float32, or None without features.
+        inputs: ``[N, ...]`` float32, or what is indexed like it; None if there is only text.
         targets: ``[N]`` int64, or None without a target.
         classes: name of each class (integer classes: their digits), or None without a target.
         ids: one per row, all different: strings, or ``[N]`` int64.
@@ -37,43 +49,41 @@ class ColumnDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        table: pa.Table,
+        table: Table,
         *,
         features: Sequence[str] | None = None,
         target: str | None = None,
         text: str | None = None,
         id: str | None = None,  # noqa: A002
         classes: Sequence[str] | None = None,
+        inputs: Inputs | None = None,
         source: str = "the table",
+        guess_ids: bool = False,
     ) -> None:
         if table.num_rows == 0:
             raise ValueError(f"{source} has no rows; there is nothing to draw from")
         roles = [name for name in (target, text, id) if name is not None]
         if features is None:
-            features = [
-                field.name
-                for field in table.schema
-                if is_numeric(field.type) and field.name not in roles
-            ]
-        refuse_missing(table, [*features, *roles], source)
-        if not features and text is None:
+            free = [name for name in numeric_columns(table) if name not in roles]
+            features = free if text is None and inputs is None else []
+        refuse_missing(table.column_names, [*features, *roles], source)
+        if not features and text is None and inputs is None:
             raise ValueError(
                 f"{source} gives a model no input: none of {table.column_names} is numeric and "
                 "free for features; name features= or text="
             )
         self.source = source
         self._table = table
-        self.inputs = features_of(table, features, source) if features else None
+        self.inputs = features_of(table, features, source) if features else inputs
         self.targets: Tensor | None = None
         self.classes: list[str] | None = None
         if target is not None:
             self.targets, self.classes = targets_of(table[target], classes, f"{target} in {source}")
         self._texts = None if text is None else texts_of(table[text], f"{text} in {source}")
-        guess = source.lower().endswith(".csv")
         self.ids: Ids = (
             torch.arange(table.num_rows)
             if id is None
-            else plain_ids(ids_of(table[id], f"{id} in {source}", guess=guess))
+            else plain_ids(ids_of(table[id], f"{id} in {source}", guess=guess_ids))
         )
 
     def __len__(self) -> int:
@@ -111,7 +121,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
             ValueError: if there is no such column, it is not numeric, or a value in it is missing
                 or not finite (which rows).
         """
-        refuse_missing(self._table, [name], self.source)
+        refuse_missing(self._table.column_names, [name], self.source)
         values = numbers(self._table[name])
         where = f"{name} in {self.source}"
         if values is None:
@@ -123,13 +133,13 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         return values
 
 
-def refuse_missing(table: pa.Table, names: Sequence[str], source: str) -> None:
-    """Refuse columns that ``table`` does not have."""
-    missing = [name for name in names if name not in table.column_names]
+def refuse_missing(columns: Sequence[str], names: Sequence[str], source: str) -> None:
+    """Refuse ``names`` that are not among the ``columns`` of ``source``."""
+    missing = [name for name in names if name not in columns]
     if missing:
         raise ValueError(
             f"{source} has no column {', '.join(map(repr, missing))}; "
-            f"its columns are {table.column_names}"
+            f"its columns are {list(columns)}"
         )
 
 
@@ -146,13 +156,13 @@ def refuse_rows(bad: Tensor, where: str, what: str, values: Any) -> None:
         )
 
 
-def some(values: pa.Array) -> str:
+def some(values: Column) -> str:
     """The first few of ``values``, and how many more there are."""
     shown = str(values.slice(0, _SHOWN).to_pylist())
     return shown if len(values) <= _SHOWN else f"{shown} and {len(values) - _SHOWN} more"
 
 
-def is_numeric(kind: pa.DataType) -> bool:
+def is_numeric(kind: DataType) -> bool:
     """Whether a column of this type can be read as numbers (true/false as 1/0)."""
     types = pa.types
     return bool(
@@ -163,23 +173,22 @@ def is_numeric(kind: pa.DataType) -> bool:
     )
 
 
-def is_text(kind: pa.DataType) -> bool:
+def is_text(kind: DataType) -> bool:
     """Whether a column of this type holds strings."""
     types = pa.types
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def plain(column: pa.ChunkedArray) -> pa.Array:
+def plain(column: Column) -> Column:
     """One contiguous array, categories written out, strings of any length."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if is_text(column.type):
         column = column.cast(pa.large_string())
-    whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+    return column.combine_chunks()
 
 
-def numbers(column: pa.ChunkedArray | pa.Array) -> Tensor | None:
+def numbers(column: Column) -> Tensor | None:
     """``[N]`` float64, NaN where a value is missing; or None if the column is not numeric."""
     if not is_numeric(column.type):
         return None
@@ -189,7 +198,7 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> Tensor | None:
     return torch.from_numpy(np.array(values))
 
 
-def ids_of(column: pa.ChunkedArray, where: str, *, guess: bool = False) -> pa.Array:
+def ids_of(column: Column, where: str, *, guess: bool = False) -> Column:
     """Ids: int64 or strings, all different, none missing.
 
     Args:
@@ -213,7 +222,7 @@ def ids_of(column: pa.ChunkedArray, where: str, *, guess: bool = False) -> pa.Ar
     return values
 
 
-def refuse_duplicates(ids: pa.Array, where: str) -> None:
+def refuse_duplicates(ids: Column, where: str) -> None:
     """Refuse ids that are given twice."""
     if len(ids) == arrow.count_distinct(ids).as_py():
         return
@@ -222,14 +231,22 @@ def refuse_duplicates(ids: pa.Array, where: str) -> None:
     raise ValueError(f"{where} holds {some(twice)} more than once; an id names one row")
 
 
-def arrow_ids(ids: Ids) -> pa.Array:
+def arrow_ids(ids: Ids | Sequence[int]) -> Column:
     """``ids`` as an Arrow array of int64 or strings."""
     if isinstance(ids, Tensor):
+        if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(
+                f"ids are {ids.dtype} of shape {list(ids.shape)}; they must be strings, or one "
+                "dimension of integers"
+            )
         return pa.array(ids.detach().to("cpu", torch.int64).numpy())
-    return pa.array(ids, pa.large_string())
+    texts = all(isinstance(value, str) for value in ids)
+    if not texts and not all(isinstance(value, int) for value in ids):
+        raise ValueError(f"ids are {list(ids)[:_SHOWN]}; they must be all strings or all integers")
+    return pa.array(ids, pa.large_string() if texts else pa.int64())
 
 
-def plain_ids(ids: pa.Array) -> Ids:
+def plain_ids(ids: Column) -> Ids:
     """An Arrow array of ids as a tensor or a list."""
     if pa.types.is_integer(ids.type):
         return torch.from_numpy(np.array(ids))
@@ -237,7 +254,7 @@ def plain_ids(ids: pa.Array) -> Ids:
     return found
 
 
-def _vectors(column: pa.ChunkedArray, where: str) -> Tensor | None:
+def _vectors(column: Column, where: str) -> Tensor | None:
     """``[N, k]`` float64 of numbers (k = 1) or of vectors of one length; or None."""
     scalars = numbers(column)
     if scalars is not None:
@@ -256,7 +273,7 @@ def _vectors(column: pa.ChunkedArray, where: str) -> Tensor | None:
     return flat.view(len(values), -1)
 
 
-def features_of(table: pa.Table, names: Sequence[str], source: str) -> Tensor:
+def features_of(table: Table, names: Sequence[str], source: str) -> Tensor:
     """Numeric columns side by side: ``[N, F]`` float32, finite."""
     found: list[Tensor] = []
     for name in names:
@@ -274,18 +291,20 @@ def features_of(table: pa.Table, names: Sequence[str], source: str) -> Tensor:
     return torch.cat(found, 1)
 
 
-def numeric_columns(table: pa.Table) -> list[str]:
+def numeric_columns(table: Table) -> list[str]:
     """Names of the columns that can be read as numbers."""
     return [field.name for field in table.schema if is_numeric(field.type)]
 
 
 def targets_of(
-    column: pa.ChunkedArray, classes: Sequence[str] | None, where: str
+    column: Column, classes: Sequence[str] | None, where: str
 ) -> tuple[Tensor, list[str]]:
     """Classes as ``[N]`` int64 from 0, and the name of each."""
     values = plain(column)
     missing = torch.from_numpy(np.array(values.is_null()))
     refuse_rows(missing, where, "is missing", values)
+    if classes is not None and len(set(classes)) < len(classes):
+        raise ValueError(f"classes are {list(classes)}; they must all differ")
     if is_text(values.type):
         names = sorted(values.unique().to_pylist()) if classes is None else list(classes)
         place = arrow.index_in(values, value_set=pa.array(names, values.type)).fill_null(-1)
@@ -302,7 +321,7 @@ def targets_of(
     return found, list(classes or map(str, range(int(found.max()) + 1)))
 
 
-def texts_of(column: pa.ChunkedArray, where: str) -> pa.Array:
+def texts_of(column: Column, where: str) -> Column:
     """Strings, none missing."""
     values = plain(column)
     if is_numeric(values.type):

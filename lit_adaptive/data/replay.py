@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_adaptive.data.base import Batch, SampledDataModule, SamplerFactory, ServedBatches
+from lit_adaptive.data.base import Batch, SampledDataModule, ServedBatches
 from lit_adaptive.replay import ReplayBuffer
 from lit_adaptive.rollout.environments import make_environment
-from lit_adaptive.samplers import UniformSampler
+from lit_adaptive.samplers import SamplerFactory, UniformSampler
 
 
 class ReplayDataModule(SampledDataModule):

@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_adaptive.data.columns import (
     ColumnDataset,
     Ids,
+    Table,
     arrow,
     arrow_ids,
     ids_of,
@@ -56,8 +57,8 @@ def read_scores(path: str | Path) -> Scores:
     file = _scores_file(path)
     table = read_table(file, as_text=["id"])
     for name in ("id", "score"):
-        refuse_missing(table, [name], file)
-    ids = ids_of(table["id"], f"id in {file}", guess=file.suffix.lower() == ".csv")
+        refuse_missing(table.column_names, [name], str(file))
+    ids = ids_of(table["id"], f"id in {file}", guess=_is_csv(file))
     column = table["score"]
     if is_text(column.type):
         bad = torch.tensor([not _is_number(value) for value in column.to_pylist()])
@@ -71,8 +72,10 @@ def read_scores(path: str | Path) -> Scores:
     return Scores(plain_ids(ids), score)
 
 
-def write_scores(path: str | Path, id: Ids, score: Tensor) -> None:  # noqa: A002
+def write_scores(path: str | Path, id: Ids | Sequence[int], score: Tensor) -> None:  # noqa: A002
     """Write a file that ``read_scores`` reads; one that is there is replaced once all is written.
+
+    Folders on the way to it are made.
 
     Args:
         path: ends in ``.csv`` or ``.parquet``.
@@ -85,6 +88,8 @@ def write_scores(path: str | Path, id: Ids, score: Tensor) -> None:  # noqa: A00
     """
     file = _scores_file(path)
     ids = ids_of(pa.chunked_array([arrow_ids(id)]), "id")
+    if len(ids) == 0:
+        raise ValueError(f"there are no scores to write to {file}; give at least one")
     score = score.detach().to("cpu", torch.float64)
     if score.shape != (len(ids),):
         raise ValueError(
@@ -93,15 +98,18 @@ def write_scores(path: str | Path, id: Ids, score: Tensor) -> None:  # noqa: A00
         )
     refuse_rows(~score.isfinite(), "score", "is not finite", score)
     table = pa.table({"id": ids, "score": score.numpy()})
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    if file.suffix.lower() == ".csv":
+    if _is_csv(file):
         csv.write_csv(table, partial)
     else:
         parquet.write_table(table, partial)
     partial.replace(file)
 
 
-def aligned_scores(scores: Scores, ids: Ids | int, *, missing: float | None = None) -> Tensor:
+def aligned_scores(
+    scores: Scores, ids: Ids | Sequence[int] | int, *, missing: float | None = None
+) -> Tensor:
     """The scores in a dataset's order: ``[N]`` float64.
 
     Args:
@@ -148,12 +156,12 @@ class TableDataset(ColumnDataset):
         path: ends in ``.csv``, ``.parquet`` or ``.jsonl``.
         features: numeric columns (true/false count as 1/0) that together make ``input``; a Parquet
             or JSONL column of equally long vectors counts once per component. By default all
-            numeric columns that are not the target, the text or the id.
+            numeric columns but the target and the id, and none where there is a text.
         target: column of classes: integers from 0, or strings, which are numbered in sorted order.
         id: column of distinct integers or strings.
         text: column of strings.
         classes: numbers string classes in this order instead; give it to a validation file that
-            may lack some class of the training file.
+            may lack some class of the training file. Of integer classes these are the names.
 
     Raises:
         ValueError: if there is no such file, it is of another kind, empty or damaged, a column is
@@ -178,10 +186,11 @@ class TableDataset(ColumnDataset):
             id=id,
             classes=classes,
             source=str(path),
+            guess_ids=_is_csv(Path(path)),
         )
 
 
-def read_table(path: str | Path, *, as_text: Sequence[str] = ()) -> pa.Table:
+def read_table(path: str | Path, *, as_text: Sequence[str] = ()) -> Table:
     """A CSV, Parquet or JSONL file as an Arrow table.
 
     The types of a CSV's columns are told by all of its rows. Nothing is taken for a date in a file
@@ -216,8 +225,8 @@ def read_table(path: str | Path, *, as_text: Sequence[str] = ()) -> pa.Table:
     return table
 
 
-def _read_csv(file: Path, text: frozenset[str]) -> pa.Table:
-    def parse(text: frozenset[str]) -> pa.Table:
+def _read_csv(file: Path, text: frozenset[str]) -> Table:
+    def parse(text: frozenset[str]) -> Table:
         return csv.read_csv(
             file,
             # One block, as far as can be: the type of a column is guessed from the first block.
@@ -231,8 +240,8 @@ def _read_csv(file: Path, text: frozenset[str]) -> pa.Table:
     return parse(text | dates) if dates else table
 
 
-def _read_jsonl(file: Path, _: frozenset[str]) -> pa.Table:
-    def parse(text: frozenset[str]) -> pa.Table:
+def _read_jsonl(file: Path, _: frozenset[str]) -> Table:
+    def parse(text: frozenset[str]) -> Table:
         return json.read_json(
             file,
             read_options=json.ReadOptions(block_size=_block(file)),
@@ -246,11 +255,11 @@ def _read_jsonl(file: Path, _: frozenset[str]) -> pa.Table:
     return parse(dates).select(table.column_names) if dates else table
 
 
-def _read_parquet(file: Path, _: frozenset[str]) -> pa.Table:
+def _read_parquet(file: Path, _: frozenset[str]) -> Table:
     return parquet.read_table(file)
 
 
-_READERS: dict[str, Callable[[Path, frozenset[str]], pa.Table]] = {
+_READERS: dict[str, Callable[[Path, frozenset[str]], Table]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
@@ -261,7 +270,11 @@ def _block(file: Path) -> int:
     return min(file.stat().st_size + 1, 2**31 - 2)
 
 
-def _dates(table: pa.Table) -> frozenset[str]:
+def _is_csv(file: Path) -> bool:
+    return file.suffix.lower() == ".csv"
+
+
+def _dates(table: Table) -> frozenset[str]:
     return frozenset(field.name for field in table.schema if pa.types.is_temporal(field.type))
 
 

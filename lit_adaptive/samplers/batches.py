@@ -18,11 +18,24 @@ class BatchDraw(NamedTuple):
         index: ``[B]`` int64.
         probability: ``[B]`` float64, in (0, 1], of each index at the draw.
         min_probability: least probability of the global batch, or of the whole buffer.
+        drawable: how many indices could be drawn.
+        staleness: batches that are served between this draw and its own use: 0 without workers.
     """
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     probability: Tensor
     min_probability: float
+    drawable: int
+    staleness: int
+
+
+class _Global(NamedTuple):
+    """A draw of all ranks' indices, and what goes with it."""
+
+    draw: Draw
+    min_probability: float
+    drawable: int
+    staleness: int
 
 
 def rank_share(draw: Draw, rank: int, world_size: int) -> Draw:
@@ -53,7 +66,8 @@ class DrawBatches(Sampler[BatchDraw]):
         batches_per_epoch: batches after which iteration ends, above 0.
         rank: of this process, in ``[0, world_size)``.
         world_size: number of processes, above 0.
-        normalize: ``min_probability`` is that of the global ``"batch"`` or the whole ``"buffer"``.
+        normalize: ``min_probability`` is that of the global ``"batch"`` or the whole ``"buffer"``;
+            ``"none"`` is as ``"batch"``, for weights that need no minimum.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -67,7 +81,7 @@ class DrawBatches(Sampler[BatchDraw]):
         *,
         rank: int = 0,
         world_size: int = 1,
-        normalize: Literal["batch", "buffer"] = "batch",
+        normalize: Literal["none", "batch", "buffer"] = "batch",
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -78,8 +92,8 @@ class DrawBatches(Sampler[BatchDraw]):
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must lie in [0, {world_size}), the world_size")
-        if normalize not in ("batch", "buffer"):
-            raise ValueError(f"normalize is {normalize!r}; it must be 'batch' or 'buffer'")
+        if normalize not in ("none", "batch", "buffer"):
+            raise ValueError(f"normalize is {normalize!r}; it must be 'none', 'batch' or 'buffer'")
         self.sampler = sampler
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch
@@ -87,7 +101,7 @@ class DrawBatches(Sampler[BatchDraw]):
         self.world_size = world_size
         self.normalize = normalize
         self._position = 0
-        self._in_flight: deque[tuple[Draw, float]] = deque()
+        self._in_flight: deque[_Global] = deque()
         self._resumed = False
 
     def __len__(self) -> int:
@@ -111,20 +125,26 @@ class DrawBatches(Sampler[BatchDraw]):
         self._resumed = False
         yield from self._serve(list(self._in_flight), self._position)
 
-    def _serve(self, again: list[tuple[Draw, float]], position: int) -> Iterator[BatchDraw]:
-        for draw, least in again:
-            yield self._share(draw, least)
+    def _serve(self, again: list[_Global], position: int) -> Iterator[BatchDraw]:
+        for drawn in again:
+            yield self._share(drawn)
         for _ in range(position + len(again), self.batches_per_epoch):
-            draw = self.sampler.draw(self.batch_size * self.world_size)
-            if self.normalize == "buffer":
-                least = self.sampler.min_probability()
-            else:
-                least = float(draw.probability.amin())
-            self._in_flight.append((draw, least))
-            yield self._share(draw, least)
+            drawn = self._draw()
+            self._in_flight.append(drawn)
+            yield self._share(drawn)
 
-    def _share(self, draw: Draw, least: float) -> BatchDraw:
-        return BatchDraw(*rank_share(draw, self.rank, self.world_size), least)
+    def _draw(self) -> _Global:
+        drawable = self.sampler.count
+        draw = self.sampler.draw(self.batch_size * self.world_size)
+        if self.normalize == "buffer":
+            least = self.sampler.min_probability()
+        else:
+            least = float(draw.probability.amin())
+        return _Global(draw, least, drawable, len(self._in_flight))
+
+    def _share(self, drawn: _Global) -> BatchDraw:
+        mine = rank_share(drawn.draw, self.rank, self.world_size)
+        return BatchDraw(*mine, drawn.min_probability, drawn.drawable, drawn.staleness)
 
     def acknowledge(self) -> None:
         """The oldest batch in flight was consumed.
@@ -142,7 +162,7 @@ class DrawBatches(Sampler[BatchDraw]):
 
         The sampler's own state is not in here; save it at the same moment.
         """
-        draws = [draw for draw, _ in self._in_flight]
+        draws = [drawn.draw for drawn in self._in_flight]
         empty = torch.empty(0, self.batch_size * self.world_size)
         return {
             "position": self._position,
@@ -152,8 +172,10 @@ class DrawBatches(Sampler[BatchDraw]):
                 torch.stack([d.probability.cpu() for d in draws]) if draws else empty.double()
             ),
             "min_probability": torch.tensor(
-                [least for _, least in self._in_flight], dtype=torch.float64
+                [drawn.min_probability for drawn in self._in_flight], dtype=torch.float64
             ),
+            "drawable": [drawn.drawable for drawn in self._in_flight],
+            "staleness": [drawn.staleness for drawn in self._in_flight],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,10 +198,17 @@ class DrawBatches(Sampler[BatchDraw]):
                 f"{self.batches_per_epoch}: resume with the same batches_per_epoch"
             )
         device = self.sampler.device
-        draws = zip(index, state["probability"], state["min_probability"], strict=True)
+        draws = zip(
+            index,
+            state["probability"],
+            state["min_probability"].tolist(),
+            state["drawable"],
+            state["staleness"],
+            strict=True,
+        )
         self._in_flight = deque(
-            (Draw(i.clone().to(device), p.clone().to(device)), float(least))
-            for i, p, least in draws
+            _Global(Draw(i.clone().to(device), p.clone().to(device)), least, drawable, staleness)
+            for i, p, least, drawable, staleness in draws
         )
         self._position = position
         self._resumed = position < self.batches_per_epoch

@@ -259,6 +259,13 @@ class CurriculumSampler(AdaptiveSampler):
         """That of the inner sampler."""
         return self.inner.min_probability()
 
+    def forget(self, share: float) -> None:
+        """Let the inner sampler forget."""
+        if isinstance(self.inner, AdaptiveSampler):
+            self.inner.forget(share)
+        else:
+            super().forget(share)
+
     def scores(self) -> Tensor:
         """What the inner sampler learnt, or the last losses (0 where there is none)."""
         if self.inner.learns:

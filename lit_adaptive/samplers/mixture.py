@@ -179,6 +179,11 @@ class MixtureSampler(AdaptiveSampler):
         for sampler in self.samplers:
             sampler.clear()
 
+    def forget(self, share: float) -> None:
+        """Tell each component that learns."""
+        for sampler in self._learners():
+            sampler.forget(share)
+
     def scores(self) -> Tensor:
         """Those of the first component that learns; 1 for each sample if none does."""
         for sampler in self._learners():

@@ -184,6 +184,17 @@ class AdaptiveSampler(IndexSampler):
             ValueError: naming offending indices, or another length; nothing changes then.
         """
 
+    def forget(self, share: float) -> None:
+        """Go back towards uniform by ``share`` in [0, 1] of what was learnt.
+
+        Raises:
+            ValueError: if ``share`` is outside [0, 1], or the sampler has no such way back.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot forget {share}: choose AdaptiveBatchSampler, "
+            "or set forget to 0"
+        )
+
     def _checked_scores(self, score: Tensor) -> Tensor:
         """``score`` as float64 on the sampler's device, if it is one for each index."""
         score = score.detach().to(self.device, torch.float64)

@@ -1,0 +1,72 @@
+"""Networks for ``Classifier``: logits ``[B, C]`` of a batch's ``input``."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Dense(nn.Sequential):
+    """Fully connected layers with ReLU over the flattened input; without hidden ones, linear.
+
+    Args:
+        in_features: numbers in one input, above 0.
+        num_classes: above 0.
+        hidden: widths of the hidden layers.
+        dropout: share of each hidden layer's outputs that is dropped in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        hidden: Sequence[int] = (128,),
+        dropout: float = 0.0,
+    ) -> None:
+        widths = [in_features, *hidden]
+        if min(*widths, num_classes) <= 0:
+            raise ValueError(f"widths are {[*widths, num_classes]}; each must be above 0")
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Linear(widths[-1], num_classes))
+
+
+class TransformersClassifier(nn.Module):
+    """A transformers model with a classification head, from a folder or the hub.
+
+    The batch's ``input`` is a mapping of what the model takes (``input_ids``, ``attention_mask``,
+    ``pixel_values``), or the tensor that is its first argument.
+
+    Args:
+        path: of the pretrained model.
+        num_classes: above 1.
+        task: ``text`` or ``image``.
+        frozen_backbone: train the head alone.
+    """
+
+    def __init__(
+        self, path: str, num_classes: int, *, task: str = "text", frozen_backbone: bool = False
+    ) -> None:
+        super().__init__()
+        from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+        families: dict[str, Any] = {
+            "text": AutoModelForSequenceClassification,
+            "image": AutoModelForImageClassification,
+        }
+        if task not in families:
+            raise ValueError(f"task is {task!r}; it must be one of {[*families]}")
+        self.model: Any = families[task].from_pretrained(path, num_labels=num_classes)
+        if frozen_backbone:
+            self.model.base_model.requires_grad_(requires_grad=False)
+
+    def forward(self, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Logits ``[B, C]``."""
+        output = self.model(inputs) if isinstance(inputs, Tensor) else self.model(**inputs)
+        logits: Tensor = output.logits
+        return logits
