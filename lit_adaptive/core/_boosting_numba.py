@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_adaptive.core._compiled import compiled
+from lit_adaptive.core._compiled import compiled, prefetch
 
 BAD = -1
 
@@ -15,10 +15,14 @@ Ints = NDArray[np.int64]
 @compiled
 def _merge(index: Ints, loss: Floats, into: Ints, mean: Floats) -> int:
     """Distinct indices, ascending, with the mean of their losses; returns how many."""
-    ascending = True
+    distinct = True
     for k in range(1, index.size):
-        ascending &= index[k - 1] <= index[k]
-    order = np.arange(index.size) if ascending else np.argsort(index, kind="mergesort")
+        distinct &= index[k - 1] < index[k]
+    if distinct:
+        into[:] = index
+        mean[:] = loss
+        return int(index.size)
+    order = np.argsort(index, kind="mergesort")
     kept, times = 0, 0
     for place in range(index.size):
         k = order[place]
@@ -39,7 +43,7 @@ def boost(
     velocity: Singles,
     index: Ints,
     loss: Floats,
-    member: NDArray[np.bool_],
+    leaves: Floats,
     rule: tuple[float, float, float, float, float, float],
     into: Ints,
     mass: Floats,
@@ -47,11 +51,17 @@ def boost(
     """Update the log weights of ``index``; ``into`` and ``mass`` get what the tree must hold.
 
     ``rule`` is learning rate, momentum, decay, baseline, and the bounds. ``velocity`` may be empty
-    if momentum is 0. Returns how many distinct samples there were, or ``BAD`` and does nothing.
+    if momentum is 0. ``leaves`` are the tree's: what is not inserted has mass 0. Returns how many
+    distinct samples there were, or ``BAD`` and does nothing.
     """
     size = log_weight.size
     for k in range(index.size):
-        if not (0 <= index[k] < size and np.isfinite(loss[k])) or not member[index[k]]:
+        if not (0 <= index[k] < size and np.isfinite(loss[k])):
+            return BAD
+        prefetch(leaves, index[k])
+        prefetch(log_weight, index[k])
+    for k in range(index.size):
+        if leaves[index[k]] == 0.0:
             return BAD
     rate, momentum, decay, baseline, low, high = rule
     kept = _merge(index, loss, into, mass)

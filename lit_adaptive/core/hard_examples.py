@@ -158,5 +158,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
     if not alpha > 0:
         raise ValueError(f"alpha is {alpha}; it must be above 0")
     log_p = log_softmax(logits, dim=-1).gather(-1, target[:, None]).squeeze(-1)
-    # 1 - p by expm1: exact also where p is near 1.
-    return -alpha * (-torch.expm1(log_p)).clamp_min(0).pow(gamma) * log_p
+    # 1 - p by expm1: exact also where p is near 1. Where p rounds to 1 the loss is 0, and so is its
+    # gradient; without the bound a gamma below 1 would make it 0 times infinity.
+    missed = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return -alpha * missed.pow(gamma) * log_p

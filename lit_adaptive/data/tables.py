@@ -130,7 +130,7 @@ def aligned_scores(
         wanted, given = wanted.cast(pa.large_string()), given.cast(pa.large_string())
     refuse_duplicates(given, "the scores' id")
     known = arrow.is_in(given, value_set=wanted)
-    if not arrow.all(known).as_py():
+    if known.false_count:
         raise ValueError(
             f"the scores name {some(given.filter(arrow.invert(known)))}, which are no ids of the "
             f"dataset (it has {some(wanted)}): use the scores of this dataset"

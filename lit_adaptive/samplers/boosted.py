@@ -83,6 +83,9 @@ class BoostedSampler(AdaptiveSampler):
         self._log_weight = torch.zeros(dataset_size, device=self.device)
         self._velocity = torch.zeros(dataset_size if momentum else 0, device=self.device)
         self._inserted = torch.full((dataset_size,), filled, device=self.device)
+        if self.device.type == "cpu":  # views, made once: making them costs more than the loop
+            tensors = (self._log_weight, self._velocity, self._tree.priorities)
+            self._views = tuple(tensor.numpy() for tensor in tensors)
         self._count = dataset_size if filled else 0
         if filled:
             self._tree.assign(torch.ones((), dtype=torch.float64).expand(dataset_size))
@@ -143,8 +146,9 @@ class BoostedSampler(AdaptiveSampler):
                 f"index has shape {tuple(index.shape)}, the losses {tuple(priority.shape)}; "
                 "both must be [K]"
             )
-        index = index.to(self.device, torch.int64).contiguous()
-        loss = priority.detach().to(self.device, torch.float64).contiguous()
+        if index.dtype is not torch.int64 or index.device != self.device:
+            index = index.to(self.device, torch.int64)
+        loss = priority.detach().to(self.device, torch.float64)
         if self.nonfinite == "skip" and not bool((fine := loss.isfinite()).all()):
             self.skipped += int((~fine).sum())
             index, loss = index[fine], loss[fine]
@@ -154,18 +158,21 @@ class BoostedSampler(AdaptiveSampler):
         self._tree.update(*updated)
 
     def _boost_here(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor] | None:
-        into, mass = torch.empty_like(index), torch.empty_like(loss)
+        log_weight, velocity, leaves = self._views
+        into, mass = np.empty(len(index), dtype=np.int64), np.empty(len(index))
         kept = loops.boost(
-            self._log_weight.numpy(),
-            self._velocity.numpy(),
-            index.numpy(),
-            loss.numpy(),
-            self._inserted.numpy(),
+            log_weight,
+            velocity,
+            index.contiguous().numpy(),
+            loss.contiguous().numpy(),
+            leaves,
             (self.learning_rate, self.momentum, self.decay, self.baseline, *self.bounds),
-            into.numpy(),
-            mass.numpy(),
+            into,
+            mass,
         )
-        return None if kept == loops.BAD else (into[:kept], mass[:kept])
+        if kept == loops.BAD:
+            return None
+        return torch.from_numpy(into[:kept]), torch.from_numpy(mass[:kept])
 
     def _boost_there(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor] | None:
         inside = (index >= 0) & (index < self.size)
@@ -217,7 +224,7 @@ class BoostedSampler(AdaptiveSampler):
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share is {share}; it must lie in [0, 1] (1 makes weights equal)")
-        self._log_weight = forgotten(self._log_weight, share)
+        self._log_weight.copy_(forgotten(self._log_weight, share))
         self._refill()
 
     def _refill(self) -> None:
@@ -239,7 +246,7 @@ class BoostedSampler(AdaptiveSampler):
             ValueError: naming offending indices, or another length; nothing changes then.
         """
         log_weight = self._checked_scores(score).log().clamp(*self.bounds)
-        self._log_weight = log_weight.float()
+        self._log_weight.copy_(log_weight)
         self._refill()
 
     # The law of the weights ----------------------------------------------------------------------
@@ -285,9 +292,9 @@ class BoostedSampler(AdaptiveSampler):
                 f"the state's log weights lie outside [{low:g}, {high:g}]: resume with the same "
                 "floor and ceiling"
             )
-        self._log_weight = log_weight.to(self.device, copy=True)
-        self._velocity = velocity.to(self.device, copy=True)
-        self._inserted = inserted.to(self.device, copy=True)
+        self._log_weight.copy_(log_weight)
+        self._velocity.copy_(velocity)
+        self._inserted.copy_(inserted)
         self.skipped = int(state["skipped"])
         self._refill()
         self._count = len(self._tree)

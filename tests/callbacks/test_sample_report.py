@@ -1,0 +1,413 @@
+"""SampleReport on real runs: it counts what was served, resumes exactly, and is in nobody's way."""
+
+import csv
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from matplotlib.image import imread
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from callbacks._shared import gathered
+from callbacks.sample_report import MOST_SNAPSHOTS, PENDING, SampleReport
+from lit_adaptive.data import AdaptiveDataModule
+from lit_adaptive.report.samples import law_histogram
+from lit_adaptive.samplers import PrioritizedSampler
+
+NOISE = ("`isinstance", ".*does not have many workers", "You passed in a `val_", "The dirpath has")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{start}") for start in NOISE]
+
+SIZE, BATCH = 30, 8
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Noise on top of the class's own brightness; reading one throws dice, as augmentation does."""
+
+    def __init__(self, dtype: torch.dtype = torch.int64, noise: float = 0.1) -> None:
+        self.label = torch.arange(SIZE).remainder(3).to(dtype)
+        pixels = torch.rand(SIZE, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        self.pixels = pixels + self.label[:, None, None, None]
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise = torch.randn(1, 6, 6) + random.random()
+        return {"input": self.pixels[index] + self.noise * noise, "target": self.label[index]}
+
+
+class Linear(LightningModule):
+    """A linear classifier that gives its per-sample losses away."""
+
+    provides = frozenset({"signal.losses"})
+
+    def __init__(self, breaks_at: int = -1) -> None:
+        super().__init__()
+        self.net = nn.Linear(36, 3)
+        self.breaks_at = breaks_at
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        if self.global_step == self.breaks_at:
+            raise RuntimeError("the run broke off")
+        logits = self.net(batch["input"].flatten(1))
+        losses = nn.functional.cross_entropy(logits, batch["target"].long(), reduction="none")
+        return {"loss": (batch["weight"] * losses).mean(), "losses": losses.detach()}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Learn(Callback):
+    """Priorities from losses; a notebook of what was served, and by which law."""
+
+    def __init__(self, last_word: bool = False) -> None:
+        self.last_word = last_word
+        self.served: list[tuple[int, float, int]] = []
+        self.laws: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.laws.append(trainer.datamodule.sampler.probabilities().clone())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        index, losses = batch["index"], outputs["losses"]
+        self.served += zip(index.tolist(), losses.tolist(), batch["target"].tolist(), strict=True)
+        found = gathered({"index": index, "losses": losses}, trainer, pl_module)
+        trainer.datamodule.update(found, found["losses"] + 0.1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_word:
+            priority = 1.0 + torch.arange(SIZE) % (2 + trainer.current_epoch)
+            trainer.datamodule.update({"index": torch.arange(SIZE)}, priority)
+
+
+def _fit(folder: Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
+    seed_everything(5, verbose=False)
+    data = AdaptiveDataModule(
+        kwargs.pop("dataset", None) or Pictures(),
+        PrioritizedSampler,
+        batch_size=BATCH,
+        num_workers=kwargs.pop("workers", 0),
+        batches_per_epoch=kwargs.pop("batches", 4),
+    )
+    module, checkpoint = kwargs.pop("module", None) or Linear(), kwargs.pop("ckpt_path", None)
+    given: dict[str, Any] = {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "devices": 1,
+        "use_distributed_sampler": False,
+        "logger": [CSVLogger(folder, "runs", "one")],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks),
+        "log_every_n_steps": 1,
+    }
+    trainer = Trainer(**{**given, **kwargs}, callbacks=list(callbacks))
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    return trainer
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs" / "one" / "samples.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _assert_picture(path: Path) -> None:
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = imread(path)[..., :3]
+    assert 0.01 < (pixels.mean(-1) < 0.9).mean() < 0.9
+
+
+def _assert_reports(folder: Path, served: list[tuple[int, float, int]]) -> None:
+    """The picture is there, and the table says what a loop counts."""
+    _assert_picture(folder / "runs" / "one" / "sample_report.png")
+    draws, losses, classes = [0] * SIZE, dict[int, float](), dict[int, int]()
+    for index, loss, target in served:
+        draws[index] += 1
+        losses[index], classes[index] = loss, target
+    rows = _rows(folder)
+    assert [int(row["index"]) for row in rows] == list(range(SIZE))
+    assert [int(row["draws"]) for row in rows] == draws
+    assert [row["class"] for row in rows] == [str(classes.get(i, "")) for i in range(SIZE)]
+    found = {i: float(row["last_loss"]) for i, row in enumerate(rows) if row["last_loss"]}
+    assert found == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_table_says_what_was_served_and_picture_is_there(tmp_path: Path, workers: int) -> None:
+    learn = Learn()
+    trainer = _fit(tmp_path, learn, SampleReport(), workers=workers)
+    assert len(learn.served) == 3 * 4 * BATCH
+    _assert_reports(tmp_path, learn.served)
+    law = trainer.datamodule.sampler.probabilities() * SIZE
+    found = [float(row["relative_probability"]) for row in _rows(tmp_path)]
+    assert found == pytest.approx(law.tolist(), rel=1e-5)
+    written = {path.name for path in (tmp_path / "runs" / "one").glob("sample*")}
+    assert written == {"sample_report.png", "samples.csv"}
+
+
+def test_more_batches_than_are_looked_at_at_once_are_all_counted(tmp_path: Path) -> None:
+    learn = Learn()
+    _fit(tmp_path, learn, SampleReport(examples=0), batches=PENDING + 3, max_epochs=2)
+    assert len(learn.served) == 2 * (PENDING + 3) * BATCH
+    _assert_reports(tmp_path, learn.served)
+
+
+def test_law_is_kept_from_before_training_to_its_end(tmp_path: Path) -> None:
+    learn, report = Learn(last_word=True), SampleReport()
+    # The report comes first, so at the epoch's end it sees the law before Learn's last word on it.
+    trainer = _fit(tmp_path, report, learn)
+    laws = [*learn.laws, trainer.datamodule.sampler.probabilities()]
+    state = report.state_dict()
+    assert state["epochs"].tolist() == [0, 1, 2, 3]
+    assert state["histogram"].equal(torch.stack([law_histogram(law) for law in laws]))
+    assert len({str(row.tolist()) for row in state["histogram"]}) == 4  # it changed all the time
+
+
+def test_pictures_along_the_way_are_named_after_epochs(tmp_path: Path) -> None:
+    _fit(tmp_path, Learn(), SampleReport(every_n_epochs=2, examples=3), max_epochs=5)
+    written = sorted((tmp_path / "runs" / "one").glob("*.png"))
+    endings = ["-epoch=1", "-epoch=3", ""]
+    assert [path.stem for path in written] == [f"sample_report{ending}" for ending in endings]
+    for path in written:
+        _assert_picture(path)
+
+
+def test_only_integers_are_classes_and_the_dataset_completes_them(tmp_path: Path) -> None:
+    def classes(name: str, dataset: Pictures) -> dict[str, set[str]]:
+        _fit(tmp_path / name, Learn(), SampleReport(), dataset=dataset, max_epochs=1)
+        rows = _rows(tmp_path / name)
+        assert any(row["draws"] == "0" for row in rows)
+        return {str(i): {row["class"] for row in rows[i::3]} for i in range(3)}
+
+    assert classes("real", Pictures(torch.float32)) == {"0": {""}, "1": {""}, "2": {""}}
+    dataset: Any = Pictures()
+    dataset.targets = dataset.label.tolist()
+    assert classes("known", dataset) == {"0": {"0"}, "1": {"1"}, "2": {"2"}}
+    dataset.targets = [2 - c for c in dataset.targets]  # other names than the batches have
+    assert set.union(*classes("other", dataset).values()) == {"", "0", "1", "2"}
+
+
+def test_run_is_the_same_with_and_without_it(tmp_path: Path) -> None:
+    plain, watched = Learn(), Learn()
+    one = _fit(tmp_path / "plain", plain)
+    other = _fit(tmp_path / "watched", watched, SampleReport(every_n_epochs=1))
+    assert plain.served == watched.served
+    for name, value in one.lightning_module.state_dict().items():
+        assert value.equal(other.lightning_module.state_dict()[name]), name
+    _fit(tmp_path / "silent", SampleReport(every_n_epochs=1), logger=False)
+    assert not (tmp_path / "silent").exists()
+
+
+def test_a_run_that_breaks_off_is_reported_and_its_exception_goes_on(tmp_path: Path) -> None:
+    learn = Learn()
+    with pytest.raises(RuntimeError, match="the run broke off"):
+        _fit(tmp_path, learn, SampleReport(), module=Linear(breaks_at=5))
+    assert len(learn.served) == 5 * BATCH
+    _assert_reports(tmp_path, learn.served)
+    with pytest.raises(RuntimeError, match="the run broke off"):
+        _fit(tmp_path / "at once", SampleReport(), module=Linear(breaks_at=0))
+    assert not list((tmp_path / "at once").rglob("sample*"))  # nothing was drawn
+
+
+def test_a_report_that_fails_hides_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("callbacks.sample_report.draw_sample_report", None)
+    warned = pytest.warns(UserWarning, match=r"no sample report could be drawn: .*not callable")
+    with warned, pytest.raises(RuntimeError, match="the run broke off"):
+        _fit(tmp_path, SampleReport(), module=Linear(breaks_at=5))
+
+
+def _plain(state: dict[str, Any]) -> dict[str, str]:
+    """In words, where NaN equals NaN."""
+    return {k: str(v.tolist()) if isinstance(v, Tensor) else str(v) for k, v in state.items()}
+
+
+def test_resumed_runs_report_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
+    def run(name: str, start: Path | None = None, **kwargs: Any) -> tuple[SampleReport, Path]:
+        report = SampleReport()
+        saver = ModelCheckpoint(tmp_path / name, every_n_train_steps=1, save_top_k=-1)
+        # Without noise: a checkpoint does not hold the random state that augmentation goes by.
+        kwargs |= {"dataset": Pictures(noise=0.0), "ckpt_path": start}
+        _fit(tmp_path / f"{name}-run", Learn(), report, saver, **kwargs)
+        return report, tmp_path / f"{name}-run" / "runs" / "one"
+
+    whole, there = run("whole")
+    with pytest.raises(RuntimeError, match="broke off"):
+        run("broken", next((tmp_path / "whole").glob("*step=2.ckpt")), module=Linear(breaks_at=6))
+    # From an epoch's middle, its last batch (4 of 4), the run's last; and for a second time.
+    for name, step in (("whole", 2), ("whole", 4), ("whole", 7), ("whole", 12), ("broken", 6)):
+        start = next((tmp_path / name).glob(f"*step={step}.ckpt"))
+        again, here = run(f"from-{name}-{step}", start)
+        assert _plain(again.state_dict()) == _plain(whole.state_dict())
+        for file in ("samples.csv", "sample_report.png"):
+            assert (here / file).read_bytes() == (there / file).read_bytes(), (name, step, file)
+
+
+def _counting(size: int = SIZE) -> tuple[SampleReport, Any]:
+    data = SimpleNamespace(sampler=PrioritizedSampler(size))
+    trainer: Any = SimpleNamespace(world_size=1, current_epoch=0, datamodule=data, more={})
+    report = SampleReport()
+    report.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return report, trainer
+
+
+def _serve(report: SampleReport, trainer: Any, index: list[int], losses: list[float]) -> None:
+    batch = {"index": torch.tensor(index), "target": torch.tensor(index) % 3, **trainer.more}
+    report.on_train_batch_end(trainer, trainer, {"losses": torch.tensor(losses)}, batch, 0)
+
+
+def test_of_an_index_served_again_the_last_loss_counts() -> None:
+    report, trainer = _counting()
+    _serve(report, trainer, [3, 4, 3], [1.0, 2.0, 3.0])
+    _serve(report, trainer, [4, 5], [4.0, 5.0])
+    state = report.state_dict()
+    assert state["draws"][3:6].tolist() == [2, 2, 1]
+    assert state["last_loss"][3:6].tolist() == [3.0, 4.0, 5.0]
+    assert state["target"][2:6].tolist() == [-1, 0, 1, 2]
+
+
+def test_state_is_a_copy_that_loads_without_running_code(tmp_path: Path) -> None:
+    report, trainer = _counting()
+    report.on_train_start(trainer, None)  # type: ignore[arg-type]
+    _serve(report, trainer, [1, 2], [1.0, 2.0])
+    torch.save(report.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again, _ = _counting()
+    again.load_state_dict(state)
+    for one in (report, again):
+        _serve(one, trainer, [1, 7], [3.0, 4.0])
+    assert _plain(again.state_dict()) == _plain(report.state_dict())
+    assert state["draws"].sum() == 2
+
+
+def test_counts_of_another_dataset_are_refused_and_nothing_changes() -> None:
+    report, trainer = _counting(SIZE)
+    _serve(report, trainer, [1], [1.0])
+    before = report.state_dict()
+    other = _counting(SIZE + 1)[0].state_dict()
+    with pytest.raises(ValueError, match=r"are of 31 samples.*draws from 30.*Nothing was changed"):
+        report.load_state_dict(other)
+    with pytest.raises(ValueError, match="shapes"):
+        report.load_state_dict({**before, "last_loss": torch.zeros(4)})
+    assert _plain(report.state_dict()) == _plain(before)
+    late = SampleReport()
+    late.load_state_dict(other)  # before there is a sampler to compare with
+    with pytest.raises(ValueError, match=r"counted draws of 31 samples.*draws from 30"):
+        late.setup(trainer, None, "fit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("epochs", "stride"), [(MOST_SNAPSHOTS, 2), (3 * MOST_SNAPSHOTS, 4)])
+def test_snapshots_of_a_long_run_stay_few_and_even(epochs: int, stride: int) -> None:
+    report, trainer = _counting(2)
+    resumed, _ = _counting(2)
+    for trainer.current_epoch in range(epochs):
+        for one in (report, resumed):
+            one.on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+            one.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        if trainer.current_epoch % 100 == 7:
+            state = resumed.state_dict()
+            resumed, _ = _counting(2)
+            resumed.load_state_dict(state)
+    state = report.state_dict()
+    assert _plain(resumed.state_dict()) == _plain(state)
+    assert len(state["epochs"]) <= MOST_SNAPSHOTS + 1
+    assert state["epochs"].tolist() == [*range(0, epochs, stride), epochs]
+
+
+def test_names_what_does_not_fit() -> None:
+    for name, value in (("every_n_epochs", -1), ("examples", -1), ("examples", 65)):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            SampleReport(**{name: value})
+    report, trainer = _counting()
+    with pytest.raises(ValueError, match=r"shape \[1\].*index \[2\].*one loss for each sample"):
+        _serve(report, trainer, [1, 2], [1.0])
+    trainer.datamodule = None
+    with pytest.raises(ValueError, match="has no sampler to report on"):
+        report.setup(trainer, None, "fit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("with_csv", [True, False])
+def test_wandb_gets_the_picture(tmp_path: Path, monkeypatch: Any, with_csv: bool) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    loggers: list[Any] = [WandbLogger(project="samples", offline=True, save_dir=tmp_path)]
+    loggers += [CSVLogger(tmp_path, "runs", "one")] * with_csv
+    try:
+        _fit(tmp_path, Learn(), SampleReport(every_n_epochs=1), logger=loggers, max_epochs=2)
+    finally:
+        wandb.finish()
+    media = list(tmp_path.glob("wandb/offline-run-*/files/media/images/sample_report_*.png"))
+    assert len(media) == 3  # after each epoch, and at the end
+    for path in media:
+        _assert_picture(path)
+    written = {path.read_bytes() for path in (tmp_path / "runs").rglob("*.png")}
+    assert written == ({path.read_bytes() for path in media} if with_csv else set())
+
+
+def test_shares_of_all_ranks_are_counted_also_if_a_selector_let_less_through() -> None:
+    report, trainer = _counting()
+
+    def all_gather(mine: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Stacked by rank; the other rank served, of as many that it scored, one more: 9."""
+        other = {"index": [3, 5, 9, -1], "losses": [2.5, 3.5, 4.5, -1.0], "target": [0, 2, 0, -1]}
+        return {name: torch.stack([mine[name], torch.tensor(other[name])]) for name in mine}
+
+    trainer.world_size, trainer.all_gather = 2, all_gather
+    trainer.more = {"scored": {"index": torch.tensor([1, 2, 3, 4]), "losses": torch.ones(4)}}
+    _serve(report, trainer, [1, 3], [0.5, 1.5])
+    state = report.state_dict()
+    assert {i: n for i, n in enumerate(state["draws"].tolist()) if n} == {1: 1, 3: 2, 5: 1, 9: 1}
+    assert state["last_loss"][[1, 3, 5, 9]].tolist() == [0.5, 2.5, 3.5, 4.5]
+    assert state["last_loss"].isnan().sum() == SIZE - 4
+
+
+def _two_ranks(folder: Path, breaks_at: int) -> None:
+    """What the process started below does."""
+    learn, report = Learn(), SampleReport()
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    module = Linear(breaks_at if rank == 1 else -1)
+    try:
+        _fit(folder, learn, report, module=module, devices=2, strategy="ddp")
+    finally:
+        torch.save((report.state_dict(), learn.served), folder / f"rank-{rank}.pt")
+
+
+def _start(folder: Path, breaks_at: int) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, __file__, str(folder), str(breaks_at)]
+    return subprocess.run(command, capture_output=True, check=False, timeout=120)
+
+
+@pytest.mark.multiprocess
+def test_two_processes_hold_the_same_counts_and_one_of_them_writes(tmp_path: Path) -> None:
+    _start(tmp_path, -1).check_returncode()
+    (one, first), (other, second) = (torch.load(tmp_path / f"rank-{r}.pt") for r in (0, 1))
+    assert _plain(one) == _plain(other)
+    # Batch by batch, rank 0's share and then rank 1's.
+    starts = range(0, len(first), BATCH)
+    served = [item for i in starts for item in [*first[i : i + BATCH], *second[i : i + BATCH]]]
+    assert len(served) == 3 * 4 * 2 * BATCH
+    _assert_reports(tmp_path, served)
+
+
+@pytest.mark.multiprocess
+def test_a_rank_that_breaks_off_leaves_a_report_and_nobody_hanging(tmp_path: Path) -> None:
+    assert _start(tmp_path, 3).returncode != 0
+    assert sum(int(row["draws"]) for row in _rows(tmp_path)) == 3 * 2 * BATCH
+    _assert_picture(tmp_path / "runs" / "one" / "sample_report.png")
+
+
+if __name__ == "__main__":
+    _two_ranks(Path(sys.argv[1]), int(sys.argv[2]))

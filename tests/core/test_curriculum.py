@@ -1,0 +1,89 @@
+"""Competence, stages and self-pace."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_adaptive.core.curriculum import (
+    competence,
+    pace,
+    rank_shares,
+    self_paced,
+    staged,
+    within,
+)
+
+
+def test_competence_is_platanios_square_root() -> None:
+    # Platanios et al. (2019), equation 8: c(t) = min(1, sqrt(t (1 - c0^2) / T + c0^2)), c0 = 0.01.
+    assert competence(0.0) == pytest.approx(0.01)
+    for t in (0.1, 0.25, 0.9):
+        assert competence(t) == pytest.approx(math.sqrt(t * (1 - 0.01**2) + 0.01**2))
+    assert competence(1.0) == 1.0
+    assert competence(0.5, power=1, start=0.2) == pytest.approx(0.6)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.2, 5))
+def test_competence_never_falls(one: float, other: float, start: float, power: float) -> None:
+    early, late = sorted((one, other))
+    first = competence(early, start=start, power=power)
+    assert start * (1 - 1e-9) <= first <= competence(late, start=start, power=power) <= 1
+
+
+def test_stages_are_equally_long() -> None:
+    shares = [0.25, 0.5, 1.0]
+    found = [staged(p, shares=shares) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
+    assert found == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12))
+def test_rank_share_counts_those_not_harder(values: list[int]) -> None:
+    found = rank_shares(torch.tensor(values).double())
+    expected = [sum(other <= value for other in values) / len(values) for value in values]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(1, 12), st.booleans())
+def test_within_is_the_cdf_below_competence_and_never_empty(
+    values: list[int], k: int, hardest_first: bool
+) -> None:
+    share = min(k / len(values), 1.0)
+    found = within(torch.tensor(values).double(), share, hardest_first=hardest_first)
+    sign = -1 if hardest_first else 1
+    signed = [sign * value for value in values]
+    count = min(k, len(values))
+    expected = [sum(other <= value for other in signed) <= count for value in signed]
+    if not any(expected):
+        expected = [value == min(signed) for value in signed]
+    assert found.tolist() == expected
+
+
+def test_self_paced_takes_losses_below_one_over_k() -> None:
+    # Kumar et al. (2010): v_i = 1[l_i < 1 / K]; K shrinks, so the threshold grows.
+    loss = torch.tensor([0.2, 1.0, -math.inf, 3.0])
+    assert self_paced(loss, threshold=1.0).tolist() == [True, False, True, False]
+    assert pace(0.0, start=0.5, end=8.0) == pytest.approx(0.5)
+    assert pace(0.5, start=0.5, end=8.0) == pytest.approx(2.0)
+    assert pace(1.0, start=0.5, end=8.0) == pytest.approx(8.0)
+
+
+def test_names_what_is_out_of_range() -> None:
+    cases = [
+        (lambda: competence(1.5), "progress is 1.5"),
+        (lambda: competence(0.5, start=0.0), "start is 0.0"),
+        (lambda: competence(0.5, power=0.0), "power is 0.0"),
+        (lambda: staged(0.5, shares=[]), "one share"),
+        (lambda: staged(0.5, shares=[0.5, 1.5]), "1.5"),
+        (lambda: within(torch.empty(0), 0.5), "no difficulties"),
+        (lambda: within(torch.ones(2), 0.0), "competence is 0.0"),
+        (lambda: within(torch.tensor([1.0, math.nan]), 0.5), r"samples \[1\] are NaN"),
+        (lambda: self_paced(torch.ones(2), threshold=0.5), "the least is 1.0"),
+        (lambda: self_paced(torch.ones(2), threshold=0.0), "threshold is 0.0"),
+        (lambda: pace(0.5, start=2.0, end=1.0), "not descend"),
+    ]
+    for call, words in cases:
+        with pytest.raises(ValueError, match=words):
+            call()
