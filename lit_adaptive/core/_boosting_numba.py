@@ -13,6 +13,13 @@ Ints = NDArray[np.int64]
 
 
 @compiled
+def exponentials(log_weight: Singles, mass: Floats) -> None:
+    """The mass of each log weight, to the bit what ``boost`` gives (torch rounds otherwise)."""
+    for k in range(log_weight.size):
+        mass[k] = np.exp(np.float64(log_weight[k]))
+
+
+@compiled
 def _merge(index: Ints, loss: Floats, into: Ints, mean: Floats) -> int:
     """Distinct indices, ascending, with the mean of their losses; returns how many."""
     distinct = True

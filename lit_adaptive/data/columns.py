@@ -5,7 +5,7 @@ Rows are counted from 0. An id is an integer or a string.
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,11 @@ from torch.utils.data import Dataset
 
 Ids = list[str] | Tensor
 """One per row, all different: strings, or ``[N]`` int64."""
+
+if TYPE_CHECKING:
+    MapDataset: TypeAlias = Dataset[Any]
+else:  # jsonargparse takes Dataset[Any] for a class of its own, not for a base of others
+    MapDataset = Dataset
 
 # pyarrow ships no types, and makes its functions at run time.
 Table: TypeAlias = Any
@@ -208,7 +213,10 @@ def ids_of(column: Column, where: str, *, guess: bool = False) -> Column:
     """
     values = plain(column)
     if pa.types.is_integer(values.type):
-        values = values.cast(pa.int64())
+        try:
+            values = values.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where} is beyond 64 bits; write such ids as strings") from error
         empty = values.is_null()
     elif is_text(values.type):
         empty = arrow.equal(values.fill_null(""), "")

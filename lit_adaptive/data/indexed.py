@@ -121,6 +121,8 @@ class AdaptiveDataModule(SampledDataModule):
         self.dataset = dataset
         self.val_dataset = val_dataset
         self.test_dataset = test_dataset
+        if val_dataset is None:  # Lightning asks who overrides it; an empty one makes it warn
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.num_workers = num_workers
         self.collate = collate
@@ -263,8 +265,9 @@ class AdaptiveDataModule(SampledDataModule):
         return self._in_order(self.dataset)
 
     def val_dataloader(self) -> Any:
-        """The validation set in order, this rank's share; nothing if there is none."""
-        return [] if self.val_dataset is None else self._in_order(self.val_dataset)
+        """The validation set in order, this rank's share."""
+        assert self.val_dataset is not None  # otherwise Lightning does not ask
+        return self._in_order(self.val_dataset)
 
     def test_dataloader(self) -> ServedBatches:
         """The test set, or else the validation set.

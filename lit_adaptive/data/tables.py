@@ -31,6 +31,8 @@ from lit_adaptive.data.columns import (
     some,
 )
 
+_BLOCK = 1 << 24  # bytes; pyarrow's own megabyte is too little for a row with a long text
+
 
 class Scores(NamedTuple):
     """What a file of scores holds.
@@ -229,8 +231,7 @@ def _read_csv(file: Path, text: frozenset[str]) -> Table:
     def parse(text: frozenset[str]) -> Table:
         return csv.read_csv(
             file,
-            # One block, as far as can be: the type of a column is guessed from the first block.
-            read_options=csv.ReadOptions(block_size=_block(file)),
+            read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
         )
@@ -244,7 +245,7 @@ def _read_jsonl(file: Path, _: frozenset[str]) -> Table:
     def parse(text: frozenset[str]) -> Table:
         return json.read_json(
             file,
-            read_options=json.ReadOptions(block_size=_block(file)),
+            read_options=json.ReadOptions(block_size=_BLOCK),
             parse_options=json.ParseOptions(
                 explicit_schema=pa.schema([(name, pa.string()) for name in sorted(text)])
             ),
@@ -264,10 +265,6 @@ _READERS: dict[str, Callable[[Path, frozenset[str]], Table]] = {
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
 }
-
-
-def _block(file: Path) -> int:
-    return min(file.stat().st_size + 1, 2**31 - 2)
 
 
 def _is_csv(file: Path) -> bool:

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lit_adaptive.data.columns import ColumnDataset
+from lit_adaptive.data.columns import ColumnDataset, MapDataset
 
 Split = Literal["train", "validation", "test"]
 
@@ -133,7 +132,7 @@ class EncodedText(ColumnDataset):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: MapDataset,
         encoder: str | None = None,
         *,
         batch_size: int = 64,

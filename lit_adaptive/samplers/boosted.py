@@ -104,7 +104,7 @@ class BoostedSampler(AdaptiveSampler):
             ValueError: naming indices out of range; nothing changes then.
         """
         index = checked_indices(index, self.size).to(self.device)
-        self._tree.update(index, self._log_weight[index].double().exp())
+        self._tree.update(index, self._masses(self._log_weight[index]))
         self._mark(index, inserted=True)
 
     def remove(self, index: Tensor) -> None:
@@ -228,12 +228,20 @@ class BoostedSampler(AdaptiveSampler):
         self._refill()
 
     def _refill(self) -> None:
-        self._tree.assign(self._log_weight.double().exp_().mul_(self._inserted))
+        self._tree.assign(self._masses(self._log_weight).mul_(self._inserted))
+
+    @staticmethod
+    def _masses(log_weight: Tensor) -> Tensor:
+        if not log_weight.is_cpu:
+            return log_weight.double().exp()
+        mass = np.empty(len(log_weight))
+        loops.exponentials(log_weight.numpy(), mass)
+        return torch.from_numpy(mass)
 
     @property
     def weights(self) -> Tensor:
         """``[size]`` float64 in [floor, ceiling]; of samples that are not inserted, too."""
-        return self._log_weight.double().exp()
+        return self._masses(self._log_weight)
 
     def scores(self) -> Tensor:
         """The weights: ``[size]`` float64."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from torch.utils.data import DataLoader, default_collate
 
+from lit_adaptive.data import tables
 from lit_adaptive.data.tables import (
     Scores,
     TableDataset,
@@ -117,6 +118,10 @@ def test_names_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> No
         read_scores(_file(tmp_path, "hello", "a.parquet"))
     parquet.write_table(pa.table({"id": [0.5], "score": [1]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="of type double; ids are integers or strings"):
+        read_scores(tmp_path / "b.parquet")
+    wide = pa.table({"id": pa.array([2**63], pa.uint64()), "score": [1]})
+    parquet.write_table(wide, tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="beyond 64 bits; write such ids as strings"):
         read_scores(tmp_path / "b.parquet")
     parquet.write_table(pa.table({"id": [1], "score": [["x"]]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match=r"score in .* is of type list"):
@@ -252,13 +257,22 @@ def test_a_column_of_vectors_counts_once_per_component(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_the_type_of_a_column_is_told_by_all_rows(tmp_path: Path, name: str) -> None:
-    # pyarrow guesses from the first block, of a megabyte: what follows must not break on it.
-    rows = ["1"] * 600_000 + ["2.5"]
+def test_the_type_of_a_column_is_told_by_all_rows(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_BLOCK", 1 << 10)  # the last row comes many blocks later
+    rows = ["1"] * 5_000 + ["2.5"]
     body = "x\n" + "\n".join(rows) if name == "a.csv" else "\n".join(f'{{"x":{r}}}' for r in rows)
     column = TableDataset(_file(tmp_path, body + "\n", name)).column("x")
     assert column[-1] == 2.5
-    assert column.sum() == 600_002.5
+    assert column.sum() == 5_002.5
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_text_may_be_megabytes_long(tmp_path: Path, name: str) -> None:
+    long = "word " * 600_000
+    body = f'x,t\n1,a\n2,"{long}"\n' if name == "a.csv" else f'{{"x":1,"t":"{long}"}}\n'
+    assert TableDataset(_file(tmp_path, body, name), text="t")[-1]["text"] == long
 
 
 def test_text_that_looks_like_numbers_or_dates_stays_text(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset
 
 from lit_adaptive.data import text as text_module
@@ -228,6 +229,23 @@ def test_vectors_are_those_of_sentence_transformers(capfd: pytest.CaptureFixture
     head = torch.nn.Linear(384, 10)
     head(batch["input"]).sum().backward()
     assert head.weight.grad is not None
+
+
+@pytest.mark.real_model
+def test_a_config_nests_questions_in_the_encoder() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=Dataset)
+    questions = {
+        "class_path": "lit_adaptive.data.text.TaskQuestions",
+        "init_args": {"split": "test", "per_class": 1},
+    }
+    encoded = {
+        "class_path": "lit_adaptive.data.text.EncodedText",
+        "init_args": {"dataset": questions},
+    }
+    data = parser.instantiate_classes(parser.parse_object({"data": encoded})).data
+    assert len(data) == 10
+    assert set(data[0]) == {"input", "target", "text"}
 
 
 @pytest.mark.real_model

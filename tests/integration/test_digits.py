@@ -1,0 +1,92 @@
+"""The digits recipes: killed twice and resumed, and on two processes, hybrids included."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_ranks import TRAINER
+from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
+
+CONFIGS = CONFIG.parent
+
+
+def _digits(folder: Path, recipe: str, kill_at: int, *more: str) -> list[str]:
+    return [
+        *("-m", "lit_adaptive", "fit", "--config", str(CONFIGS / f"digits_{recipe}.yaml")),
+        *("--runs", str(folder / "runs"), "--trainer.max_epochs=4"),
+        *("--data.batches_per_epoch=16", "--trainer.accumulate_grad_batches=2"),
+        "--trainer.callbacks+=recorder.Recorder",
+        f"--trainer.callbacks.folder={folder}",
+        f"--trainer.callbacks.kill_at={kill_at}",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={folder}/checkpoints",
+        "--trainer.callbacks.every_n_train_steps=3",
+        "--trainer.callbacks.save_top_k=-1",
+        *more,
+    ]
+
+
+RUNS = {
+    "adaptive with workers": ("adaptive", ["--data.num_workers=2"]),
+    "hybrid": ("hybrid", []),
+    "curriculum": ("curriculum", []),
+    "weighter told at the end of epochs": (
+        "adaptive",
+        [
+            "--data.sampler=lit_adaptive.samplers.AdaptiveDataWeighter",
+            "--data.sampler.momentum=0.5",
+            "--trainer.callbacks+=callbacks.LossRefresh",
+            "--trainer.callbacks.every=epoch",
+            "--trainer.callbacks.rescore_every_n_epochs=2",
+            "--trainer.callbacks.forget=0.1",
+        ],
+    ),
+    "selective backprop over InfoBatch": (
+        "uniform",
+        [
+            "--data.sampler=lit_adaptive.samplers.InfoBatchSampler",
+            "--trainer.callbacks+=callbacks.SelectiveBackprop",
+            "--trainer.callbacks.correct=true",
+            "--trainer.callbacks+=callbacks.LossRefresh",
+            "--trainer.callbacks+=callbacks.CurriculumProgress",
+        ],
+    ),
+}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
+    recipe, more = RUNS[name]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    _run(_digits(whole, recipe, -1, *more))
+    _run(_digits(broken, recipe, 19, *more), killed=True)
+    _run(_digits(broken, recipe, 43, *more, f"--ckpt_path={_latest(broken)}"), killed=True)
+    _run(_digits(broken, recipe, -1, *more, f"--ckpt_path={_latest(broken)}"))
+    assert _steps(broken) == _steps(whole)
+    assert len(_steps(whole)) == 64
+    _assert_same_end(broken, whole)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("recipe", "overlay"), [("hybrid", "ddp"), ("adaptive", "fsdp2")])
+def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--trainer.max_epochs=2"]
+    command = _digits(whole, recipe, -1, *ranks)
+    _run(command)
+    ends = [torch.load(whole / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    _assert_same(ends[0], ends[1])
+    steps = [_steps(whole, rank) for rank in (0, 1)]
+    assert steps[0].keys() == steps[1].keys()
+    assert len(steps[0]) == 32
+    for step, mine in steps[0].items():
+        theirs = steps[1][step]
+        assert len(mine["index"]) == len(theirs["index"]) == 32
+        assert mine["index"] != theirs["index"]
+    saved = min((whole / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+    _run(_digits(broken, recipe, -1, *ranks, f"--ckpt_path={saved}"))
+    for rank in (0, 1):
+        resumed, uninterrupted = _steps(broken, rank), _steps(whole, rank)
+        assert len(resumed) > 16
+        assert resumed == {step: uninterrupted[step] for step in resumed}

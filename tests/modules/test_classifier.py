@@ -1,0 +1,158 @@
+"""The classifier: its loss, signal, metrics and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from sklearn.metrics import f1_score, recall_score
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lit_adaptive.core.hard_examples import focal_loss
+from lit_adaptive.data import AdaptiveDataModule, LongTailedDigits
+from lit_adaptive.modules import Classifier, Dense, TransformersClassifier
+
+
+def _batch(size: int = 6) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input": torch.randn(size, 4, generator=generator),
+        "target": torch.randint(3, (size,), generator=generator),
+        "weight": torch.rand(size, generator=generator) + 0.5,
+    }
+
+
+class _Quiet:
+    log_every_n_steps = 0
+
+
+def _step(model: Classifier, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model._trainer = _Quiet()  # type: ignore[assignment]
+    return model.training_step(batch, 0)
+
+
+def test_loss_is_the_weighted_mean_and_the_signal_is_unweighted() -> None:
+    model, batch = Classifier(Dense(4, 3), 3), _batch()
+    found = _step(model, batch)
+    expected = cross_entropy(model(batch["input"]), batch["target"], reduction="none")
+    torch.testing.assert_close(found["losses"], expected.detach())
+    assert not found["losses"].requires_grad
+    torch.testing.assert_close(found["loss"], (batch["weight"] * expected).mean())
+    torch.testing.assert_close(model.per_sample_loss(batch), expected)
+
+
+def test_focal_training_keeps_the_cross_entropy_as_its_signal() -> None:
+    model, batch = Classifier(Dense(4, 3), 3, focal_gamma=2.0), _batch()
+    found = _step(model, batch)
+    logits = model(batch["input"])
+    focal = focal_loss(logits, batch["target"], gamma=2.0)
+    torch.testing.assert_close(found["loss"], (batch["weight"] * focal).mean())
+    plain = cross_entropy(logits, batch["target"], reduction="none")
+    torch.testing.assert_close(found["losses"], plain.detach())
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+def test_metrics_are_scikit_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = AdaptiveDataModule(
+        LongTailedDigits("train"), val_dataset=LongTailedDigits("validation"), batch_size=32
+    )
+    model = Classifier(Dense(64, 10, hidden=[]), 10)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, enable_checkpointing=False,
+        use_distributed_sampler=False, default_root_dir=tmp_path, **quiet,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    held_out = LongTailedDigits("validation")
+    with torch.no_grad():
+        logits = model(held_out.inputs)
+    predicted, true = logits.argmax(1).numpy(), held_out.targets.numpy()
+    assert found["val/macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert found["val/accuracy"] == pytest.approx((predicted == true).mean())
+    recall = recall_score(true, predicted, average=None)
+    for c in range(10):
+        assert found[f"val/recall_{c}"] == pytest.approx(recall[c])
+    expected = float(cross_entropy(logits, held_out.targets))
+    assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+    predictions = trainer.predict(model, data)
+    assert predictions is not None
+    assert torch.cat([each["predicted"] for each in predictions]).tolist() == predicted.tolist()  # type: ignore[call-overload]
+    tested = trainer.test(model, data, verbose=False)
+    assert tested[0]["test/macro_f1"] == pytest.approx(found["val/macro_f1"])
+
+
+def test_fill_up_samples_do_not_count() -> None:
+    model = Classifier(nn.Identity(), 3)
+    logged: dict[str, float] = {}
+    model.log = lambda name, value, **_: logged.__setitem__(name, float(value))  # type: ignore[method-assign, assignment]
+    batch = {
+        "input": torch.eye(3),
+        "target": torch.tensor([0, 1, 0]),
+        "counted": torch.tensor([True, True, False]),
+    }
+    model._evaluate(batch, "val")
+    assert float(model.metrics["val"].compute()["accuracy"]) == 1.0  # type: ignore[operator]
+    expected = cross_entropy(torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert logged["val/loss"] == pytest.approx(float(expected))
+
+
+def test_names_networks_and_targets_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"gives \(6, 4\) for 6 samples; it must give \[6, 3\]"):
+        _step(Classifier(Dense(4, 4), 3), _batch())
+    batch = _batch()
+    batch["target"][2] = 7
+    with pytest.raises(ValueError, match="targets range from 0 to 7"):
+        _step(Classifier(Dense(4, 3), 3), batch)
+    for options, words in (
+        ({"num_classes": 1}, "num_classes is 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1"),
+        ({"focal_gamma": -1.0}, "focal_gamma is -1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Classifier(Dense(4, 3), **{"num_classes": 3, **options})
+    with pytest.raises(ValueError, match="widths"):
+        Dense(4, 3, hidden=[0])
+
+
+def test_optimizer_and_scheduler_are_built_when_given() -> None:
+    model = Classifier(
+        Dense(4, 3),
+        3,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
+    )
+    built = model.configure_optimizers()
+    assert isinstance(built["optimizer"], torch.optim.SGD)
+    assert isinstance(built["lr_scheduler"], torch.optim.lr_scheduler.StepLR)
+
+
+def test_a_transformers_model_is_a_network(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tiny = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=3,
+    )  # fmt: skip
+    BertForSequenceClassification(tiny).save_pretrained(tmp_path)
+    network = TransformersClassifier(str(tmp_path), 3, frozen_backbone=True)
+    batch = {
+        "input": {
+            "input_ids": torch.randint(40, (5, 7)),
+            "attention_mask": torch.ones(5, 7, dtype=torch.int64),
+        },
+        "target": torch.tensor([0, 1, 2, 0, 1]),
+        "weight": torch.ones(5),
+    }
+    model = Classifier(network, 3)
+    _step(model, batch)["loss"].backward()
+    trained = [name for name, each in network.named_parameters() if each.grad is not None]
+    assert trained
+    assert all("classifier" in name or "pooler" not in name for name in trained)
+    with pytest.raises(ValueError, match="task is 'sound'"):
+        TransformersClassifier(str(tmp_path), 3, task="sound")
