@@ -298,7 +298,9 @@ def table(name: str, seeds: int) -> dict[str, Any]:
 def interval(differences: Tensor) -> tuple[float, float]:
     """Mean, and half the width of its 95 % t-interval."""
     n = len(differences)
-    half = student.ppf(0.975, n - 1) * float(differences.std()) / math.sqrt(n) if n > 1 else math.nan
+    half = (
+        student.ppf(0.975, n - 1) * float(differences.std()) / math.sqrt(n) if n > 1 else math.nan
+    )
     return float(differences.mean()), half
 
 

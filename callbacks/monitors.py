@@ -50,7 +50,8 @@ class SamplingMonitor(Callback):
     ) -> None:
         """Count the draws; measure when it is time."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        index: Tensor = batch["index"].cpu()
+        # What a selector cut away was drawn too; and it cuts more here and less on another rank.
+        index: Tensor = batch.get("scored", batch)["index"].cpu()
         if len(self._drawn) != data.sampler.size:
             self._drawn = torch.zeros(data.sampler.size, dtype=torch.bool)
         self._drawn[_of_all_ranks(index, trainer, pl_module)] = True

@@ -68,7 +68,7 @@ def test_a_pair_differs_only_in_its_idea(baseline: str, adaptive: str) -> None:
     one, other = _flat(_read(baseline)), _flat(_read(adaptive))
     idea = IDEA | MORE.get(adaptive, set())
     assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= idea
-    selects = "digits_ohem" == adaptive
+    selects = adaptive == "digits_ohem"
     assert (one["data.init_args.sampler"] == other["data.init_args.sampler"]) is selects
     same = [call for call in other["trainer.callbacks"] if call["class_path"] not in IDEA_CALLBACKS]
     assert same == one["trainer.callbacks"]

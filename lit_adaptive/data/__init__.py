@@ -2,14 +2,21 @@
 
 from lit_adaptive.data.base import SampledDataModule
 from lit_adaptive.data.digits import LongTailedDigits
+from lit_adaptive.data.hub import HubDataset
 from lit_adaptive.data.indexed import AdaptiveDataModule
 from lit_adaptive.data.replay import ReplayDataModule
-from lit_adaptive.data.tables import TableDataset
+from lit_adaptive.data.tables import TableDataset, read_scores, write_scores
+from lit_adaptive.data.text import EncodedText, TaskQuestions
 
 __all__ = [
     "AdaptiveDataModule",
+    "EncodedText",
+    "HubDataset",
     "LongTailedDigits",
     "ReplayDataModule",
     "SampledDataModule",
     "TableDataset",
+    "TaskQuestions",
+    "read_scores",
+    "write_scores",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lit_adaptive.data.columns import ColumnDataset, refuse_missing
 
-Transform = Callable[[Any], Tensor]
+# Not ``-> Tensor``, which jsonargparse would take for a factory of tensors.
+Transform = Callable[[Any], Any]
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # name, or owner/name
 _BUILDERS = {
@@ -77,9 +78,12 @@ class HubDataset(ColumnDataset):
             for field in dataset.features.arrow_schema
             if field.name != image and (field.name in named or not pa.types.is_nested(field.type))
         ]
+        # All of these columns, as Arrow: of an uncut dataset on disk this copies nothing.
+        table = dataset.select_columns(kept).with_format("arrow")[:]
+        if not kept:  # Arrow counts no rows where there are no columns
+            table = pa.table({"row": range(len(dataset))})
         super().__init__(
-            # All columns of all rows, as Arrow: of an uncut dataset on disk this copies nothing.
-            dataset.select_columns(kept).with_format("arrow")[:],
+            table,
             features=features,
             target=target,
             text=text,
@@ -101,7 +105,8 @@ class _Images:
     def __getitem__(self, index: Any, /) -> Tensor:
         if isinstance(index, Tensor):
             return torch.stack([self[i] for i in index.tolist()])
-        return self.transform(self.dataset[index][self.column])
+        made: Tensor = self.transform(self.dataset[index][self.column])
+        return made
 
 
 def _as_tensor(image: Any) -> Tensor:

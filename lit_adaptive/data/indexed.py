@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lit_adaptive.data.base import Batch, Normalize, SampledDataModule, ServedBatches
+from lit_adaptive.data.columns import MapDataset
 from lit_adaptive.data.tables import aligned_scores, read_scores, write_scores
 from lit_adaptive.samplers import (
     AdaptiveSampler,
@@ -20,11 +21,6 @@ from lit_adaptive.samplers import (
 )
 
 Collate = Callable[[list[Any]], Any]
-
-if TYPE_CHECKING:
-    MapDataset: TypeAlias = Dataset[Any]
-else:  # jsonargparse takes Dataset[Any] for a class of its own, not for a base of others
-    MapDataset = Dataset
 
 
 class _Fetch(Dataset[Any]):

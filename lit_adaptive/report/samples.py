@@ -32,7 +32,7 @@ LOW, STEP, BINS = -6.0, 0.1, 121
 """Bins of log10 N P(i): centred on -6.0, -5.9, ..., 6.0; beyond them the last bin on each side."""
 COLUMNS = ("index", "class", "draws", "last_loss", "relative_probability")
 MOST_BARS, MOST_POINTS, MOST_BINNED, PER_ROW = 30, 5_000, 200_000, 8
-WIDTH, TOP, CELL = 14.0, 4.9, 1.7
+WIDTH, TOP, CELL = 14.0, 5.0, 1.7
 """Inches: of the page, of its upper panels, and of a cell of its pictures."""
 
 
@@ -107,8 +107,7 @@ def most_drawn(record: SampleRecord, k: int) -> Array:
 
 
 def _rows(record: SampleRecord) -> Iterator[tuple[Any, ...]]:
-    for start in range(0, len(record), 65_536):
-        rows = slice(start, start + 65_536)
+    for rows in (slice(at, at + 65_536) for at in range(0, len(record), 65_536)):
         draws = record.draws[rows].tolist()
         target = (c if c >= 0 else None for c in record.target[rows].tolist())
         loss = record.last_loss[rows].tolist()
@@ -291,6 +290,7 @@ def _draw_losses(axes: "Axes", record: SampleRecord) -> None:
         axes.figure.colorbar(cells, ax=axes, label="samples", pad=0.02).ax.tick_params(labelsize=8)
     else:
         color = _colors(record, record.target.numpy()[shown])
+        remarks += ["colours as in (a)"] * (len(set(color)) > 1)
         axes.scatter(x, y, s=10, alpha=0.6, linewidths=0, c=color)
         axes.set(xscale=across, yscale=up)
     _head(axes, "(b) draws against the last loss", ("last loss", "draws"), "; ".join(remarks))

@@ -61,8 +61,8 @@ def _fit(
     model = given.pop("model", None) or Classifier(Dense(64, 10, hidden=[16]), 10)
     trainer = Trainer(
         accelerator="cpu", use_distributed_sampler=False, default_root_dir=tmp_path, logger=False,
-        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=list(callbacks), **given,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=list(callbacks), **given,
     )  # fmt: skip
     trainer.fit(model, data)
     return trainer, model, data

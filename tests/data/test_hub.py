@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from PIL import Image
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lit_adaptive.data.hub import HubDataset
 
@@ -114,6 +115,32 @@ def test_images_are_channels_first_in_the_unit_interval(saved: Path) -> None:
     torch.testing.assert_close(image, torch.full((3, 4, 5), 40 / 255))
     wide = HubDataset(str(saved / "single"), image="image", transform=_width)
     assert wide.gather(torch.tensor([0, 5]))["input"].tolist() == [5.0, 5.0]
+
+
+class _Shade(torch.nn.Module):
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def forward(self, image: Any) -> torch.Tensor:
+        return torch.tensor(float(image.getpixel((self.at, 0))[0]))
+
+
+def test_a_config_gives_the_transform_by_its_class(saved: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=Dataset)
+    transform = {"class_path": f"{__name__}._Shade", "init_args": {"at": 1}}
+    init_args = {"path": str(saved / "single"), "image": "image", "transform": transform}
+    asked = {"class_path": "lit_adaptive.data.hub.HubDataset", "init_args": init_args}
+    data = parser.instantiate_classes(parser.parse_object({"data": asked})).data
+    assert data.gather(torch.tensor([5, 2]))["input"].tolist() == [50.0, 20.0]
+
+
+def test_images_need_no_other_column(tmp_path: Path) -> None:
+    _dataset().select_columns(["image"]).save_to_disk(str(tmp_path / "images"))
+    data = HubDataset(str(tmp_path / "images"), image="image")
+    assert len(data) == SIZE
+    assert set(data[5]) == {"input"}
 
 
 def _width(image: Any) -> torch.Tensor:

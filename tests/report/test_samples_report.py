@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,7 +249,8 @@ def test_points_are_the_drawn_samples_with_a_finite_loss(draw: Callable[..., Fig
     points = axes.collections[0].get_offsets().tolist()
     assert points == [[0.5, 1.0], [2.0, 3.0], [0.25, 1.0]]  # loss 0 has no place on a log axis
     assert axes.get_xscale() == "log"
-    words = _words(axes.figure)
+    words = _words(axes.figure).replace("\n", " ")
+    assert "colours as in (a)" in words
     assert "not shown: 1 never drawn" in words
     assert "not shown: 2 of NaN or infinite loss" in words
     assert "1 of loss 0 at the left edge" in words
@@ -285,10 +287,10 @@ def _failing(i: int) -> Any:
     raise OSError(f"no item {i}")
 
 
-TEXT = "It cost $5 and was worth $10_{x}: \\frac{1}{2}\n\x00 短い 🙂 " * 40
+TEXT = "It cost $\\frac{1$, which is no formula; " + "短い 🙂\n\x00 and so on " * 40
 
 
-@pytest.mark.parametrize("size", [1, 3, 40])
+@pytest.mark.parametrize("size", [1, 15])
 @pytest.mark.parametrize(
     "fetch",
     [None, _image, _failing, lambda i: {"text": TEXT}, lambda i: torch.full((3, 4, 4), 9.0),
@@ -308,7 +310,7 @@ def test_every_kind_of_item_can_be_drawn(
         np.testing.assert_allclose(pictures[0].get_array(), _image(hard)["input"][0])
     elif fetch in (None, _failing):
         assert not pictures
-    assert f"{size}" in _words(figure)  # the draws of the most drawn
+    assert re.search(rf"\b{size}\b", _words(figure))  # the draws of the most drawn
 
 
 @pytest.mark.parametrize(
@@ -345,6 +347,9 @@ def test_no_two_texts_overlap_and_none_leaves_the_page(
     draw: Callable[..., Figure], fetch: Any, classes: int
 ) -> None:
     record = _large(2_000, classes)
+    record.last_loss[::50] = NAN  # so that there is much to remark
+    record.last_loss[1::50] = 0.0
+    record.target[::9] = -1
     figure = draw(record, fetch=fetch, title="digits_adaptive / 20260101-120000-7")
     page = figure.bbox
     boxes = []
@@ -367,7 +372,7 @@ def test_no_two_texts_overlap_and_none_leaves_the_page(
 
 
 def test_same_record_gives_the_same_file(tmp_path: Path) -> None:
-    record = _large(210_000, 40)  # enough for the points to be chosen at random
+    record = _large(300_000, 40)  # enough for the points to be chosen at random
     for name in ("one.png", "other.png"):
         draw_sample_report(record, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
