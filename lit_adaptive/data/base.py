@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_adaptive.contract import check_pairing
 from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.core.prioritized import importance_weights
+from lit_adaptive.data.randomness import mixed, reseed
 from lit_adaptive.samplers import AdaptiveSampler, BatchDraw, DrawBatches, IndexSampler
 
 Normalize = Literal["none", "batch", "buffer"]
@@ -30,6 +31,9 @@ class SampledDataModule(LightningDataModule):
     sampler's own loss weight if it has one. It is made when the batch is served, from the
     probability and the count N at the draw and the ``beta`` of now, so it is right even when worker
     processes drew the batch several updates ago; ``staleness`` says how many.
+
+    With each batch torch's global random streams begin anew, from the seed, the batch's number and
+    the rank: dropout in a resumed run is that of the uninterrupted one (``data.randomness``).
 
     Every rank holds the same sampler and draws the same global batch, of which it serves its share;
     hence ``use_distributed_sampler: false`` and one state for all ranks in the checkpoint.
@@ -111,6 +115,8 @@ class SampledDataModule(LightningDataModule):
             if _in_mid_epoch(self.trainer):
                 batches.load_state_dict(self._restored)
                 _do_not_save_again(self.trainer)
+            else:
+                batches.number = int(self._restored["number"])
             self._restored = None
         return batches
 
@@ -120,6 +126,7 @@ class SampledDataModule(LightningDataModule):
         batch["probability"] = draw.probability
         batch["weight"] = self._weights(draw).float()
         self.staleness = draw.staleness
+        reseed(mixed(self.seed, draw.number, self.batches().rank))
         return batch
 
     def _weights(self, draw: BatchDraw) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lit_adaptive.data.base import Batch, Normalize, SampledDataModule, ServedBatches
 from lit_adaptive.data.columns import MapDataset
+from lit_adaptive.data.randomness import mixed, seeded
 from lit_adaptive.data.tables import aligned_scores, read_scores, write_scores
 from lit_adaptive.samplers import (
     AdaptiveSampler,
@@ -26,9 +27,10 @@ Collate = Callable[[list[Any]], Any]
 class _Fetch(Dataset[Any]):
     """Asked with indices, returns their collated batch and the question itself."""
 
-    def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
+    def __init__(self, dataset: Dataset[Any], collate: Collate, *seed: int) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.seed = seed
         at_once = getattr(dataset, "gather", None)
         self.gather: Callable[[Tensor], Any] | None = (
             at_once if collate is default_collate else None
@@ -38,15 +40,16 @@ class _Fetch(Dataset[Any]):
         index: Tensor = asked.index
         if self.gather is not None:
             return self.gather(index), asked
-        return self.collate([self.dataset[i] for i in index.tolist()]), asked
+        with seeded(mixed(*self.seed, asked.number)):
+            return self.collate([self.dataset[i] for i in index.tolist()]), asked
 
 
-class _Part:
+class _Part(NamedTuple):
     """Indices of an evaluation batch, and which of them count (the others fill up a rank)."""
 
-    def __init__(self, index: Tensor, counted: Tensor) -> None:
-        self.index = index
-        self.counted = counted
+    index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
+    counted: Tensor
+    number: int
 
 
 def _as_is(fetched: Any) -> Any:
@@ -58,8 +61,8 @@ class AdaptiveDataModule(SampledDataModule):
 
     A batch is the collated dictionary, or ``{"input": ..., "target": ...}`` for a dataset of pairs,
     with the draw's ``index``, ``probability`` and ``weight``. A dataset may offer more than items:
-    ``gather(index)`` (a collated batch at once: the fast way), ``column(name)`` (numbers by name),
-    ``ids`` (one for each sample, for files of scores).
+    ``gather(index)`` (a collated batch at once: the fast way, for what is not random),
+    ``column(name)`` (numbers by name) and ``ids`` (one for each sample, for files of scores).
 
     Args:
         dataset: has ``__len__`` and ``__getitem__``; its items are dictionaries or pairs. Hugging
@@ -179,7 +182,9 @@ class AdaptiveDataModule(SampledDataModule):
     @property
     def provides(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``; the dataset's own columns are read off its first item."""
-        first = self._named(_Fetch(self.dataset, self.collate)[_Part(torch.tensor([0]), _ONE)][0])
+        first = self._named(
+            _Fetch(self.dataset, self.collate)[_Part(torch.tensor([0]), _ONE, 0)][0]
+        )
         names = {f"batch.{key}" for key in first} | {"data.scoring_dataloader"}
         if isinstance(self.sampler, AdaptiveSampler):
             names.add("data.write_scores")
@@ -199,7 +204,7 @@ class AdaptiveDataModule(SampledDataModule):
     def _serve(self) -> Iterator[Batch]:
         batches = self.epoch()
         loader: DataLoader[tuple[Any, BatchDraw]] = DataLoader(
-            _Fetch(self.dataset, self.collate),
+            _Fetch(self.dataset, self.collate, self.seed, batches.rank),
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
@@ -233,7 +238,7 @@ class AdaptiveDataModule(SampledDataModule):
         counted = place < size
         index = place % size
         return [
-            _Part(index[start:stop], counted[start:stop])
+            _Part(index[start:stop], counted[start:stop], start)
             for start in range(0, len(index), self.eval_batch_size)
             for stop in (start + self.eval_batch_size,)
         ]

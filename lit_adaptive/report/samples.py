@@ -200,9 +200,9 @@ def shortened(text: str, width: int) -> str:
 
 
 def _head(axes: "Axes", title: str, labels: tuple[str, str], remark: str = "") -> None:
-    axes.set_title(title, fontsize=10, loc="left", pad=30)
+    axes.set_title(title, fontsize=10, loc="left", pad=36)
     axes.annotate(
-        textwrap.fill(remark, 64), (0, 1), (0, 28), xycoords="axes fraction",
+        textwrap.fill(remark, 64), (0, 1), (0, 34), xycoords="axes fraction",
         textcoords="offset points", va="top", fontsize=8, color="0.4",
     )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)

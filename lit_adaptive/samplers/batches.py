@@ -20,6 +20,7 @@ class BatchDraw(NamedTuple):
         min_probability: least probability of the global batch, or of the whole buffer.
         drawable: how many indices could be drawn.
         staleness: batches that are served between this draw and its own use: 0 without workers.
+        number: of the draw, from 0, over all epochs; what is random about a batch follows from it.
     """
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -27,6 +28,7 @@ class BatchDraw(NamedTuple):
     min_probability: float
     drawable: int
     staleness: int
+    number: int
 
 
 class _Global(NamedTuple):
@@ -36,6 +38,7 @@ class _Global(NamedTuple):
     min_probability: float
     drawable: int
     staleness: int
+    number: int
 
 
 def rank_share(draw: Draw, rank: int, world_size: int) -> Draw:
@@ -59,6 +62,9 @@ class DrawBatches(Sampler[BatchDraw]):
     share. A ``DataLoader`` with workers asks for draws ahead of their use; so each draw is kept
     until ``acknowledge()`` says it was consumed, and a resumed run serves the kept ones again.
     Whoever never acknowledges keeps an epoch's draws in memory, until the next epoch begins.
+
+    Attributes:
+        number: of the next draw, counted over all epochs.
 
     Args:
         sampler: makes the draws; all ranks must hold it in the same state.
@@ -101,6 +107,7 @@ class DrawBatches(Sampler[BatchDraw]):
         self.world_size = world_size
         self.normalize = normalize
         self._position = 0
+        self.number = 0
         self._in_flight: deque[_Global] = deque()
         self._resumed = False
 
@@ -140,11 +147,13 @@ class DrawBatches(Sampler[BatchDraw]):
             least = self.sampler.min_probability()
         else:
             least = float(draw.probability.amin())
-        return _Global(draw, least, drawable, len(self._in_flight))
+        self.number += 1
+        return _Global(draw, least, drawable, len(self._in_flight), self.number - 1)
 
     def _share(self, drawn: _Global) -> BatchDraw:
         mine = rank_share(drawn.draw, self.rank, self.world_size)
-        return BatchDraw(*mine, drawn.min_probability, drawn.drawable, drawn.staleness)
+        _, least, drawable, staleness, number = drawn
+        return BatchDraw(*mine, least, drawable, staleness, number)
 
     def acknowledge(self) -> None:
         """The oldest batch in flight was consumed.
@@ -176,6 +185,7 @@ class DrawBatches(Sampler[BatchDraw]):
             ),
             "drawable": [drawn.drawable for drawn in self._in_flight],
             "staleness": [drawn.staleness for drawn in self._in_flight],
+            "number": self.number,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,11 +214,13 @@ class DrawBatches(Sampler[BatchDraw]):
             state["min_probability"].tolist(),
             state["drawable"],
             state["staleness"],
+            range(int(state["number"]) - len(index), int(state["number"])),
             strict=True,
         )
         self._in_flight = deque(
-            _Global(Draw(i.clone().to(device), p.clone().to(device)), least, drawable, staleness)
-            for i, p, least, drawable, staleness in draws
+            _Global(Draw(i.clone().to(device), p.clone().to(device)), *rest)
+            for i, p, *rest in draws
         )
+        self.number = int(state["number"])
         self._position = position
         self._resumed = position < self.batches_per_epoch

@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from lit_adaptive.data import LongTailedDigits
 
 
 class Recorder(Callback):
@@ -74,6 +78,22 @@ class Line(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"x": self.x[index], "y": self.y[index]}
+
+
+class Jittered(Dataset[dict[str, Any]]):
+    """Digits with noise from all three global streams: an augmentation that workers do."""
+
+    def __init__(self) -> None:
+        self.digits = LongTailedDigits("train")
+        self.targets = self.digits.targets
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.digits[index]
+        noise = torch.randn(1) + np.random.randn() + random.random()  # noqa: NPY002
+        return {**item, "input": item["input"] + 0.1 * noise.float()}
 
 
 class Regression(LightningModule):

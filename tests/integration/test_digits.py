@@ -31,7 +31,7 @@ RUNS = {
     "hybrid": ("hybrid", []),
     "curriculum": ("curriculum", []),
     "weighter told at the end of epochs": (
-        "adaptive",
+        "uniform",
         [
             "--data.sampler=lit_adaptive.samplers.AdaptiveDataWeighter",
             "--data.sampler.momentum=0.5",
@@ -39,6 +39,14 @@ RUNS = {
             "--trainer.callbacks.every=epoch",
             "--trainer.callbacks.rescore_every_n_epochs=2",
             "--trainer.callbacks.forget=0.1",
+        ],
+    ),
+    "dropout and augmentation in two workers": (
+        "adaptive",
+        [
+            "--data.dataset=recorder.Jittered",
+            "--data.num_workers=2",
+            "--model.network.dropout=0.5",
         ],
     ),
     "selective backprop over InfoBatch": (
