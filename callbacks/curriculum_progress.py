@@ -18,7 +18,8 @@ class CurriculumProgress(Callback):
     Changes: which samples can be drawn.
 
     Args:
-        every_n_batches: between two looks at the progress, above 0; 0: at the end of each epoch.
+        every_n_batches: between two looks at the progress, besides the one at the end of each
+            epoch; 0: only that.
             Each look may cost O(N log N) where the curriculum goes by losses.
         steps: optimizer steps of the whole training; by default what ``max_steps`` or
             ``max_epochs`` come to.
@@ -65,9 +66,7 @@ class CurriculumProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Look, if it is time."""
-        if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0:
+        often = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
+        # Not on_train_epoch_end: Lightning leaves it out after some resumes.
+        if often or trainer.is_last_batch:
             self._advance(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look."""
-        self._advance(trainer, pl_module)

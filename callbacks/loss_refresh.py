@@ -84,6 +84,10 @@ class LossRefresh(Callback):
             self._tell(trainer, found["index"], found["losses"])
         else:
             self._pending.append((found["index"].cpu(), found["losses"].detach().float().cpu()))
+        # Not on_train_epoch_end: resumed from a checkpoint of an epoch's last batch, Lightning
+        # leaves that hook out, and what belongs to the epoch would be lost.
+        if trainer.is_last_batch:
+            self._end_epoch(trainer, pl_module)
 
     def _tell(self, trainer: Trainer, index: Tensor, losses: Tensor) -> None:
         losses = losses.detach()
@@ -95,8 +99,7 @@ class LossRefresh(Callback):
         if len(index):
             trainer.datamodule.update({"index": index}, losses)  # type: ignore[attr-defined]
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what was kept; score all again; forget."""
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pending:
             index, losses = (torch.cat(part) for part in zip(*self._pending, strict=True))
             self._pending = []

@@ -77,6 +77,29 @@ def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
+def test_resumed_from_an_epochs_last_batch_nothing_of_the_epoch_is_lost(tmp_path: Path) -> None:
+    # Lightning then leaves out on_train_epoch_end, and the next on_train_epoch_start.
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = [
+        *RUNS["weighter told at the end of epochs"][1],
+        "--trainer.callbacks+=callbacks.CurriculumProgress",
+        "--data.sampler=lit_adaptive.samplers.CurriculumSampler",
+        "--data.sampler.inner=lit_adaptive.samplers.AdaptiveDataWeighter",
+        "--data.difficulty=difficulty",
+        "--model.lr_scheduler=torch.optim.lr_scheduler.StepLR",
+        "--model.lr_scheduler.step_size=1",
+        "--model.lr_scheduler.gamma=0.5",
+    ]
+    _run(_digits(whole, "uniform", -1, *more))
+    boundary = next((whole / "checkpoints").glob("*step=24.ckpt"))  # 3 epochs of 8 steps
+    _run(_digits(broken, "uniform", -1, *more, f"--ckpt_path={boundary}"))
+    resumed, uninterrupted = _steps(broken), _steps(whole)
+    assert sorted(resumed) == list(range(48, 64))
+    assert resumed == {step: uninterrupted[step] for step in resumed}
+    _assert_same_end(broken, whole)
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(("recipe", "overlay"), [("hybrid", "ddp"), ("adaptive", "fsdp2")])
 def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
