@@ -169,8 +169,9 @@ class RHOHeldOut(RHO):
     def __init__(self, data: LongTailedDigits, seed: int) -> None:
         Method.__init__(self, data, seed)
         other = LongTailedDigits("validation")
+        model = fit(other.inputs, other.targets, seed)
         with torch.no_grad():
-            logits = fit(other.inputs, other.targets, seed)(data.inputs)
+            logits = model(data.inputs)
         self.irreducible = cross_entropy(logits, data.targets, reduction="none")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_adaptive.core._compiled import compiled, prefetch
+from lit_adaptive.core._sumtree_numba import update
 
 BAD = -1
 
@@ -20,7 +21,7 @@ def exponentials(log_weight: Singles, mass: Floats) -> None:
 
 
 @compiled
-def _merge(index: Ints, loss: Floats, into: Ints, mean: Floats) -> int:
+def _merge(index: Ints, loss: Floats | Singles, into: Ints, mean: Floats) -> int:
     """Distinct indices, ascending, with the mean of their losses; returns how many."""
     distinct = True
     for k in range(1, index.size):
@@ -35,7 +36,7 @@ def _merge(index: Ints, loss: Floats, into: Ints, mean: Floats) -> int:
         k = order[place]
         if kept > 0 and into[kept - 1] == index[k]:
             times += 1
-            mean[kept - 1] += (loss[k] - mean[kept - 1]) / times
+            mean[kept - 1] += (np.float64(loss[k]) - mean[kept - 1]) / times
         else:
             into[kept] = index[k]
             mean[kept] = loss[k]
@@ -49,7 +50,7 @@ def boost(
     log_weight: Singles,
     velocity: Singles,
     index: Ints,
-    loss: Floats,
+    loss: Floats | Singles,
     leaves: Floats,
     rule: tuple[float, float, float, float, float, float],
     into: Ints,
@@ -84,4 +85,27 @@ def boost(
         moved = (1 - decay) * log_weight[into[k]] + rate * gain
         log_weight[into[k]] = min(max(moved, low), high)
         mass[k] = np.exp(np.float64(log_weight[into[k]]))
+    return kept
+
+
+@compiled
+def boost_tree(
+    log_weight: Singles,
+    velocity: Singles,
+    index: Ints,
+    loss: Floats | Singles,
+    rule: tuple[float, float, float, float, float, float],
+    sums: Floats,
+    low: Floats,
+    offsets: Ints,
+    positive: Ints,
+) -> int:
+    """``boost``, and its masses into the tree of the same size: one call, as each costs its own."""
+    capacity = log_weight.size
+    into, mass = np.empty(index.size, dtype=np.int64), np.empty(index.size)
+    kept = boost(log_weight, velocity, index, loss, sums[:capacity], rule, into, mass)
+    if kept > 0:
+        everyone = np.empty(0, dtype=np.bool_)
+        into, mass = into[:kept], mass[:kept]
+        update(sums, low, offsets, positive, capacity, into, mass, 1.0, everyone, True)
     return kept

@@ -97,6 +97,14 @@ class SumTree:
         return self._sums[: self.capacity]
 
     @property
+    def arrays(self) -> tuple[loops.Floats, loops.Floats, loops.Ints, loops.Ints]:
+        """Sums, least leaves, level offsets and the count of positive leaves, of a tree on the CPU.
+
+        For compiled loops that change leaves themselves; they end with ``_sumtree_numba.update``.
+        """
+        return self._np_sums, self._low, self._np_offsets, self._np_positive
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the tree takes, leaves included."""
         sums = self._sums.numel() * self._sums.element_size()

@@ -101,12 +101,21 @@ class SampledDataModule(LightningDataModule):
             self._batches = DrawBatches(
                 self.sampler,
                 self.batch_size,
-                self.batches_per_epoch,
+                self._consumed(),
                 rank=trainer.global_rank if trainer else 0,
                 world_size=trainer.world_size if trainer else 1,
                 normalize=self.normalize,
             )
         return self._batches
+
+    def _consumed(self) -> int:
+        """How many batches of an epoch the trainer takes; drawing more ahead would lose draws."""
+        limit: int | float | None = getattr(self.trainer, "limit_train_batches", None)
+        if not limit:
+            return self.batches_per_epoch
+        if isinstance(limit, int):
+            return min(limit, self.batches_per_epoch)
+        return max(1, int(limit * self.batches_per_epoch))
 
     def epoch(self) -> DrawBatches:
         """The draws of the epoch that begins, or that a checkpoint was taken in the middle of."""

@@ -1,4 +1,4 @@
-"""The learning curve: returns above, loss below, against what the run consumed."""
+"""The learning curve: returns or scores above, losses below, against what the run consumed."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Series = tuple[list[float], list[float]]
-
 _NAMES = {"train/transitions": "transitions collected", "step": "optimizer steps"}
 
 
@@ -25,26 +24,45 @@ def read_series(metrics: Path, name: str, against: str) -> Series:
     return x, y
 
 
-def _plot(axes: Axes, series: Series, label: str, *, faint: bool) -> None:
-    if series[0]:
-        color, marker = ("0.75", "") if faint else ("C0", "o")
-        axes.plot(*series, label=label, color=color, marker=marker, markersize=3)
+_ABOVE = {
+    "return": {"train/return": "exploring", "val/return": "greedy"},
+    "score": {
+        "train/accuracy": "training accuracy",
+        "val/macro_f1": "validation macro-F1",
+        "val/accuracy": "validation accuracy",
+    },
+}
+"""What the upper panel shows, the first kind of which there is any: label of the axis, series."""
+
+_BELOW = {"train/loss": "training", "val/loss": "validation"}
+_STYLES = ("0.75", "C0", "C1")
+
+
+def _plot(axes: Axes, metrics: Path, against: str, wanted: dict[str, str]) -> bool:
+    """Draw the series that there are; whether there was one."""
+    found = {name: read_series(metrics, name, against) for name in wanted}
+    for color, (name, series) in zip(_STYLES, found.items(), strict=False):
+        if series[0]:
+            marker = "" if name.startswith("train/") else "o"
+            axes.plot(*series, label=wanted[name], color=color, marker=marker, markersize=3)
+    if len(axes.lines) > 1:
+        axes.legend(loc="best", frameon=False)
+    return bool(axes.lines)
 
 
 def draw_learning_curve(metrics: Path, out: Path) -> None:
-    """Write a PNG of the returns and losses in ``metrics`` (a ``CSVLogger``'s) to ``out``."""
+    """Write a PNG of what ``metrics`` (a ``CSVLogger``'s) has of returns, scores and losses."""
     against = (
         "train/transitions" if read_series(metrics, "train/transitions", "step")[0] else "step"
     )
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    _plot(above, read_series(metrics, "train/return", against), "exploring", faint=True)
-    _plot(above, read_series(metrics, "val/return", against), "greedy", faint=False)
-    above.set_ylabel("return")
-    if above.lines:
-        above.legend(loc="upper left", frameon=False)
+    for label, wanted in _ABOVE.items():
+        if _plot(above, metrics, against, wanted):
+            above.set_ylabel(label)
+            break
     above.set_title(f"{out.parent.parent.name} / {out.parent.name}", fontsize=9)
-    _plot(below, read_series(metrics, "train/loss", against), "loss", faint=False)
+    _plot(below, metrics, against, _BELOW)
     below.set_ylabel("loss")
     below.set_xlabel(_NAMES[against])
     for axes in (above, below):

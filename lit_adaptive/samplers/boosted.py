@@ -83,9 +83,9 @@ class BoostedSampler(AdaptiveSampler):
         self._log_weight = torch.zeros(dataset_size, device=self.device)
         self._velocity = torch.zeros(dataset_size if momentum else 0, device=self.device)
         self._inserted = torch.full((dataset_size,), filled, device=self.device)
-        if self.device.type == "cpu":  # views, made once: making them costs more than the loop
-            tensors = (self._log_weight, self._velocity, self._tree.priorities)
-            self._views = tuple(tensor.numpy() for tensor in tensors)
+        self._here = self.device.type == "cpu"
+        if self._here:  # views, made once: making them costs more than the loop
+            self._views = self._log_weight.numpy(), self._velocity.numpy()
         self._count = dataset_size if filled else 0
         if filled:
             self._tree.assign(torch.ones((), dtype=torch.float64).expand(dataset_size))
@@ -146,38 +146,35 @@ class BoostedSampler(AdaptiveSampler):
                 f"index has shape {tuple(index.shape)}, the losses {tuple(priority.shape)}; "
                 "both must be [K]"
             )
-        if index.dtype is not torch.int64 or index.device != self.device:
-            index = index.to(self.device, torch.int64)
-        loss = priority.detach().to(self.device, torch.float64)
+        loss = priority.detach() if priority.requires_grad else priority
+        if loss.dtype is not torch.float32:  # which the compiled loop takes as it is
+            loss = loss.double()
+        if not (self._here and index.is_cpu and loss.is_cpu and index.dtype is torch.int64):
+            index, loss = index.to(self.device, torch.int64), loss.to(self.device)
         if self.nonfinite == "skip" and not bool((fine := loss.isfinite()).all()):
             self.skipped += int((~fine).sum())
             index, loss = index[fine], loss[fine]
-        updated = self._boost_here(index, loss) if index.is_cpu else self._boost_there(index, loss)
-        if updated is None:
+        if not (self._boost_here if index.is_cpu else self._boost_there)(index, loss):
             raise ValueError(self._complaint(index, loss))
-        self._tree.update(*updated)
 
-    def _boost_here(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor] | None:
-        log_weight, velocity, leaves = self._views
-        into, mass = np.empty(len(index), dtype=np.int64), np.empty(len(index))
-        kept = loops.boost(
-            log_weight,
-            velocity,
+    def _boost_here(self, index: Tensor, loss: Tensor) -> bool:
+        sums, low, offsets, positive = self._tree.arrays
+        kept = loops.boost_tree(
+            *self._views,
             index.contiguous().numpy(),
             loss.contiguous().numpy(),
-            leaves,
             (self.learning_rate, self.momentum, self.decay, self.baseline, *self.bounds),
-            into,
-            mass,
+            sums,
+            low,
+            offsets,
+            positive,
         )
-        if kept == loops.BAD:
-            return None
-        return torch.from_numpy(into[:kept]), torch.from_numpy(mass[:kept])
+        return kept != loops.BAD
 
-    def _boost_there(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _boost_there(self, index: Tensor, loss: Tensor) -> bool:
         inside = (index >= 0) & (index < self.size)
         if not bool((inside & loss.isfinite() & self._inserted[index.where(inside, 0)]).all()):
-            return None
+            return False
         into, inverse, times = torch.unique(index, return_inverse=True, return_counts=True)
         mean = torch.zeros(len(into), dtype=torch.float64, device=self.device)
         mean = mean.index_add(0, inverse, loss / times[inverse])
@@ -194,7 +191,8 @@ class BoostedSampler(AdaptiveSampler):
         self._log_weight[into] = moved.float()
         if self.momentum:
             self._velocity[into] = velocity.float()
-        return into, self._log_weight[into].double().exp()
+        self._tree.update(into, self._masses(self._log_weight[into]))
+        return True
 
     def _complaint(self, index: Tensor, loss: Tensor) -> str:
         index = checked_indices(index.cpu(), self.size)

@@ -142,6 +142,23 @@ def test_an_epoch_sees_about_every_sample_over_all_ranks(world: int) -> None:
     assert len(data.train_dataloader()) == (5 if world == 1 else 3)
 
 
+@pytest.mark.parametrize(("limit", "taken"), [(3, 3), (0.75, 3), (1.0, 4), (9, 4)])
+def test_no_more_is_drawn_than_the_trainer_takes(limit: float, taken: int) -> None:
+    # With workers, draws run ahead: beyond the epoch's end they would be lost from the pass.
+    data = AdaptiveDataModule(PAIRS, batch_size=5, num_workers=1)
+    trainer = _Trainer(0, 1)
+    trainer.limit_train_batches = limit  # type: ignore[attr-defined]
+    data.trainer = trainer  # type: ignore[assignment]
+    drawn: list[int] = []
+    for _ in range(4):
+        stream = iter(data.train_dataloader())
+        for _ in range(taken):  # as Lightning does
+            drawn += next(stream)["index"].tolist()
+    passes = [drawn[start : start + 20] for start in range(0, len(drawn) - 19, 20)]
+    assert all(sorted(once) == list(range(20)) for once in passes)
+    assert len(data.train_dataloader()) == 4  # of which Lightning takes its part
+
+
 def test_gathers_at_once_where_the_dataset_can() -> None:
     data = AdaptiveDataModule(_Gathering(), AdaptiveBatchSampler, batch_size=6)
     batch = next(iter(data.train_dataloader()))

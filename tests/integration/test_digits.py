@@ -49,6 +49,15 @@ RUNS = {
             "--model.network.dropout=0.5",
         ],
     ),
+    "epochs cut short, validated in between, two workers": (
+        "curriculum",
+        [
+            "--data.num_workers=2",
+            "--data.batches_per_epoch=20",
+            "--trainer.limit_train_batches=0.8",
+            "--trainer.val_check_interval=0.5",
+        ],
+    ),
     "selective backprop over InfoBatch": (
         "uniform",
         [
