@@ -12,6 +12,7 @@ from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
 from callbacks.monitors import SamplingMonitor
+from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.sample_report import SampleReport
 from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
@@ -25,6 +26,7 @@ __all__ = [
     "LearningCurve",
     "LossRefresh",
     "OHEMSelector",
+    "PredictionTable",
     "PriorityRefresh",
     "ReducibleLossSelector",
     "SampleReport",

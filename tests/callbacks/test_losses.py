@@ -1,5 +1,6 @@
 """Callbacks of supervised training: losses, selectors, progress, kept scores, on real runs."""
 
+import csv
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from callbacks import (
     KeepScores,
     LossRefresh,
     OHEMSelector,
+    PredictionTable,
     ReducibleLossSelector,
     SamplingMonitor,
     SelectiveBackprop,
@@ -286,6 +288,21 @@ def test_scores_are_written_and_begin_another_run(tmp_path: Path) -> None:
     torch.testing.assert_close(again.sampler.probabilities(), data.sampler.probabilities())
     with pytest.raises(ValueError, match=r"path is 'scores\.txt'"):
         KeepScores("scores.txt")
+
+
+def test_predictions_are_written_in_the_datasets_order(tmp_path: Path) -> None:
+    trainer, model, data = _fit(tmp_path, PredictionTable())
+    trainer.predict(model, data)
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    held_out = LongTailedDigits("validation")
+    with torch.no_grad():
+        probability, predicted = model.eval()(held_out.inputs).softmax(1).max(1)
+    assert [int(row["id"]) for row in rows] == held_out.ids.tolist()
+    assert [int(row["predicted"]) for row in rows] == predicted.tolist()
+    assert [int(row["target"]) for row in rows] == held_out.targets.tolist()
+    found = [float(row["probability"]) for row in rows]
+    assert found == pytest.approx(probability.tolist(), rel=1e-4)
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:

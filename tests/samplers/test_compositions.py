@@ -103,6 +103,8 @@ def test_union_of_disjoint_supports_is_counted() -> None:
     sampler.set_difficulty(HARD)
     assert sampler.count == 4
     assert (sampler.probabilities() > 0).nonzero().flatten().tolist() == [0, 1, 8, 9]
+    sampler.advance(0.1)  # competence sqrt(0.2 * 0.96 + 0.04) = 0.48: four at each end
+    assert sampler.count == 8
     sampler.advance(1.0)
     assert sampler.count == SIZE
 
