@@ -198,6 +198,23 @@ class Hybrid(Curriculum):
         return sampler
 
 
+class Forgetting(Method):
+    """Half of what was learnt is forgotten after each pass."""
+
+    def make(self, size: int) -> Any:
+        class Sampler(AdaptiveBatchSampler):
+            drawn = 0
+
+            def draw(self, batch_size: int) -> Draw:
+                self.drawn += batch_size
+                if self.drawn >= self.size:
+                    self.drawn = 0
+                    self.forget(0.5)
+                return super().draw(batch_size)
+
+        return Sampler(size)
+
+
 def network(seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -267,32 +284,15 @@ def methods() -> dict[str, type[Method]]:
         "adaptive": sampled(AdaptiveBatchSampler),
         "adaptive, beta 1": sampled(AdaptiveBatchSampler, beta=1.0),
         "adaptive, eta 0.5": sampled(lambda n: AdaptiveBatchSampler(n, 0.5)),
+        "adaptive, forget 0.5": Forgetting,
         "data weighter": sampled(AdaptiveDataWeighter),
         "curriculum": Curriculum,
         "hybrid": Hybrid,
     }
 
 
-class Forgetting(Method):
-    """Half of what was learnt is forgotten after each pass."""
-
-    def make(self, size: int) -> Any:
-        class Sampler(AdaptiveBatchSampler):
-            drawn = 0
-
-            def draw(self, batch_size: int) -> Draw:
-                self.drawn += batch_size
-                if self.drawn >= self.size:
-                    self.drawn = 0
-                    self.forget(0.5)
-                return super().draw(batch_size)
-
-        return Sampler(size)
-
-
 GUARDED = {
     "beta 0.5": sampled(AdaptiveBatchSampler, beta=0.5),
-    "forget 0.5 a pass": Forgetting,
     "floor 0.5, ceiling 2": sampled(lambda n: AdaptiveBatchSampler(n, floor=0.5, ceiling=2.0)),
     "ceiling 2": sampled(lambda n: AdaptiveBatchSampler(n, ceiling=2.0)),
     "momentum 0.9": sampled(lambda n: AdaptiveBatchSampler(n, momentum=0.9)),

@@ -78,8 +78,9 @@ class LossRefresh(Callback):
         batch_idx: int,
     ) -> None:
         """Gather, and tell or keep."""
-        mine = batch.get("scored") or {"index": batch["index"], "losses": outputs["losses"]}
-        found = gathered(mine, trainer, pl_module)
+        found = batch.get("scored") or {"index": batch["index"], "losses": outputs["losses"]}
+        if trainer.world_size > 1:
+            found = gathered(found, trainer, pl_module)
         if self.every == "batch":
             self._tell(trainer, found["index"], found["losses"])
         else:
@@ -90,7 +91,8 @@ class LossRefresh(Callback):
             self._end_epoch(trainer, pl_module)
 
     def _tell(self, trainer: Trainer, index: Tensor, losses: Tensor) -> None:
-        losses = losses.detach()
+        if losses.requires_grad:
+            losses = losses.detach()
         if self.on_nan == "skip":
             sound = losses.isfinite()
             if not bool(sound.all()):

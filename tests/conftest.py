@@ -4,9 +4,14 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from lit_adaptive.cli import RUN_DIR
+
+# The first call of a compiled loop compiles it: no example has a deadline.
+hypothesis.settings.register_profile("lit-adaptive", deadline=None)
+hypothesis.settings.load_profile("lit-adaptive")
 
 
 @pytest.fixture(autouse=True)

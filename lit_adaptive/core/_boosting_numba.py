@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_adaptive.core._compiled import compiled, prefetch
-from lit_adaptive.core._sumtree_numba import update
+from lit_adaptive.core._sumtree_numba import prefetch_path, update
 
 BAD = -1
 
@@ -66,7 +66,6 @@ def boost(
     for k in range(index.size):
         if not (0 <= index[k] < size and np.isfinite(loss[k])):
             return BAD
-        prefetch(leaves, index[k])
         prefetch(log_weight, index[k])
     for k in range(index.size):
         if leaves[index[k]] == 0.0:
@@ -102,6 +101,7 @@ def boost_tree(
 ) -> int:
     """``boost``, and its masses into the tree of the same size: one call, as each costs its own."""
     capacity = log_weight.size
+    prefetch_path(sums, offsets, index)
     into, mass = np.empty(index.size, dtype=np.int64), np.empty(index.size)
     kept = boost(log_weight, velocity, index, loss, sums[:capacity], rule, into, mass)
     if kept > 0:

@@ -122,7 +122,7 @@ def _prefetch_node(values: Floats, first: int) -> None:
 
 
 @compiled
-def _prefetch_path(sums: Floats, offsets: Ints, index: Ints) -> None:
+def prefetch_path(sums: Floats, offsets: Ints, index: Ints) -> None:
     """Bring near what an update will touch, but for the small upper levels."""
     for k in range(index.size):
         _prefetch_node(sums, index[k] >> SHIFT << SHIFT)
@@ -161,7 +161,7 @@ def update(
     Or ``BAD`` or ``RISKY``; nothing was done then. ``RISKY``: the total might overflow. The caller
     then keeps a copy and calls with ``force``.
     """
-    _prefetch_path(sums, offsets, index)
+    prefetch_path(sums, offsets, index)
     good = True
     greatest = 0.0
     for k in range(index.size):

@@ -64,17 +64,23 @@ class _PassSampler(IndexSampler):
             ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
         """
         self._refuse_draw(batch_size)
-        parts: list[Draw] = []
-        missing = batch_size
+        parts = [self._next(batch_size)]
+        missing = batch_size - len(parts[0].index)
         while missing:
-            if self._position == len(self._order):
-                self._begin_pass()
-            index = self._order[self._position : self._position + missing]
-            self._position += len(index)
-            missing -= len(index)
-            parts.append(Draw(index.clone(), self._chance(index)))
-        whole = [torch.cat(part).to(self.device) for part in zip(*parts, strict=True)]
-        return Draw(*whole)
+            self._begin_pass()
+            parts.append(self._next(missing))
+            missing -= len(parts[-1].index)
+        index, chance = parts[0]
+        if len(parts) > 1:
+            index = torch.cat([part.index for part in parts])
+            chance = torch.cat([part.probability for part in parts])
+        return Draw(index.to(self.device), chance.to(self.device))
+
+    def _next(self, number: int) -> Draw:
+        """Up to ``number`` of what is left of the pass; copied, as the pass may be rearranged."""
+        index = self._order[self._position : self._position + number].clone()
+        self._position += len(index)
+        return Draw(index, self._chance(index))
 
     def _begin_pass(self) -> None:
         member = self._member.nonzero().flatten()
