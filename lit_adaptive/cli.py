@@ -6,6 +6,7 @@ What it adds to LightningCLI:
      sampler that learns.
   3. Flags given beside ``--ckpt_path`` win over the checkpoint's hyperparameters.
   4. Parts that do not fit together are refused before training, by name (``contract``).
+  5. Mistakes in a config are told in a line or two (``mistakes``).
 """
 
 import json
@@ -33,6 +34,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 import callbacks  # so that another package of this name fails here, loudly
 from lit_adaptive import __version__, data, modules, samplers
 from lit_adaptive.contract import unmet_needs
+from lit_adaptive.mistakes import PlainParser, cause
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
 """Set by the process that names the run, read by those that Lightning starts for other ranks."""
@@ -74,7 +76,7 @@ def _new_run_dir(root: Path, name: str, label: str) -> Path:
 
 
 class AdaptiveCLI(LightningCLI):
-    """LightningCLI in subclass mode, with the four additions named above."""
+    """LightningCLI in subclass mode, with the additions named above."""
 
     def __init__(self, args: ArgsType = None) -> None:
         os.environ.pop(RUN_DIR, None) if "LOCAL_RANK" not in os.environ else None
@@ -91,6 +93,18 @@ class AdaptiveCLI(LightningCLI):
             parser_kwargs={"version": f"lit-adaptive {__version__}"},
             args=args,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are short, for the command and its subcommands."""
+        self.parser_class = PlainParser
+        return super().init_parser(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Build all parts; what one of them refuses is told without the way it came."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ModuleNotFoundError) as error:
+            self.parser.error(str(cause(error)), error)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One argument of our own: where runs go."""
