@@ -14,7 +14,12 @@ if __name__ == "__main__":
     folder, workers, kill_at, checkpoint, devices = sys.argv[1:6]
     seed_everything(3)
     data = AdaptiveDataModule(
-        Line(), PrioritizedSampler, batch_size=8, num_workers=int(workers), beta=0.4
+        Line(),
+        PrioritizedSampler,
+        batch_size=8,
+        num_workers=int(workers),
+        beta=0.4,
+        normalize="batch",
     )
     saver = ModelCheckpoint(
         f"{folder}/checkpoints", every_n_train_steps=3, save_last=True, save_top_k=-1
