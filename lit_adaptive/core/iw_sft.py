@@ -1,0 +1,356 @@
+r"""Importance-weighted supervised fine-tuning: the arithmetic (Qin & Springenberg, 2025, arXiv:2507.12856).
+
+Supervised fine-tuning on data that a reward has filtered maximises a lower bound of an RL objective;
+weights tighten the bound. Everything works on the log-probabilities of the completions' tokens, one
+sample after another:
+
+    log_prob    [K]  log pi_theta of each token, differentiable
+    reference   [K]  log pi_ref of the same tokens: the policy that made the data, or the start
+    sequence    [K]  which of the B samples a token belongs to, ascending
+    weight           what the token's -log pi_theta is multiplied by; never differentiated
+
+Two ratios pull in opposite directions, and this file has both:
+
+    policy_over_ref   exp((log pi_theta - log pi_ref) / T): the paper's. What the policy has come to
+                      prefer counts more, so it follows the reward to its maximum. On the 50/50
+                      bandit of the paper's figure 1: SFT ends at (1/3, 2/3), this at (0, 1).
+    ref_over_policy   exp((log pi_ref - log pi_theta) / T): the specification's. What the policy has
+                      lost counts more, which holds it near the reference: the bandit ends at
+                      pi ~ (data * reference)^(1/2), which is (0.414, 0.586): a brake on forgetting.
+
+Where this departs from the sources, and why:
+  1. ``temperature`` divides in both, as in the specification. The authors' code multiplies: its
+     ``temp`` of 10 on control tasks is a temperature of 0.1 here.
+  2. Weights are made and clamped in log space, so none overflows; without a clamp log weights are
+     still held to +-80, the range of float32, and counted as clamped.
+  3. The specification's ``epsilon`` is read by nothing in the authors' code, which has it from
+     Hugging Face's label smoother. Here it is that smoother's share, in force with
+     ``label_smoothing=True`` only, so the specification's call gives the specification's loss.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_adaptive.core.reductions import Reduction, means, reduced
+
+Objective = Literal["iw", "dft", "nll"]
+Ratio = Literal["ref_over_policy", "policy_over_ref"]
+Level = Literal["token", "sequence"]
+Clamp = tuple[float, float] | Literal["default"] | None
+
+LOG_LIMIT = 80.0
+"""Greatest size of a log weight: exp(80) and its square's inverse still fit in float32."""
+
+DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
+    ("policy_over_ref", "sequence"): (0.0, 16.0),
+    ("policy_over_ref", "token"): (0.2, 1.8),
+    ("ref_over_policy", "sequence"): None,
+    ("ref_over_policy", "token"): None,
+}
+"""The authors' code for the paper's ratio; the specification clamps nothing."""
+
+
+class Weights(NamedTuple):
+    """What losses are multiplied by, without gradient.
+
+    Attributes:
+        weight: ``[K]`` float32, of each token.
+        clamped: ``[K]`` bool: whether it was held at a bound.
+    """
+
+    weight: Tensor
+    clamped: Tensor
+
+
+def resolved_clamp(clamp: Clamp, ratio: str, level: str) -> tuple[float, float] | None:
+    """The bounds that ``clamp`` stands for.
+
+    Raises:
+        ValueError: unless ``0 <= low <= 1 <= high``.
+    """
+    if clamp == "default":
+        return DEFAULT_CLAMPS[ratio, level]
+    if clamp is not None and not 0 <= clamp[0] <= 1 <= clamp[1]:
+        raise ValueError(
+            f"clamp is {list(clamp)}; it must be [low, high] with 0 <= low <= 1 <= high, so that a "
+            "policy that equals its reference has weight 1"
+        )
+    return clamp
+
+
+@torch.no_grad()
+def importance_weights(
+    log_prob: Tensor,
+    reference: Tensor,
+    sequence: Tensor,
+    size: int,
+    *,
+    ratio: Ratio = "policy_over_ref",
+    level: Level = "sequence",
+    temperature: float = 1.0,
+    clamp: Clamp = "default",
+) -> Weights:
+    r"""Weights of iw-SFT, constant to the gradient.
+
+    Per sequence the log ratio is the *mean* over its tokens (the authors' code), so long
+    completions do not run to the clamp by their length; ``reference`` 0 at one token leaves it out.
+
+    Args:
+        log_prob: ``[K]``, of the policy, or of another policy q such as its moving average.
+        reference: ``[K]``.
+        sequence: ``[K]`` int64 in ``[0, size)``.
+        size: number of sequences.
+        ratio: which way up; see the head of this file.
+        level: one ratio for each token, or one for the sequence, given to all its tokens.
+        temperature: T above 0; a larger one flattens the weights towards 1.
+        clamp: bounds of the weights, or ``"default"``: [0, 16] and [0.2, 1.8] for the paper's ratio
+            per sequence and per token, none for the specification's.
+
+    Raises:
+        ValueError: if shapes differ, ``temperature`` or ``clamp`` is out of its range, or the
+            reference is NaN.
+    """
+    check_temperature(temperature)
+    if log_prob.shape != reference.shape or log_prob.shape != sequence.shape:
+        raise ValueError(
+            f"log_prob has shape {list(log_prob.shape)}, reference {list(reference.shape)} and "
+            f"sequence {list(sequence.shape)}; all must be [K], one for each token: score the "
+            "reference on this very dataset and tokenizer"
+        )
+    difference = (log_prob - reference).float()
+    if ratio == "ref_over_policy":
+        difference = -difference
+    if level == "sequence":
+        difference = means(difference, sequence, size)
+    if bool(difference.isnan().any()):
+        raise ValueError(
+            "log pi_theta - log pi_ref is NaN: the policy or the reference gives NaN: look for it "
+            "in the model, or score the reference again"
+        )
+    bounds = resolved_clamp(clamp, ratio, level)
+    low, high = -LOG_LIMIT, LOG_LIMIT
+    if bounds is not None:
+        low = math.log(bounds[0]) if bounds[0] > 0 else -torch.inf
+        high = min(math.log(bounds[1]), LOG_LIMIT)
+    scaled = difference / temperature
+    held = scaled.clamp(low, high)
+    weight, clamped = held.exp(), held != scaled
+    if level == "sequence":
+        weight, clamped = weight[sequence], clamped[sequence]
+    return Weights(weight, clamped)
+
+
+@torch.no_grad()
+def dft_weights(log_prob: Tensor) -> Weights:
+    """Dynamic fine-tuning (Wu et al., 2025, arXiv:2508.05629): each token by its probability.
+
+    Args:
+        log_prob: ``[K]``.
+    """
+    return Weights(log_prob.float().exp(), torch.zeros_like(log_prob, dtype=torch.bool))
+
+
+def self_normalized(weight: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Weights ``[K]`` divided by their mean over tokens, or by a ``mean`` over several ranks.
+
+    The mean weight otherwise grows while the model fits, and with it the step size.
+    """
+    return weight / (weight.mean() if mean is None else mean).clamp(min=1e-30)
+
+
+def smoothed_losses(log_prob: Tensor, mean_log_prob: Tensor | None, epsilon: float) -> Tensor:
+    r"""Cross-entropy of each token with labels smoothed by ``epsilon``: ``[K]``.
+
+    :math:`-(1-\epsilon) \log\pi(y) - \epsilon\,\frac1V\sum_v \log\pi(v)`.
+
+    Args:
+        log_prob: ``[K]`` of the labels.
+        mean_log_prob: ``[K]``, over the vocabulary; None with ``epsilon`` 0.
+        epsilon: in [0, 1).
+    """
+    if mean_log_prob is None:
+        return -log_prob
+    return -(1 - epsilon) * log_prob - epsilon * mean_log_prob
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if not 0 < temperature < torch.inf:
+        raise ValueError(
+            f"temperature is {temperature}; log ratios are divided by it, so it must be above 0 "
+            "and finite (a large one brings all weights to 1: then choose objective nll)"
+        )
+
+
+def check_options(
+    objective: str, ratio: str, level: str, reduction: str, *, count: float | None
+) -> None:
+    """Refuse names that are none.
+
+    Raises:
+        ValueError: naming the argument, its value and what it may be.
+    """
+    for name, value, known in (
+        ("objective", objective, ("iw", "dft", "nll")),
+        ("ratio", ratio, ("ref_over_policy", "policy_over_ref")),
+        ("level", level, ("token", "sequence")),
+        ("reduction", reduction, ("token", "sequence", "fixed")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {list(known)}")
+    if reduction == "fixed" and (count is None or not count > 0):
+        raise ValueError(f"reduction is 'fixed' and count is {count}; give a count above 0")
+
+
+class ImportanceWeightedSFTLoss(nn.Module):
+    """The loss of iw-SFT, DFT or plain SFT, from logits; the specification's call and defaults.
+
+    ``lit_adaptive.modules.IWSFT`` computes the same without ever holding the logits.
+
+    Args:
+        epsilon: share of label smoothing in [0, 1), in force if ``label_smoothing``.
+        temperature: T above 0.
+        ratio: the specification's (default) or the paper's; see the head of this file.
+        level: a weight for each token (default), or one for each sequence.
+        objective: ``"iw"``; ``"dft"`` or ``"nll"`` need no reference.
+        clamp: bounds of the weights; see ``importance_weights``.
+        normalize: divide the weights by their mean over the batch.
+        label_smoothing: smooth labels by ``epsilon``.
+        ignore_index: the label of what is not trained on.
+        reduction: see ``reduced``.
+        count: see ``reduced``.
+        shift: logits at place t predict the label at t + 1, as a causal model's do; the labels are
+            then the ``input_ids`` themselves, and ``ref_log_probs[:, t]`` is that of label t.
+
+    Raises:
+        ValueError: naming the argument that is out of its range.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.1,
+        temperature: float = 1.0,
+        *,
+        ratio: Ratio = "ref_over_policy",
+        level: Level = "token",
+        objective: Objective = "iw",
+        clamp: Clamp = "default",
+        normalize: bool = False,
+        label_smoothing: bool = False,
+        ignore_index: int = -100,
+        reduction: Reduction = "token",
+        count: float | None = None,
+        shift: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon is {epsilon}; a share of smoothing lies in [0, 1)")
+        check_temperature(temperature)
+        check_options(objective, ratio, level, reduction, count=count)
+        resolved_clamp(clamp, ratio, level)
+        self.epsilon, self.temperature = epsilon, temperature
+        self.ratio: Ratio = ratio
+        self.level: Level = level
+        self.objective: Objective = objective
+        self.clamp: Clamp = clamp
+        self.normalize, self.label_smoothing = normalize, label_smoothing
+        self.ignore_index, self.shift = ignore_index, shift
+        self.reduction: Reduction = reduction
+        self.count = count
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ref_log_probs: Tensor | None = None,
+        q_log_probs: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: ``[B, T, V]``.
+            labels: ``[B, T]`` int64, ``ignore_index`` where nothing is trained.
+            ref_log_probs: ``[B, T]`` of the labels, or the reference's logits ``[B, T, V]``; None:
+                all weights are 1, as in the specification.
+            q_log_probs: ``[B, T]`` of a policy that stands for the current one in the ratio, such
+                as its moving average.
+            sample_weight: ``[B]``.
+
+        Raises:
+            ValueError: if shapes do not fit; names them.
+        """
+        if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; they "
+                "must be [B, T, V] and [B, T]"
+            )
+        if self.shift:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        kept = labels != self.ignore_index
+        sequence = kept.nonzero()[:, 0]
+        target = labels[kept]
+        log_probs = logits[kept].float().log_softmax(-1)
+        log_prob = log_probs.gather(-1, target[:, None])[:, 0]
+        smooth = self.label_smoothing and self.epsilon > 0
+        losses = smoothed_losses(
+            log_prob, log_probs.mean(-1) if smooth else None, self.epsilon if smooth else 0.0
+        )
+        reference = self._chosen(ref_log_probs, kept, target, "ref_log_probs")
+        q = self._chosen(q_log_probs, kept, target, "q_log_probs")
+        weights = self._weights(log_prob if q is None else q, reference, sequence, len(labels))
+        if weights is not None:
+            losses = losses * weights
+        return reduced(
+            losses,
+            sequence,
+            len(labels),
+            reduction=self.reduction,
+            count=self.count,
+            sample_weight=sample_weight,
+        )
+
+    def _weights(
+        self, log_prob: Tensor, reference: Tensor | None, sequence: Tensor, size: int
+    ) -> Tensor | None:
+        if self.objective == "dft":
+            weight = dft_weights(log_prob).weight
+        elif self.objective == "nll" or reference is None:
+            return None
+        else:
+            weight = importance_weights(
+                log_prob,
+                reference,
+                sequence,
+                size,
+                ratio=self.ratio,
+                level=self.level,
+                temperature=self.temperature,
+                clamp=self.clamp,
+            ).weight
+        return self_normalized(weight) if self.normalize else weight
+
+    def _chosen(
+        self, given: Tensor | None, kept: Tensor, target: Tensor, name: str
+    ) -> Tensor | None:
+        """``given`` ``[B, T]`` or ``[B, T, V]`` at the labels that are trained on: ``[K]``."""
+        if given is None:
+            return None
+        if self.shift:
+            given = given[:, 1:] if given.dim() == 2 else given[:, :-1]
+        if given.dim() == 3:
+            given = given.float().log_softmax(-1)
+            given = given.gather(-1, target.new_zeros(kept.shape).masked_scatter(kept, target)[..., None])[..., 0]  # fmt: skip
+        if given.shape != kept.shape:
+            raise ValueError(
+                f"{name} has shape {list(given.shape)} for labels of {list(kept.shape)}; give the "
+                "log-probability of each label, or the logits"
+            )
+        return given[kept].detach()
