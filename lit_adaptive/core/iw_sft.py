@@ -1,8 +1,8 @@
-r"""Importance-weighted supervised fine-tuning: the arithmetic (Qin & Springenberg, 2025, arXiv:2507.12856).
+r"""Importance-weighted supervised fine-tuning (Qin & Springenberg, 2025, arXiv:2507.12856).
 
-Supervised fine-tuning on data that a reward has filtered maximises a lower bound of an RL objective;
-weights tighten the bound. Everything works on the log-probabilities of the completions' tokens, one
-sample after another:
+Fine-tuning on data that a reward has filtered maximises a lower bound of an RL objective; weights
+tighten the bound. Everything works on the log-probabilities of the completions' tokens, one sample
+after another:
 
     log_prob    [K]  log pi_theta of each token, differentiable
     reference   [K]  log pi_ref of the same tokens: the policy that made the data, or the start
@@ -345,9 +345,9 @@ class ImportanceWeightedSFTLoss(nn.Module):
             return None
         if self.shift:
             given = given[:, 1:] if given.dim() == 2 else given[:, :-1]
-        if given.dim() == 3:
-            given = given.float().log_softmax(-1)
-            given = given.gather(-1, target.new_zeros(kept.shape).masked_scatter(kept, target)[..., None])[..., 0]  # fmt: skip
+        if given.shape[:2] == kept.shape and given.dim() == 3:
+            log_probs = given[kept].detach().float().log_softmax(-1)
+            return log_probs.gather(-1, target[:, None])[:, 0]
         if given.shape != kept.shape:
             raise ValueError(
                 f"{name} has shape {list(given.shape)} for labels of {list(kept.shape)}; give the "
