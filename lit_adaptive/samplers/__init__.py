@@ -3,12 +3,14 @@
 from lit_adaptive.samplers.adaptive import AdaptiveBatchSampler, AdaptiveDataWeighter
 from lit_adaptive.samplers.batches import BatchDraw, DrawBatches, rank_share
 from lit_adaptive.samplers.boosted import BoostedSampler
+from lit_adaptive.samplers.bucketed import BucketedSampler
 from lit_adaptive.samplers.curriculum import CurriculumSampler
 from lit_adaptive.samplers.mixture import MixtureSampler
 from lit_adaptive.samplers.passes import InfoBatchSampler, ShuffledSampler
 from lit_adaptive.samplers.prioritized import PrioritizedSampler
 from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw, IndexSampler, SamplerFactory
 from lit_adaptive.samplers.rank import RankPrioritizedSampler
+from lit_adaptive.samplers.reward_weighted import RewardWeightedSampler
 from lit_adaptive.samplers.uniform import UniformSampler
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "AdaptiveSampler",
     "BatchDraw",
     "BoostedSampler",
+    "BucketedSampler",
     "CurriculumSampler",
     "Draw",
     "DrawBatches",
@@ -25,6 +28,7 @@ __all__ = [
     "MixtureSampler",
     "PrioritizedSampler",
     "RankPrioritizedSampler",
+    "RewardWeightedSampler",
     "SamplerFactory",
     "ShuffledSampler",
     "UniformSampler",

@@ -105,6 +105,21 @@ class CurriculumSampler(AdaptiveSampler):
         return self.by == "difficulty" and self._difficulty is None
 
     @property
+    def wants_groups(self) -> bool:
+        """If the inner sampler does."""
+        return self.inner.wants_groups
+
+    @property
+    def wants_lengths(self) -> bool:
+        """If the inner sampler does."""
+        return self.inner.wants_lengths
+
+    @property
+    def learns_absent(self) -> bool:
+        """It does: as losses to go by, or where the inner sampler does."""
+        return True
+
+    @property
     def weighs(self) -> bool:
         """If the inner sampler does."""
         return self.inner.weighs
@@ -149,6 +164,14 @@ class CurriculumSampler(AdaptiveSampler):
         if self.by == "difficulty":
             self._difficulty = difficulty
             self._restrict()
+
+    def set_groups(self, groups: Tensor) -> None:
+        """Tell the inner sampler."""
+        self.inner.set_groups(groups)
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        """Tell the inner sampler."""
+        self.inner.set_lengths(lengths)
 
     def advance(self, progress: float) -> None:
         """Widen (or, going by losses, move) the support to what ``progress`` in [0, 1] allows.
@@ -224,7 +247,9 @@ class CurriculumSampler(AdaptiveSampler):
         return self.inner.draw(batch_size)
 
     def update(self, index: Tensor, priority: Tensor) -> None:
-        """Hand on what came of ``index`` ``[K]``; what left the support meanwhile only as a loss.
+        """Hand on what came of ``index`` ``[K]``.
+
+        What left the support meanwhile is handed on only if the inner sampler takes it.
 
         Raises:
             ValueError: as the inner sampler's ``update``; or if a loss to go by is NaN.
@@ -232,8 +257,10 @@ class CurriculumSampler(AdaptiveSampler):
         here = checked_indices(index, self.size)
         if self.inner.learns:
             assert isinstance(self.inner, AdaptiveSampler)
-            inside = self._allowed[here].to(index.device)
-            self.inner.update(index[inside], priority[inside])
+            if not self.inner.learns_absent:
+                inside = self._allowed[here].to(index.device)
+                index, priority = index[inside], priority[inside]
+            self.inner.update(index, priority)
         if self.by == "loss":
             loss = priority.detach().cpu().float()
             if bool((wrong := loss.isnan()).any()):

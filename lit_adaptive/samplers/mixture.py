@@ -78,6 +78,21 @@ class MixtureSampler(AdaptiveSampler):
         """If a component does."""
         return any(sampler.wants_difficulty for sampler in self.samplers)
 
+    @property
+    def wants_groups(self) -> bool:
+        """If a component does."""
+        return any(sampler.wants_groups for sampler in self.samplers)
+
+    @property
+    def wants_lengths(self) -> bool:
+        """If a component does."""
+        return any(sampler.wants_lengths for sampler in self.samplers)
+
+    @property
+    def learns_absent(self) -> bool:
+        """If all components that learn do."""
+        return all(sampler.learns_absent for sampler in self._learners())
+
     def reseed(self, seed: int) -> None:
         """Begin the streams of random numbers that belong to ``seed``, a different one for each."""
         self.generator.manual_seed(seed)
@@ -95,6 +110,17 @@ class MixtureSampler(AdaptiveSampler):
         self._union = None
         for sampler in self.samplers:
             sampler.set_difficulty(difficulty)
+
+    def set_groups(self, groups: Tensor) -> None:
+        """Tell each component."""
+        self._union = None
+        for sampler in self.samplers:
+            sampler.set_groups(groups)
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        """Tell each component."""
+        for sampler in self.samplers:
+            sampler.set_lengths(lengths)
 
     @property
     def count(self) -> int:
@@ -192,6 +218,7 @@ class MixtureSampler(AdaptiveSampler):
 
     def set_scores(self, score: Tensor) -> None:
         """Tell the first component that learns."""
+        self._union = None
         for sampler in self._learners()[:1]:
             sampler.set_scores(score)
 

@@ -73,6 +73,16 @@ class IndexSampler(ABC):
         return False
 
     @property
+    def wants_groups(self) -> bool:
+        """Whether ``set_groups`` must be called before anything can be drawn."""
+        return False
+
+    @property
+    def wants_lengths(self) -> bool:
+        """Whether ``set_lengths`` must be called before anything can be drawn."""
+        return False
+
+    @property
     def weighs(self) -> bool:
         """Whether ``loss_weights`` gives weights, rather than None."""
         return False
@@ -86,6 +96,12 @@ class IndexSampler(ABC):
 
     def set_difficulty(self, difficulty: Tensor) -> None:  # noqa: B027
         """Tell how hard each sample is: ``[size]``; most samplers do not care."""
+
+    def set_groups(self, groups: Tensor) -> None:  # noqa: B027
+        """Tell which samples belong together: ``[size]`` integers; most samplers do not care."""
+
+    def set_lengths(self, lengths: Tensor) -> None:  # noqa: B027
+        """Tell how long each sample is: ``[size]``; most samplers do not care."""
 
     def loss_weights(self, index: Tensor) -> Tensor | None:  # noqa: ARG002
         """What to multiply the losses of ``index`` ``[K]`` by, beside the correction of the draw.
@@ -172,13 +188,18 @@ class AdaptiveSampler(IndexSampler):
         """Whether ``update`` changes what is drawn."""
         return True
 
+    @property
+    def learns_absent(self) -> bool:
+        """Whether ``update`` takes what is not inserted, and remembers it until it is."""
+        return False
+
     @abstractmethod
     def scores(self) -> Tensor:
         """What it has learnt, to be kept in a file: ``[size]`` float64, for ``set_scores``."""
 
     @abstractmethod
     def set_scores(self, score: Tensor) -> None:
-        """Begin with what an earlier run learnt: ``[size]``, finite and not negative.
+        """Begin with what an earlier run learnt: ``[size]``, finite and (but for rewards) >= 0.
 
         Raises:
             ValueError: naming offending indices, or another length; nothing changes then.
@@ -216,7 +237,8 @@ class AdaptiveSampler(IndexSampler):
     def update(self, index: Tensor, priority: Tensor) -> None:
         """Give each ``index`` ``[K]`` int64 its new ``priority`` ``[K]``, finite and not negative.
 
-        Of an index given twice the last counts.
+        Of an index given twice the last counts. Samplers that say so take other signals for it,
+        such as losses or rewards of any sign.
 
         Raises:
             ValueError: naming the offending indices, if one is out of range or not inserted, or
