@@ -1,5 +1,6 @@
 """LightningDataModules: what a sampler drew, served with index, probability and weight."""
 
+from lit_adaptive.data.arithmetic import Arithmetic
 from lit_adaptive.data.base import SampledDataModule
 from lit_adaptive.data.digits import LongTailedDigits
 from lit_adaptive.data.hub import HubDataset
@@ -10,6 +11,7 @@ from lit_adaptive.data.text import EncodedText, TaskQuestions
 
 __all__ = [
     "AdaptiveDataModule",
+    "Arithmetic",
     "EncodedText",
     "HubDataset",
     "LongTailedDigits",
