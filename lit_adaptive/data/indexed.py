@@ -62,7 +62,9 @@ class AdaptiveDataModule(SampledDataModule):
     A batch is the collated dictionary, or ``{"input": ..., "target": ...}`` for a dataset of pairs,
     with the draw's ``index``, ``probability`` and ``weight``. A dataset may offer more than items:
     ``gather(index)`` (a collated batch at once: the fast way, for what is not random),
-    ``column(name)`` (numbers by name) and ``ids`` (one for each sample, for files of scores).
+    ``column(name)`` (numbers by name), ``ids`` (one for each sample, for files of scores), and for
+    samplers that want them ``groups`` (``[N]`` integers: which samples belong together) and
+    ``lengths`` (``[N]``: how long each is).
 
     Args:
         dataset: has ``__len__`` and ``__getitem__``; its items are dictionaries or pairs. Hugging
@@ -76,8 +78,8 @@ class AdaptiveDataModule(SampledDataModule):
         num_workers: processes that load samples; draws then run ahead by two batches a worker.
         difficulty: for a curriculum: a column of the dataset, or a CSV or Parquet file of ``id``
             and ``score``.
-        scores: CSV or Parquet file of ``id`` and ``score`` that the sampler begins with, such as
-            an earlier run's ``scores.csv``.
+        scores: what the sampler begins with: a column of the dataset, such as its rewards, or a CSV
+            or Parquet file of ``id`` and ``score``, such as an earlier run's ``scores.csv``.
         beta: see ``SampledDataModule``.
         normalize: see ``SampledDataModule``.
         collate: makes a batch of a list of items.
@@ -135,8 +137,24 @@ class AdaptiveDataModule(SampledDataModule):
                 "datamodule's `difficulty` to a column of the dataset or a file of scores, or let "
                 "the curriculum go by losses (by: loss)"
             )
+        if self.sampler.wants_groups:
+            self.sampler.set_groups(self._own("groups", "which samples belong together"))
+        if self.sampler.wants_lengths:
+            self.sampler.set_lengths(self._own("lengths", "how long each sample is"))
         if scores is not None:
             self._warm_start(scores)
+
+    def _own(self, name: str, what: str) -> Tensor:
+        """What the sampler wants to know, and only the dataset can tell."""
+        found: Tensor | None = getattr(self.dataset, name, None)
+        if found is None:
+            raise ValueError(
+                f"{type(self.sampler).__name__} needs to know {what}, which a "
+                f"{type(self.dataset).__name__} does not tell: give the dataset an attribute "
+                f"`{name}` ([N], as data.TokenizedDemonstrations has), or choose a sampler that "
+                "does without"
+            )
+        return torch.as_tensor(found)
 
     @property
     def ids(self) -> Any:
@@ -161,13 +179,13 @@ class AdaptiveDataModule(SampledDataModule):
         values: Tensor = column(source)
         return values
 
-    def _warm_start(self, path: str) -> None:
-        if not isinstance(self.sampler, AdaptiveSampler):
+    def _warm_start(self, source: str) -> None:
+        if not (isinstance(self.sampler, AdaptiveSampler) and self.sampler.learns):
             raise ValueError(
-                f"scores is {path!r}, but {type(self.sampler).__name__} learns nothing that scores "
-                "could begin with: choose a sampler that learns, or leave scores out"
+                f"scores is {source!r}, but {type(self.sampler).__name__} learns nothing that "
+                "scores could begin with: choose a sampler that learns, or leave scores out"
             )
-        self.sampler.set_scores(aligned_scores(read_scores(path), self.ids))
+        self.sampler.set_scores(self.numbers(source))
 
     def write_scores(self, path: str | Path) -> None:
         """Keep what the sampler has learnt, for ``scores`` of a later run.
@@ -188,6 +206,8 @@ class AdaptiveDataModule(SampledDataModule):
         names = {f"batch.{key}" for key in first} | {"data.scoring_dataloader"}
         if isinstance(self.sampler, AdaptiveSampler):
             names.add("data.write_scores")
+        if hasattr(self.dataset, "texts"):
+            names.add("data.texts")
         return super().provides | names
 
     @staticmethod
