@@ -10,16 +10,19 @@ from lit_adaptive.core._logprobs_tiles import Law, Tiles, add_product, local
 
 _LEAST = -1e30  # of log-probabilities where they are multiplied: 0 * -inf would be NaN
 
+Kept = dict[tuple[int, int], tuple[Tensor, Tensor]]
+
 
 class _Sums:
     """What grows from tile to tile, all ``[K]``: the online softmax.
 
     ``greatest`` is the greatest logit so far, ``total`` the sum of exp(z - greatest), ``moment``
     the sum of (z - greatest) exp(z - greatest), ``target`` the target's logit, and ``pull`` the sum
-    of exp(z - greatest) * slope * W over all but the target, ``[K, D]``.
+    of exp(z - greatest) * slope * W over all but the target, ``[K, D]``. ``kept`` has some tiles of
+    exp(z - greatest), and the ``greatest`` of their time, by their first token and entry.
     """
 
-    def __init__(self, tiles: Tiles, target: Tensor, *, pull: bool) -> None:
+    def __init__(self, tiles: Tiles, target: Tensor, *, pull: bool, keep: int) -> None:
         self._tiles, self._law, self._place = tiles, tiles.law, target
         real = tiles.law.real
         self.total = tiles.hidden.new_zeros(len(target), dtype=real)
@@ -28,6 +31,8 @@ class _Sums:
         self.greatest = torch.full_like(self.total, torch.finfo(real).min)
         self.moment = torch.zeros_like(self.total) if self._law.entropy else None
         self.pull = torch.zeros_like(tiles.hidden, dtype=real) if pull else None
+        self.kept: Kept = {}
+        self._left = keep // self.total.element_size()
         shape = (len(target), 0 if len(target) else self._law.top_k)
         self.top_logit = tiles.hidden.new_empty(shape, dtype=real)
         self.top_token = target.new_empty(shape)
@@ -37,11 +42,16 @@ class _Sums:
         for columns, weight in self._tiles.columns():
             tops: list[tuple[Tensor, Tensor]] = []
             for rows in self._tiles.rows():
-                logit = self._tiles.logits(rows, columns, weight)
+                self._left -= (rows.stop - rows.start) * (columns.stop - columns.start)
+                keep = self._left >= 0
+                logit = self._tiles.logits(rows, columns, weight, own=keep)
                 if self._law.top_k:
                     best = logit.topk(min(self._law.top_k, logit.shape[1]), dim=1)
                     tops.append((best.values, best.indices + columns.start))
                 self._add(rows, columns, weight, logit)
+                if keep:
+                    place = rows.start, columns.start
+                    self.kept[place] = logit, self.greatest[rows].clone()
             if tops:
                 self._add_tops(*(torch.cat(part) for part in zip(*tops, strict=True)))
 
@@ -95,9 +105,15 @@ def _hidden_gradient(sums: _Sums, law: Law, weight: Tensor, target: Tensor, lp: 
 
 
 class _Gradients:
-    """The backward pass: each tile's logits anew, its gradient, and the products with it."""
+    """The backward pass: each tile's logits anew, its gradient, and the products with it.
 
-    def __init__(self, law: Law, saved: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
+    Tiles that were kept are used up: a second backward pass makes them anew too.
+    """
+
+    def __init__(
+        self, law: Law, saved: tuple[Any, ...], kept: Kept, needs: tuple[bool, ...]
+    ) -> None:
+        self._kept = kept
         hidden, weight, bias, self._target, self._normalizer, self._entropy = saved
         self._law, self._tiles = law, Tiles(law, hidden, weight, bias)
         real, empty = law.real, torch.empty_like
@@ -135,6 +151,12 @@ class _Gradients:
 
         g and h are the gradients that come in, of log_prob and of entropy, times scale / T.
         """
+        place, inside = local(self._target[rows], columns)
+        if kept := self._kept.pop((rows.start, columns.start), None):
+            mass, greatest = kept
+            fade = (greatest - self._normalizer[rows]).exp()
+            grad = mass.mul_((fade * -rise[rows])[:, None])
+            return grad.scatter_add_(1, place, rise[rows, None].where(inside, 0))
         tiles = self._tiles
         logit = tiles.logits(rows, columns, weight)
         slope = tiles.slope(logit)
@@ -146,7 +168,6 @@ class _Gradients:
             logit.clamp_min_(_LEAST)
             offset = rise[rows] + spread[rows] * self._entropy[rows]
             grad = logit.mul_(-spread[rows, None]).sub_(offset[:, None]).mul_(mass)
-        place, inside = local(self._target[rows], columns)
         grad.scatter_add_(1, place, rise[rows, None].where(inside, 0))
         return grad if slope is None else grad.mul_(slope)
 
@@ -163,8 +184,11 @@ class TiledLogProbs(torch.autograd.Function):
         ctx.law, ctx.dtypes = law, [None if x is None else x.dtype for x in (hidden, weight, bias)]
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         ctx.pulled = wants_hidden and not (wants_weight or wants_bias or law.entropy)
-        sums = _Sums(Tiles(law, hidden, weight, bias), target, pull=ctx.pulled)
+        recomputes = not ctx.pulled and any(ctx.needs_input_grad)
+        keep = law.keep if recomputes and not law.entropy and law.softcap is None else 0
+        sums = _Sums(Tiles(law, hidden, weight, bias), target, pull=ctx.pulled, keep=keep)
         sums.run()
+        ctx.kept = sums.kept
         spread = sums.total.log()
         normalizer = sums.greatest + spread
         log_prob = (sums.target - normalizer).clamp_max_(0)
@@ -173,7 +197,7 @@ class TiledLogProbs(torch.autograd.Function):
             entropy = (spread - sums.moment / sums.total).clamp_min_(0)
         if ctx.pulled:
             ctx.save_for_backward(_hidden_gradient(sums, law, weight, target, log_prob))
-        elif wants_hidden or wants_weight or wants_bias:
+        elif recomputes:
             ctx.save_for_backward(hidden, weight, bias, target, normalizer, entropy)
         if not law.top_k:
             return log_prob, entropy, None, None
@@ -196,7 +220,7 @@ class TiledLogProbs(torch.autograd.Function):
             assert log_prob is not None
             return ((saved[0] * log_prob[:, None]).to(ctx.dtypes[0]), *nothing[1:])
         with torch.autocast(saved[0].device.type, enabled=False):
-            gradients = _Gradients(ctx.law, saved, ctx.needs_input_grad)
+            gradients = _Gradients(ctx.law, saved, ctx.kept, ctx.needs_input_grad)
             gradients.run(log_prob, entropy)
         found = zip((gradients.hidden, gradients.weight, gradients.bias), ctx.dtypes, strict=True)
         return (*(None if grad is None else grad.to(dtype) for grad, dtype in found), None, None)

@@ -18,6 +18,7 @@ class Law(NamedTuple):
     matmul: torch.dtype
     tokens: int
     entries: int
+    keep: int
 
     @property
     def real(self) -> torch.dtype:
@@ -55,15 +56,18 @@ class Tiles:
             self._flat[name] = self.hidden.new_empty(tokens * entries, dtype=dtype)
         return self._flat[name][: shape.numel()].view(shape)
 
-    def logits(self, rows: slice, columns: slice, weight: Tensor) -> Tensor:
-        """The logits of a tile ``[C, E]``, in float32."""
-        law = self.law
+    def logits(self, rows: slice, columns: slice, weight: Tensor, *, own: bool = False) -> Tensor:
+        """The logits of a tile ``[C, E]``, float32; in memory of their ``own`` or a buffer."""
+        law, same = self.law, self.law.matmul == self.law.real
         shape = torch.Size((rows.stop - rows.start, columns.stop - columns.start))
-        made = self.buffer("product", shape, law.matmul)
+        if own:
+            logit = self.hidden.new_empty(shape, dtype=law.real)
+        else:
+            logit = self.buffer("logit", shape, law.real)
+        made = logit if same else self.buffer("product", shape, law.matmul)
         torch.mm(self.hidden[rows], weight.t(), out=made)
-        logit = made
-        if law.matmul != law.real:
-            logit = self.buffer("logit", shape, law.real).copy_(made)
+        if not same:
+            logit.copy_(made)
         if self._bias is not None:
             logit.add_(self._bias[columns])
         if law.softcap is not None:

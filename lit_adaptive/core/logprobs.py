@@ -9,10 +9,10 @@ its gradient holds three such. Here they come in tiles of some tokens times some
 small enough for the cache, and the sums over the vocabulary grow from tile to tile by the online
 softmax (Milakov and Gimelshein, 2018, 1805.02867, algorithm 3). Only ``[K]`` vectors are kept.
 
-The backward pass makes each tile anew: four matrix products for the three of the full path, paid
-for by the memory traffic that is left out. Where weight and bias are frozen (LoRA) nothing is made
-anew: the gradient of ``log_prob`` in ``hidden``, ``scale / T * (W[target] - p W)``, is made in the
-forward pass, two products in all.
+The backward pass makes each tile anew, but for those that fit into ``keep`` bytes: up to four
+matrix products for the three of the full path, paid for by the memory traffic that is left out.
+Where weight and bias are frozen (LoRA) nothing is made anew: the gradient of ``log_prob`` in
+``hidden``, ``scale / T * (W[target] - p W)``, is made in the forward pass, two products in all.
 """
 
 from typing import Any, NamedTuple, cast
@@ -56,6 +56,7 @@ def token_log_probs(
     scale: float = 1.0,
     chunk: int | None = None,
     tile: int | None = None,
+    keep: int = 2**28,
     entropy: bool = False,
     top_k: int = 0,
 ) -> TokenLogProbs:
@@ -75,6 +76,8 @@ def token_log_probs(
         scale: what the model multiplies its logits by, before the softcap.
         chunk: tokens in a tile; by default what suits the device.
         tile: vocabulary entries in a tile; by default what suits the device.
+        keep: bytes for probabilities that the backward pass need not make anew, at least 0; only
+            where weight or bias learn, without softcap and entropy. Results are the same.
         entropy: give the entropies too, with gradients.
         top_k: give so many of the most probable tokens too.
 
@@ -93,11 +96,13 @@ def token_log_probs(
     tokens, entries = chunk or tokens, tile or entries
     if tokens < 1 or entries < 1:
         raise ValueError(f"chunk and tile are {chunk} and {tile}; they must be above 0, or None")
+    if keep < 0:
+        raise ValueError(f"keep is {keep}; it is a number of bytes and must be at least 0")
     matmul = torch.promote_types(hidden.dtype, weight.dtype)
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and matmul != torch.float64:
         matmul = torch.get_autocast_dtype(device)
-    law = Law(scale, temperature, softcap, entropy, top_k, matmul, tokens, entries)
+    law = Law(scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep)
     with torch.autocast(device, enabled=False):
         found = cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, law)
     return TokenLogProbs(*found)
