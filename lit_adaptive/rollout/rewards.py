@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -183,6 +183,8 @@ def checked_rewards(
     prompts: list[str],
     completions: list[str],
     columns: dict[str, list[Any]],
+    *,
+    names: Sequence[Any] | None = None,
 ) -> list[float | None]:
     """What ``reward`` gives, if it is a finite number or None for each completion.
 
@@ -191,6 +193,7 @@ def checked_rewards(
         prompts: one for each completion.
         completions: at least one.
         columns: further columns by name, each as long.
+        names: what errors call the samples; by default their places.
 
     Returns:
         Floats and None, in the order of ``completions``.
@@ -214,19 +217,22 @@ def checked_rewards(
             "give one for each, or None where it does not apply"
         )
     values = [_plain(value) for value in found]
+    names = range(len(values)) if names is None else names
     strange = [k for k, value in enumerate(values) if not isinstance(value, Real | None)]
     if strange:
         kinds = sorted({type(values[k]).__name__ for k in strange})
         raise ValueError(
-            f"the reward {name} gave {', '.join(kinds)} for the samples {strange[:8]}; a reward is "
-            "a number, or None where it does not apply"
+            f"the reward {name} gave {', '.join(kinds)} for the samples "
+            f"{[names[k] for k in strange[:8]]}; a reward is a number, or None where it does not "
+            "apply"
         )
     rewards = [None if value is None else float(value) for value in values]
     wrong = [k for k, value in enumerate(rewards) if value is not None and not math.isfinite(value)]
     if wrong:
         raise ValueError(
             f"the reward {name} gave {[rewards[k] for k in wrong[:8]]} for the samples "
-            f"{wrong[:8]}; a reward is finite: give None where it does not apply"
+            f"{[names[k] for k in wrong[:8]]}; a reward is finite: give None where it does not "
+            "apply"
         )
     return rewards
 
