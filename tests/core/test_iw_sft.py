@@ -313,3 +313,28 @@ def test_wrong_shapes_are_named():
 def test_a_reference_of_nan_is_named():
     with pytest.raises(ValueError, match="NaN"):
         importance_weights(torch.zeros(1), torch.tensor([torch.nan]), torch.tensor([0]), 1)
+
+
+def test_another_policy_may_stand_for_the_current_one_in_the_ratio():
+    logits, labels, reference = batch(6)
+    ref_log_probs = of_labels(reference, labels)
+    loss_fn = ImportanceWeightedSFTLoss(ratio="policy_over_ref")
+    same = loss_fn(logits, labels, ref_log_probs, q_log_probs=ref_log_probs)
+    torch.testing.assert_close(same, loss_fn(logits, labels))  # q = pi_ref: all weights are 1
+
+
+def test_normalised_weights_leave_a_loss_that_no_common_factor_changes():
+    logits, labels, reference = batch(7)
+    ref_log_probs = of_labels(reference, labels)
+    loss_fn = ImportanceWeightedSFTLoss(normalize=True)
+    one = loss_fn(logits, labels, ref_log_probs)
+    torch.testing.assert_close(loss_fn(logits, labels, ref_log_probs + 2.0), one)
+
+
+def test_a_samples_weight_multiplies_its_losses():
+    logits, labels, _ = batch(8)
+    weight = torch.tensor([0.0, 2.0, 0.0])
+    found = ImportanceWeightedSFTLoss()(logits, labels, sample_weight=weight)
+    only = torch.where(torch.tensor([[False], [True], [False]]), labels, -100)
+    alone = ImportanceWeightedSFTLoss(reduction="fixed", count=float((labels != -100).sum()))
+    torch.testing.assert_close(found, 2 * alone(logits, only))
