@@ -2,23 +2,28 @@
 
 from lit_adaptive.data.arithmetic import Arithmetic
 from lit_adaptive.data.base import SampledDataModule
+from lit_adaptive.data.demonstrations import DemonstrationsDataModule, TokenizedDemonstrations
 from lit_adaptive.data.digits import LongTailedDigits
 from lit_adaptive.data.hub import HubDataset
 from lit_adaptive.data.indexed import AdaptiveDataModule
 from lit_adaptive.data.replay import ReplayDataModule
+from lit_adaptive.data.rows import HubRows
 from lit_adaptive.data.tables import TableDataset, read_scores, write_scores
 from lit_adaptive.data.text import EncodedText, TaskQuestions
 
 __all__ = [
     "AdaptiveDataModule",
     "Arithmetic",
+    "DemonstrationsDataModule",
     "EncodedText",
     "HubDataset",
+    "HubRows",
     "LongTailedDigits",
     "ReplayDataModule",
     "SampledDataModule",
     "TableDataset",
     "TaskQuestions",
+    "TokenizedDemonstrations",
     "read_scores",
     "write_scores",
 ]

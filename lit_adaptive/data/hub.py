@@ -70,7 +70,7 @@ class HubDataset(ColumnDataset):
                 f"image is {image!r} and features are {features}; only one can be the input"
             )
         source = f"{path} ({split})"
-        dataset = _load(str(path), name, split)
+        dataset = load_hub(str(path), name, split)
         named = [*(features or []), *(c for c in (target, text, id, image) if c is not None)]
         refuse_missing(dataset.column_names, named, source)
         kept = [
@@ -120,14 +120,14 @@ def _as_tensor(image: Any) -> Tensor:
     return (pixels.movedim(-1, 0) if pixels.dim() == 3 else pixels[None]).float() / 255
 
 
-def _load(path: str, name: str | None, split: str) -> Any:
+def load_hub(path: str, name: str | None, split: str) -> Any:
     """One split, as ``datasets.Dataset``."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "HubDataset needs the package `datasets`: pip install 'lit-adaptive[hub]'"
+            "Hugging Face datasets need the package `datasets`: pip install 'lit-adaptive[hub]'"
         ) from error
     folder = Path(path)
     saved = [file for file in ("state.json", "dataset_dict.json") if (folder / file).is_file()]

@@ -249,14 +249,19 @@ class AdaptiveDataModule(SampledDataModule):
 
     # What is not drawn but read in order ---------------------------------------------------------
 
-    def _parts(self, size: int) -> list[_Part]:
-        """This rank's batches of ``range(size)``: as many on every rank."""
+    def _order(self, dataset: Dataset[Any]) -> Tensor:
+        """In which order it is read where nothing is drawn: ``[N]`` int64."""
+        return torch.arange(_length(dataset))
+
+    def _parts(self, order: Tensor) -> list[_Part]:
+        """This rank's batches of ``order`` ``[N]``: as many on every rank."""
+        size = len(order)
         ranks, rank = 1, 0
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
         place = torch.arange(-(-size // ranks)) * ranks + rank
         counted = place < size
-        index = place % size
+        index = order[place % size]
         return [
             _Part(index[start:stop], counted[start:stop], start)
             for start in range(0, len(index), self.eval_batch_size)
@@ -264,7 +269,7 @@ class AdaptiveDataModule(SampledDataModule):
         ]
 
     def _in_order(self, dataset: Dataset[Any]) -> ServedBatches:
-        parts = self._parts(_length(dataset))
+        parts = self._parts(self._order(dataset))
 
         def serve() -> Iterator[Batch]:
             loader: DataLoader[tuple[Any, _Part]] = DataLoader(
