@@ -366,8 +366,11 @@ class RewardWeightedSampler(AdaptiveSampler):
                 "dataset. Nothing was changed"
             )
         reward, inserted, mass = state["reward"], state["inserted"], state["mass"]
+        stale = bool(state["stale"])  # then the masses are to be made anew anyway
         shapes = {tuple(each.shape) for each in (reward, inserted, mass)}
-        if shapes != {(self.size,)} or bool(reward.isinf().any() | (mass[~inserted] != 0).any()):
+        if shapes != {(self.size,)} or bool(
+            reward.isinf().any() | (~inserted & (mass != 0) & (not stale)).any()
+        ):
             raise ValueError(
                 "the state has not one reward and one mass for each sample, or gives mass to some "
                 "that are not inserted: it is damaged"
@@ -376,5 +379,5 @@ class RewardWeightedSampler(AdaptiveSampler):
         self._reward, self._inserted = reward.clone(), inserted.clone()
         self._untold = int((reward.isnan() & inserted).sum())
         self._groups = self._groups if groups is None else groups.clone()
-        self._offset, self._stale = float(state["offset"]), bool(state["stale"])
+        self._offset, self._stale = float(state["offset"]), stale
         self.generator.set_state(state["generator"])

@@ -18,6 +18,7 @@ from lit_adaptive.samplers import (
     MixtureSampler,
     PrioritizedSampler,
     RankPrioritizedSampler,
+    RewardWeightedSampler,
     ShuffledSampler,
     UniformSampler,
 )
@@ -112,7 +113,8 @@ def test_union_of_disjoint_supports_is_counted() -> None:
 @pytest.mark.parametrize(
     "inner",
     [ShuffledSampler, UniformSampler, PrioritizedSampler, RankPrioritizedSampler,
-     AdaptiveBatchSampler, AdaptiveDataWeighter, InfoBatchSampler],
+     AdaptiveBatchSampler, AdaptiveDataWeighter, InfoBatchSampler,
+     lambda n: RewardWeightedSampler(n, temperature=5.0)],
 )  # fmt: skip
 def test_a_curriculum_restricts_any_sampler_and_keeps_its_law(inner: Any) -> None:
     sampler = CurriculumSampler(SIZE, inner, start=0.3, power=1, until=0.5, difficulty=HARD)
@@ -215,6 +217,9 @@ def test_mixture_names_bad_input() -> None:
     _hybrid,
     lambda n: CurriculumSampler(n, AdaptiveDataWeighter, seed=5),
     lambda n: CurriculumSampler(n, PrioritizedSampler, thresholds=(5.0, 50.0), seed=5),
+    lambda n: CurriculumSampler(n, RewardWeightedSampler, seed=5),
+    lambda n: MixtureSampler(n, [lambda m: RewardWeightedSampler(m, scheme="rank"),
+                                 UniformSampler], seed=5),
 ])  # fmt: skip
 def test_compositions_resume_twice(make: Callable[[int], Any]) -> None:
     def begin(seed: int) -> Any:
