@@ -81,10 +81,10 @@ def rows_of(source: Any) -> Rows:
         return _of_hub(HubRows(str(source))) if read is None else _of_file(Path(source), read)
     if isinstance(source, HubRows):
         return _of_hub(source)
-    table = source if isinstance(source, pa.Table) else getattr(source, "table", None)
+    table: Any = source if isinstance(source, pa.Table) else getattr(source, "table", None)
     name = str(getattr(source, "source", type(source).__name__))
     if isinstance(table, pa.Table):
-        return _of_chunks(name, lambda: _of_batches(table.to_batches(CHUNK)))
+        return _of_chunks(name, lambda: _of_batches([table]))
     if hasattr(source, "with_format") and hasattr(source, "_fingerprint"):
         return _of_datasets(source, name)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
@@ -164,6 +164,7 @@ def _parquet(file: Path) -> Iterator[Chunk]:
 
 
 def _of_batches(batches: Iterable[Any]) -> Iterator[Chunk]:
+    """Of tables or batches of any size."""
     for batch in batches:
         for start in range(0, batch.num_rows, CHUNK):
             yield batch.slice(start, CHUNK).to_pydict()

@@ -129,7 +129,7 @@ class _Making:
         others, numbers, textual = others_of(chunk, reading, size)
         ids = self._ids(chunk, first, size)
         kept = cut.kept.nonzero()[0]
-        texts = tuple(
+        prompt, answer, other, own = (
             [values[i] for i in kept] for values in (samples.prompt, samples.answer, others, ids)
         )
         return Part(
@@ -139,7 +139,7 @@ class _Making:
             cut.prompt_length,
             first + kept,
             groups_of(samples)[kept],
-            texts,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            (prompt, answer, other, own),
             {name: values[kept] for name, values in numbers.items()},
             textual,
         )
