@@ -13,10 +13,12 @@ from lit_adaptive.data import AdaptiveDataModule, LongTailedDigits, TableDataset
 from lit_adaptive.samplers import (
     AdaptiveBatchSampler,
     AdaptiveDataWeighter,
+    BucketedSampler,
     CurriculumSampler,
     InfoBatchSampler,
     MixtureSampler,
     PrioritizedSampler,
+    RewardWeightedSampler,
     ShuffledSampler,
     UniformSampler,
 )
@@ -187,6 +189,42 @@ def test_scores_are_kept_and_begun_with(tmp_path: Path) -> None:
     again_law = prioritized.sampler.probabilities()
     weights = data.sampler.scores().pow(0.6)  # type: ignore[attr-defined]
     torch.testing.assert_close(again_law, weights / weights.sum(), rtol=1e-6, atol=0)
+
+
+def test_scores_may_be_a_column_such_as_rewards(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("x,y,reward,word\n1.0,0,-1.5,a\n2.0,1,0.5,b\n3.0,1,2,c\n")
+    table = TableDataset(path, features=["x"], target="y")
+    data = AdaptiveDataModule(table, RewardWeightedSampler, scores="reward")
+    expected = torch.tensor([-1.5, 0.5, 2.0]).double().softmax(0)
+    torch.testing.assert_close(data.sampler.probabilities(), expected)
+    for scores, words in (("rewards", "rewards"), ("word", "not numeric")):
+        with pytest.raises(ValueError, match=words):
+            AdaptiveDataModule(table, RewardWeightedSampler, scores=scores)
+    with pytest.raises(ValueError, match="TensorDataset has no columns by name"):
+        AdaptiveDataModule(PAIRS, RewardWeightedSampler, scores="reward")
+    with pytest.raises(ValueError, match="MixtureSampler learns nothing"):
+        AdaptiveDataModule(table, lambda n: MixtureSampler(n, [UniformSampler]), scores="reward")
+
+
+def test_groups_and_lengths_are_the_datasets_own() -> None:
+    class Grouped(_Gathering):
+        groups = torch.arange(20) // 5
+        lengths = list(range(20))  # noqa: RUF012
+
+    data = AdaptiveDataModule(
+        Grouped(), lambda n: RewardWeightedSampler(n, balance_groups=True), scores="any"
+    )
+    law = data.sampler.probabilities()
+    assert law.view(4, 5).sum(1).tolist() == pytest.approx([0.25] * 4)
+    assert "data.texts" not in data.provides
+    data = AdaptiveDataModule(Grouped(), lambda n: BucketedSampler(n, batches=4), batch_size=5)
+    drawn = [batch["index"].tolist() for batch in data.train_dataloader()]
+    assert sorted(drawn) == [list(range(start, start + 5)) for start in range(0, 20, 5)]
+    with pytest.raises(ValueError, match=r"RewardWeightedSampler needs to know which.*`groups`"):
+        AdaptiveDataModule(_Gathering(), lambda n: RewardWeightedSampler(n, normalize_groups=True))
+    with pytest.raises(ValueError, match=r"BucketedSampler needs to know how long.*`lengths`"):
+        AdaptiveDataModule(_Gathering(), BucketedSampler)
 
 
 def test_difficulty_comes_from_a_column_or_a_file(tmp_path: Path) -> None:
