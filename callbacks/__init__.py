@@ -14,6 +14,7 @@ from callbacks.loss_refresh import LossRefresh
 from callbacks.monitors import SamplingMonitor
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
+from callbacks.reference_logprobs import ReferenceLogProbs
 from callbacks.reward_refresh import RewardRefresh
 from callbacks.sample_report import SampleReport
 from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
@@ -30,6 +31,7 @@ __all__ = [
     "PredictionTable",
     "PriorityRefresh",
     "ReducibleLossSelector",
+    "ReferenceLogProbs",
     "RewardRefresh",
     "SampleReport",
     "SamplingMonitor",

@@ -4,16 +4,30 @@ from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
 from lit_adaptive.modules.dqn import DQN
+from lit_adaptive.modules.iw_sft import IWSFT
+from lit_adaptive.modules.language_model import (
+    CausalLM,
+    ConfiguredLM,
+    LanguageModel,
+    LoRA,
+    PretrainedLM,
+)
 from lit_adaptive.modules.networks import MLP, MinAtarConv, NatureConv, QNetwork
 
 __all__ = [
     "DQN",
+    "IWSFT",
     "MLP",
     "AdaptiveModule",
+    "CausalLM",
     "Classifier",
+    "ConfiguredLM",
     "Dense",
+    "LanguageModel",
+    "LoRA",
     "MinAtarConv",
     "NatureConv",
+    "PretrainedLM",
     "QNetwork",
     "TransformersClassifier",
 ]

@@ -31,10 +31,15 @@ _ABOVE = {
         "val/macro_f1": "validation macro-F1",
         "val/accuracy": "validation accuracy",
     },
+    "share": {
+        "train/token_accuracy": "tokens right in training",
+        "val/token_accuracy": "tokens right in validation",
+        "val/exact_match": "answers right in validation",
+    },
 }
 """What the upper panel shows, the first kind of which there is any: label of the axis, series."""
 
-_BELOW = {"train/loss": "training", "val/loss": "validation"}
+_BELOW = {"train/loss": "training", "val/loss": "validation", "val/nll": "validation"}
 _STYLES = ("0.75", "C0", "C1")
 
 

@@ -1,0 +1,327 @@
+"""IWSFT: its loss is that of the written formula, whatever the reference is kept in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
+
+from callbacks import ReferenceLogProbs
+from lit_adaptive.core.iw_sft import ImportanceWeightedSFTLoss
+from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.modules import IWSFT, ConfiguredLM, LoRA
+
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
+
+
+class Record(Callback):
+    """Keeps the batches and what the steps returned."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.losses: list[Tensor] = []
+        self.signals: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.states.append({k: v.clone() for k, v in pl_module.state_dict().items()})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch)
+        self.losses.append(outputs["loss"].detach().clone())
+        self.signals.append(outputs["losses"])
+
+
+def tiny(**options: Any) -> ConfiguredLM:
+    return ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1, **options)
+
+
+def sums(**options: Any) -> DemonstrationsDataModule:
+    return DemonstrationsDataModule(
+        Arithmetic("train", size=64, digits=2),
+        tokenizer="characters",
+        val_dataset=Arithmetic("validation", size=20, digits=2),
+        columns=["answer"],
+        batch_size=16,
+        seed=5,
+        **options,
+    )
+
+
+def fit(
+    module: IWSFT, data: DemonstrationsDataModule | None = None, *more: Callback, **options: Any
+) -> tuple[Trainer, Record]:
+    seed_everything(3, verbose=False)
+    record = Record()
+    trainer = Trainer(
+        **{"max_steps": 3, "limit_val_batches": 0} | options,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[record, *more],
+    )
+    trainer.fit(module, data or sums())
+    return trainer, record
+
+
+def padded(batch: dict[str, Any], flat: Tensor | None = None) -> Tensor:
+    """Targets, or values of them, as ``[R, T]`` labels aligned with the logits."""
+    rows, columns = batch["input_ids"].shape
+    out = torch.full((rows * columns,), -100.0 if flat is not None else -100)
+    out[batch["position"]] = batch["target"] if flat is None else flat
+    return out.view(rows, columns)
+
+
+def logits_of(module: IWSFT, state: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+    """The whole logits, as the specification would compute them."""
+    module.load_state_dict(state)
+    found: Tensor = module.policy.model(
+        input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"])
+    ).logits
+    return found.detach()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "nll"},
+        {"objective": "nll", "reduction": "sequence"},
+        {"objective": "nll", "label_smoothing": 0.2},
+        {"objective": "dft"},
+        {"objective": "iw"},
+        {"objective": "iw", "level": "token"},
+        {"objective": "iw", "ratio": "ref_over_policy", "level": "token", "temperature": 0.5},
+        {"objective": "iw", "normalize": True, "clamp": (0.0, 16.0)},
+        {"objective": "iw", "reduction": "fixed", "count": 7.0},
+    ],
+    ids=str,
+)
+def test_the_loss_is_that_of_whole_logits(options):
+    # At a learning rate of 0.01 three steps take the policy well away from the reference.
+    module = IWSFT(tiny(), learning_rate=0.01, warmup=0.0, max_new_tokens=0, **options)
+    _, record = fit(module, None, *([ReferenceLogProbs()] if options["objective"] == "iw" else []))
+    same = {
+        k: v
+        for k, v in options.items()
+        if k in ("objective", "temperature", "normalize", "clamp", "reduction", "count")
+    }
+    smoothing = options.get("label_smoothing", 0.0)
+    loss_fn = ImportanceWeightedSFTLoss(
+        epsilon=smoothing,
+        label_smoothing=smoothing > 0,
+        ratio=options.get("ratio", "policy_over_ref"),
+        level=options.get("level", "sequence"),
+        **same,
+    )
+    differ = 0
+    for state, batch, loss in zip(record.states, record.batches, record.losses, strict=True):
+        reference = None
+        if options["objective"] == "iw":
+            reference = logits_of(module, record.states[0], batch)
+        logits = logits_of(module, state, batch)
+        expected = loss_fn(logits, padded(batch), reference, sample_weight=batch["weight"])
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+        plain = ImportanceWeightedSFTLoss(objective="nll")(logits, padded(batch))
+        differ += not torch.allclose(loss, plain, rtol=1e-5)
+    assert differ >= (0 if options == {"objective": "nll"} else 2)
+
+
+def test_the_signal_is_each_samples_mean_negative_log_likelihood():
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
+    _, record = fit(module, max_steps=1)
+    (batch,) = record.batches
+    log_probs = logits_of(module, record.states[0], batch).log_softmax(-1).flatten(0, 1)
+    each = -log_probs[batch["position"], batch["target"]]
+    expected = torch.stack([each[batch["sequence"] == i].mean() for i in range(16)])
+    torch.testing.assert_close(record.signals[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_frozen_and_adapter_off_are_the_same_reference():
+    def losses(reference: str, *more: Callback) -> Tensor:
+        model = tiny(lora=LoRA(4))
+        module = IWSFT(model, reference=reference, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+        return torch.stack(fit(module, None, *more)[1].losses)
+
+    cached = losses("cached", ReferenceLogProbs())
+    torch.testing.assert_close(losses("frozen"), cached, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses("adapter_off"), cached, rtol=1e-5, atol=1e-6)
+    plain = torch.stack(
+        fit(
+            IWSFT(
+                tiny(lora=LoRA(4)),
+                objective="nll",
+                learning_rate=0.05,
+                warmup=0.0,
+                max_new_tokens=0,
+            )
+        )[1].losses
+    )
+    assert not torch.allclose(plain, cached, rtol=1e-3)
+
+
+def test_until_it_is_scored_the_reference_weighs_nothing():
+    # after_epochs=1: an epoch of 4 batches of plain SFT, then the model there is the reference.
+    plain = IWSFT(tiny(), objective="nll", learning_rate=0.01, warmup=0.0, max_new_tokens=0)
+    weighted = IWSFT(tiny(), objective="iw", learning_rate=0.01, warmup=0.0, max_new_tokens=0)
+    _, one = fit(plain, max_steps=8)
+    _, other = fit(weighted, None, ReferenceLogProbs(after_epochs=1), max_steps=8)
+    assert torch.equal(torch.stack(one.losses[:5]), torch.stack(other.losses[:5]))
+    assert ["ref_log_probs" in batch for batch in other.batches] == [False] * 4 + [True] * 4
+    assert not torch.allclose(torch.stack(one.losses[6:]), torch.stack(other.losses[6:]))
+    reference = logits_of(weighted, other.states[4], other.batches[5]).log_softmax(-1)
+    batch = other.batches[5]
+    expected = reference.flatten(0, 1)[batch["position"], batch["target"]]
+    torch.testing.assert_close(batch["ref_log_probs"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_moving_average_follows_each_step_and_makes_the_weights():
+    module = IWSFT(tiny(), q_decay=0.5, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+    _trainer, record = fit(module, None, ReferenceLogProbs())
+    name = "model.model.layers.0.mlp.up_proj.weight"
+    steps = [state[f"language.{name}"] for state in record.states]
+    means = [state[f"average.{name}"] for state in record.states]
+    assert torch.equal(means[0], steps[0])
+    torch.testing.assert_close(means[1], 0.5 * steps[0] + 0.5 * steps[1])
+    torch.testing.assert_close(means[2], 0.5 * means[1] + 0.5 * steps[2])
+    batch = record.batches[1]
+    now = logits_of(module, record.states[1], batch)
+    lagging = {
+        f"language.{k.removeprefix('average.')}": v
+        for k, v in record.states[1].items()
+        if k.startswith("average.")
+    }
+    q = logits_of(module, record.states[1] | lagging, batch).log_softmax(-1)
+    q = padded(batch, q.flatten(0, 1)[batch["position"], batch["target"]])
+    reference = logits_of(module, record.states[0], batch)
+    loss_fn = ImportanceWeightedSFTLoss(ratio="policy_over_ref", level="sequence")
+    expected = loss_fn(now, padded(batch), reference, q_log_probs=q)
+    torch.testing.assert_close(record.losses[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_trains_as_unpacked_does():
+    def run(**options: Any) -> Record:
+        module = IWSFT(tiny(), learning_rate=0.01, warmup=0.0, max_new_tokens=0)
+        return fit(module, sums(**options), ReferenceLogProbs())[1]
+
+    one, packed = run(), run(packing=True, max_length=32)
+    assert len(packed.batches[0]["input_ids"]) < len(one.batches[0]["input_ids"])
+    torch.testing.assert_close(
+        torch.stack(packed.losses), torch.stack(one.losses), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.stack(packed.signals), torch.stack(one.signals), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_validation_measures_likelihood_and_greedy_answers():
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=4)
+    trainer, _ = fit(module, max_steps=1, limit_val_batches=None, val_check_interval=1)
+    found = trainer.callback_metrics
+    total, tokens, right, matches = 0.0, 0, 0, 0
+    data = trainer.datamodule
+    for batch in data.val_dataloader():
+        logits = logits_of(module, module.state_dict(), batch).flatten(0, 1)[batch["position"]]
+        counted = batch["counted"][batch["sequence"]]
+        total -= float(logits.log_softmax(-1).gather(1, batch["target"][:, None])[counted].sum())
+        right += int((logits.argmax(-1) == batch["target"])[counted].sum())
+        tokens += int(counted.sum())
+        for ids, mask, answer, counts in zip(
+            batch["prompt_ids"],
+            batch["prompt_mask"],
+            batch["answer"],
+            batch["counted"],
+            strict=True,
+        ):
+            model = module.policy.model
+            out = model.generate(
+                ids[mask][None],
+                attention_mask=torch.ones_like(ids[mask][None]),
+                max_new_tokens=4,
+                do_sample=False,
+            )[0, int(mask.sum()) :]
+            text = data.tokenizer.decode(out, skip_special_tokens=True)
+            matches += int(counts) * (text == answer)
+    assert float(found["val/nll"]) == pytest.approx(total / tokens, rel=1e-4)
+    assert float(found["val/perplexity"]) == pytest.approx(
+        torch.tensor(total / tokens).exp().item(), rel=1e-3
+    )
+    assert float(found["val/token_accuracy"]) == pytest.approx(right / tokens, rel=1e-4)
+    assert float(found["val/exact_match"]) == pytest.approx(matches / 20)
+
+
+def test_a_checkpoint_of_adapters_holds_nothing_else_and_loads(tmp_path: Path):
+    module = IWSFT(
+        tiny(lora=LoRA(4)), objective="nll", learning_rate=0.05, warmup=0.0, max_new_tokens=0
+    )
+    trainer, _ = fit(module)
+    path = tmp_path / "adapters.ckpt"
+    trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    names = [name for name in state if name.startswith("language.")]
+    assert names
+    assert all("lora_" in name for name in names)
+    again = IWSFT(tiny(lora=LoRA(4)), objective="nll", weights=str(path), max_new_tokens=0)
+    _, record = fit(again, max_steps=1)
+    for name in names:
+        assert torch.equal(record.states[0][name], state[name])
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path):
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
+    trainer, _record = fit(module, max_steps=1)
+    path = tmp_path / "one.ckpt"
+    trainer.save_checkpoint(path)
+    again = IWSFT(tiny(), objective="nll", max_new_tokens=0, weights=str(path))
+    _, begun = fit(again, max_steps=1)
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[k], v) for k, v in begun.states[0].items() if "language" in k)
+    other = ConfiguredLM(hidden_size=64, layers=1, heads=2, max_positions=32)
+    with pytest.raises(ValueError, match="a checkpoint of another model"):
+        fit(IWSFT(other, objective="nll", max_new_tokens=0, weights=str(path)))
+    with pytest.raises(ValueError, match="which is no file"):
+        IWSFT(tiny(), weights=str(tmp_path / "none.ckpt"))
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="no checkpoint of lit-adaptive"):
+        fit(IWSFT(tiny(), objective="nll", weights=str(tmp_path / "text.ckpt")))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
+    small = ConfiguredLM(hidden_size=32, layers=1, heads=2, options={"vocab_size": 50})
+    with pytest.raises(ValueError, match="the tokenizer has 100 tokens, the model embeds 50"):
+        fit(IWSFT(small, objective="nll"))
+
+
+def test_iw_without_a_reference_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"needs 'batch.ref_log_probs'.*ReferenceLogProbs"):
+        fit(IWSFT(tiny()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"q_decay": 1.0}, "q_decay is 1.0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
+        ({"reference": "adapter_off"}, "the model has no adapters"),
+        ({"reduction": "fixed"}, "count is None"),
+        ({"clamp": (1.5, 2.0)}, "clamp is"),
+    ],
+)
+def test_a_wrong_option_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        IWSFT(tiny(), **options)
+
+
+def test_two_ranks_counts_of_tokens_are_those_trained_on():
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
+    _, record = fit(module)
+    assert int(module.tokens) == sum(len(batch["target"]) for batch in record.batches)
