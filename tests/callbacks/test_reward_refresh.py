@@ -1,0 +1,332 @@
+"""Rewards reach the sampler at the start and at epoch ends; resumed runs draw as whole ones do."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import callbacks.reward_refresh
+from callbacks import RewardRefresh
+from lit_adaptive.data import AdaptiveDataModule
+from lit_adaptive.rollout.rewards import ExactMatch, Reward
+from lit_adaptive.samplers import CurriculumSampler, RewardWeightedSampler, ShuffledSampler
+
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
+
+SIZE = 12
+
+
+class Demonstrations(Dataset[Any]):
+    """Four prompts with three completions each, of which the first is right."""
+
+    groups = torch.arange(SIZE) // 3
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": torch.tensor([float(index)])}
+
+    def texts(self, index: Tensor) -> list[dict[str, Any]]:
+        return [
+            {"prompt": f"p{i // 3}", "completion": f"c{i % 3}", "answer": "c0", "level": i}
+            for i in index.tolist()
+        ]
+
+
+class Policy(LightningModule):
+    """Completes by throwing dice that depend on its weight."""
+
+    needs = frozenset({"batch.input"})
+    provides = frozenset({"signal.losses", "model.complete"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
+        self.asked: list[list[str]] = []
+
+    def complete(self, prompts: list[str]) -> list[str]:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.asked.append(prompts)
+        weight: Any = self.layer[0].weight
+        dice = torch.rand(len(prompts)) + weight.detach().abs().flatten() % 0.1
+        return [f"c{int(value * 3)}" for value in dice]
+
+    def training_step(self, batch: dict[str, Any], _: int) -> dict[str, Tensor]:
+        losses = (self.layer(batch["input"]).flatten() - 1).square() * batch["weight"]
+        return {"loss": losses.mean(), "losses": losses}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+
+class Watch(Callback):
+    """What was drawn with which probability, and the sampler's rewards at each batch's end."""
+
+    needs = provides = frozenset()
+
+    def __init__(self) -> None:
+        self.drawn: list[Any] = []
+        self.rewards: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, _: int):
+        self.drawn.append([batch["index"].tolist(), batch["probability"].tolist()])
+        self.rewards.append(trainer.datamodule.sampler.scores())
+
+
+class Save(Callback):
+    """A checkpoint after every step, as ModelCheckpoint does it."""
+
+    needs = provides = frozenset()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+class ByLevel(Reward):
+    """The row's number; None for those above ``most``; counts how often it is asked."""
+
+    def __init__(self, most: int = SIZE) -> None:
+        self.most = most
+        self.calls = 0
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
+        self.calls += 1
+        assert sorted(columns) == ["answer", "level"]
+        return [level if level <= self.most else None for level in columns["level"]]
+
+
+def _fit(
+    tmp_path: Path,
+    *more: Callback,
+    sampler: Any = RewardWeightedSampler,
+    epochs: int = 2,
+    ckpt: Any = None,
+    dataset: Any = None,
+) -> tuple[Trainer, Policy, Any, Watch]:
+    seed_everything(3, verbose=False)
+    watch = Watch()
+    data = AdaptiveDataModule(dataset or Demonstrations(), sampler, batch_size=3, seed=1)
+    trainer = Trainer(
+        accelerator="cpu", use_distributed_sampler=False, default_root_dir=tmp_path, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, max_epochs=epochs,
+        enable_checkpointing=False, callbacks=[watch, *more],
+    )  # fmt: skip
+    model = Policy()
+    trainer.fit(model, data, ckpt_path=ckpt)
+    return trainer, model, data, watch
+
+
+def test_demonstrations_are_scored_before_the_first_draw(tmp_path: Path) -> None:
+    trainer, _, data, watch = _fit(tmp_path, RewardRefresh())
+    right = (torch.arange(SIZE) % 3 == 0).double()
+    assert data.sampler.scores().equal(right)
+    law = right.softmax(0)
+    for index, probability in watch.drawn:
+        assert probability == pytest.approx(law[index].tolist())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged == pytest.approx(
+        {"reward/mean": 1 / 3, "reward/min": 0, "reward/max": 1, "reward/not_applicable": 0}
+    )
+
+
+@pytest.mark.parametrize(("every", "calls"), [(0, 1), (1, 5), (2, 3), (3, 2)])
+def test_scores_again_every_few_epochs(tmp_path: Path, every: int, calls: int) -> None:
+    reward = ByLevel()
+    refresh = RewardRefresh(reward, every_n_epochs=every)
+    _fit(tmp_path, refresh, epochs=4)
+    assert reward.calls == refresh.refreshes == calls
+
+
+def test_large_datasets_are_scored_in_parts(tmp_path: Path) -> None:
+    reward = ByLevel()
+    _, _, data, _ = _fit(tmp_path, RewardRefresh(reward, every_n_epochs=0, batch_size=5))
+    assert reward.calls == 3
+    assert data.sampler.scores().equal(torch.arange(SIZE).double())
+
+
+def test_where_the_reward_does_not_apply_a_sample_keeps_its_own(tmp_path: Path) -> None:
+    trainer, _, data, _ = _fit(
+        tmp_path,
+        RewardRefresh(ByLevel(most=8)),
+        sampler=lambda n: _begun(n, torch.full((n,), 7.0)),
+    )
+    assert data.sampler.scores().tolist() == [*range(9), 7, 7, 7]
+    assert float(trainer.callback_metrics["reward/not_applicable"]) == 0.25
+    assert float(trainer.callback_metrics["reward/mean"]) == 4
+    trainer, _, data, _ = _fit(tmp_path, RewardRefresh(ByLevel(most=-1)))
+    assert len(data.sampler.probabilities().unique()) == 1  # nothing was told
+    assert float(trainer.callback_metrics["reward/not_applicable"]) == 1
+
+
+def _begun(size: int, reward: Tensor) -> RewardWeightedSampler:
+    sampler = RewardWeightedSampler(size)
+    sampler.set_scores(reward)
+    return sampler
+
+
+def test_outside_a_curriculums_support_rewards_are_told_too(tmp_path: Path) -> None:
+    def curriculum(n: int) -> CurriculumSampler:
+        return CurriculumSampler(n, RewardWeightedSampler, difficulty=torch.arange(float(n)))
+
+    _, _, data, _ = _fit(tmp_path, RewardRefresh(ByLevel()), sampler=curriculum)
+    assert data.sampler.scores().equal(torch.arange(SIZE).double())
+
+
+def test_of_the_policy_each_prompt_gets_the_mean_of_its_samples(tmp_path: Path) -> None:
+    refresh = RewardRefresh(every_n_epochs=0, source="policy", samples=8, batch_size=16)
+    torch.manual_seed(0)
+    _, model, data, _ = _fit(tmp_path, refresh)
+    assert model.training
+    assert [len(prompts) for prompts in model.asked] == [16, 16]
+    assert model.asked[0] == ["p0"] * 8 + ["p1"] * 8
+    found = data.sampler.scores().view(4, 3)
+    assert found.eq(found[:, :1]).all()  # all of a prompt
+    eighths = found[:, 0] * 8
+    assert eighths.equal(eighths.round())
+    assert 0 < float(found.mean()) < 1
+
+
+def test_without_groups_every_sample_is_completed(tmp_path: Path) -> None:
+    class Ungrouped(Demonstrations):
+        groups = None  # type: ignore[assignment]
+
+    _, model, _, _ = _fit(
+        tmp_path, RewardRefresh(every_n_epochs=0, source="policy"), dataset=Ungrouped()
+    )
+    assert [len(prompts) for prompts in model.asked] == [SIZE]
+
+
+def test_the_dice_of_the_policy_leave_the_runs_own_alone(tmp_path: Path) -> None:
+    weights = []
+    for source in ("policy", "demonstrations"):
+        refresh = RewardRefresh(_Constant(), source=source)  # type: ignore[arg-type]
+        _, model, _, _ = _fit(tmp_path, refresh)
+        weights.append(model.layer[0].weight)
+    assert weights[0].equal(weights[1])
+
+
+class _Constant(Reward):
+    def __call__(self, prompts: list[str], completions: list[str], **_: list[Any]) -> Any:
+        return [0.5] * len(prompts)
+
+
+@pytest.mark.parametrize("scheme", ["exponential", "rank"])
+@pytest.mark.parametrize("source", ["policy", "demonstrations"])
+def test_a_run_resumed_twice_draws_what_the_whole_run_draws(
+    tmp_path: Path, source: Any, scheme: Any
+) -> None:
+    # In the middle of an epoch, and at the end of one: where the refresh is due.
+    def refresh() -> RewardRefresh:
+        return RewardRefresh(source=source, samples=2 if source == "policy" else 1)
+
+    def sampler(n: int) -> RewardWeightedSampler:
+        return RewardWeightedSampler(n, scheme=scheme, temperature=0.7)
+
+    def fit(epochs: int, *more: Callback, ckpt: Path | None = None) -> Watch:
+        return _fit(tmp_path, refresh(), *more, sampler=sampler, epochs=epochs, ckpt=ckpt)[3]
+
+    whole = fit(4)
+    fit(2, Save(tmp_path / "first"))
+    fit(3, Save(tmp_path / "second"), ckpt=tmp_path / "first" / "2.ckpt")
+    for folder, step in (("first", 4), ("first", 6), ("second", 7), ("second", 8)):
+        resumed = fit(4, ckpt=tmp_path / folder / f"{step}.ckpt")
+        assert resumed.drawn == whole.drawn[step:]
+        for ours, theirs in zip(resumed.rewards, whole.rewards[step:], strict=True):
+            assert ours.equal(theirs)
+
+
+def test_a_second_fit_of_the_same_callback_scores_anew(tmp_path: Path) -> None:
+    refresh = RewardRefresh(ByLevel(), every_n_epochs=0)
+    for _ in range(2):
+        _, _, data, _ = _fit(tmp_path, refresh)
+        assert data.sampler.scores().equal(torch.arange(SIZE).double())
+
+
+@pytest.mark.parametrize("source", ["policy", "demonstrations"])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_share_the_work_and_know_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, world: int, source: Any
+) -> None:
+    def told(found: dict[str, Tensor], *_: Any) -> dict[str, Tensor]:
+        kept.append(found)
+        return {name: torch.cat([each[name] for each in kept]) for name in found}
+
+    kept: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(callbacks.reward_refresh, "gathered", told)
+    data = SimpleNamespace(dataset=Demonstrations(), seed=1)
+    plugin = SimpleNamespace(forward_context=torch.enable_grad)
+    model = Policy()
+    model.complete = lambda prompts: ["c" + p[1:] for p in prompts]  # type: ignore[method-assign]
+    reward = RewardRefresh(ExactMatch() if source == "policy" else ByLevel(), source=source)
+    sizes = set()
+    for rank in range(world):
+        trainer: Any = SimpleNamespace(
+            datamodule=data, world_size=world, global_rank=rank, precision_plugin=plugin
+        )
+        scores = reward.score_all(trainer, model)
+        sizes.add(len(kept[-1]["reward"]))
+    assert len(sizes) == 1  # a sharded model must be asked equally often
+    assert sizes == {-(-(4 if source == "policy" else SIZE) // world)}
+    expected = torch.arange(SIZE).double()
+    if source == "policy":
+        expected = (torch.arange(SIZE) < 3).double()  # only p0 is completed with c0
+    assert scores.equal(expected)
+
+
+def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
+    class Mute(Policy):
+        provides = frozenset({"signal.losses"})
+
+    class Wordless(Dataset[Any]):
+        def __len__(self) -> int:
+            return SIZE
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"input": torch.tensor([float(index)])}
+
+    with pytest.raises(ValueError, match=r"needs 'data\.update'.*RewardWeightedSampler"):
+        _fit(tmp_path, RewardRefresh(), sampler=ShuffledSampler)
+    with pytest.raises(ValueError, match=r"needs 'data\.texts'.*DemonstrationsDataModule"):
+        _fit(tmp_path, RewardRefresh(), dataset=Wordless())
+    provides = Policy.provides
+    try:
+        Policy.provides = Mute.provides
+        with pytest.raises(ValueError, match=r"needs 'model\.complete'.*IWSFT"):
+            _fit(tmp_path, RewardRefresh(source="policy"))
+    finally:
+        Policy.provides = provides
+    assert "model.complete" not in RewardRefresh().needs
+
+
+def test_a_reward_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
+    class Bad(ByLevel):
+        def __call__(self, *given: Any, **columns: list[Any]) -> Any:
+            return [torch.nan if level == 10 else 0.0 for level in columns["level"]]
+
+    with pytest.raises(ValueError, match=r"Bad gave \[nan\] for the samples \[10\]"):
+        _fit(tmp_path, RewardRefresh(Bad(), batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every_n_epochs": -1}, "every_n_epochs is -1"),
+        ({"source": "model"}, "source is 'model'"),
+        ({"samples": 0}, "samples is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"samples": 2}, "choose source: policy"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RewardRefresh(**options)
