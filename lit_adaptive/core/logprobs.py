@@ -165,5 +165,5 @@ def sequence_mean(value: Tensor, sequence: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: see ``sequence_sum``.
     """
-    count = torch.bincount(sequence, minlength=size).clamp_min(1)
-    return sequence_sum(value, sequence, size) / count
+    total = sequence_sum(value, sequence, size)
+    return total / torch.bincount(sequence, minlength=size).clamp_min(1)
