@@ -21,8 +21,9 @@ class DemonstrationsDataModule(AdaptiveDataModule):
     """Prompts and completions for fine-tuning, drawn by any sampler.
 
     ``TokenizedDemonstrations`` tells what is read, how it becomes tokens, and what a batch holds.
-    Validation and test batches hold the prompts and ``columns`` too. What is read in order is read
-    by length, the longest first, so there is little padding and the most memory is needed at once.
+    Validation and test batches hold the prompts and ``columns`` too. What is not drawn but read
+    through is put into batches by length, so there is little padding, and the batches are shuffled,
+    always the same way.
 
     Args:
         dataset: a ``.jsonl``, ``.csv`` or ``.parquet`` file, a Hugging Face folder or name, or a
@@ -124,6 +125,11 @@ class DemonstrationsDataModule(AdaptiveDataModule):
             train, validation = _split(train, validation_share)
         super().__init__(train, sampler, val_dataset=validation, test_dataset=test, **others)
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """See ``lit_adaptive.contract``."""
+        return super().provides | {"data.set_reference", "data.texts", "data.tokenizer"}
+
     def set_reference(self, log_probs: Tensor) -> None:
         """See ``TokenizedDemonstrations.set_reference``; of what is learnt from."""
         self.dataset.set_reference(log_probs)
@@ -133,8 +139,18 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         return self.dataset.texts(index)
 
     def _order(self, dataset: Dataset[Any]) -> Tensor:
+        """By length within a batch of all ranks, batches in a fixed random order, a part last.
+
+        In order of length, ``limit_val_batches`` would take only the longest.
+        """
         assert isinstance(dataset, TokenizedDemonstrations)
-        return torch.argsort(dataset.lengths, descending=True, stable=True)
+        by_length = torch.argsort(dataset.lengths, descending=True, stable=True)
+        block = self.eval_batch_size * (self.trainer.world_size if self.trainer else 1)
+        blocks = len(by_length) // block
+        source = torch.Generator().manual_seed(0)
+        whole = by_length[: blocks * block].view(blocks, block)
+        shuffled = whole[torch.randperm(blocks, generator=source)]
+        return torch.cat([shuffled.flatten(), by_length[blocks * block :]])
 
 
 def _split(

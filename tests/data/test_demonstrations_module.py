@@ -1,0 +1,195 @@
+"""The datamodule of demonstrations: splits, what is read in order, YAML."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from lit_adaptive.data import (
+    Arithmetic,
+    DemonstrationsDataModule,
+    SampledDataModule,
+    TokenizedDemonstrations,
+)
+from lit_adaptive.rollout.tokenizers import character_tokenizer
+from lit_adaptive.samplers import PrioritizedSampler
+
+TOKENIZER = character_tokenizer()
+SUMS = Arithmetic(size=120, digits=4, demonstrations_per_prompt=2, correct=0.5, wrong=0.5)
+
+
+class _Trainer:
+    """The place of a process among others."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.global_rank, self.world_size = rank, world
+
+
+def _module(dataset: Any = SUMS, **options: Any) -> DemonstrationsDataModule:
+    return DemonstrationsDataModule(
+        dataset, **{"tokenizer": TOKENIZER, "batch_size": 8, "max_length": 32, **options}
+    )
+
+
+def test_a_pass_holds_every_sample_with_its_weight() -> None:
+    data = _module(batch_size=10)
+    batches = list(data.train_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).sort().values.equal(torch.arange(240))
+    assert all(batch["weight"].eq(1).all() for batch in batches)
+    for batch in batches:
+        assert int(batch["sequence"].max()) == 9
+        texts = [row["completion"] for row in data.texts(batch["index"])]
+        said = [
+            TOKENIZER.decode(batch["target"][batch["sequence"] == i], skip_special_tokens=True)
+            for i in range(10)
+        ]
+        assert said == texts
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_sampler_draws_and_worker_processes_read_the_cache(
+    workers: int, tmp_path: Path
+) -> None:
+    data = _module(
+        sampler=PrioritizedSampler,
+        packing=True,
+        num_workers=workers,
+        cache_dir=str(tmp_path),
+        seed=3,
+        batches_per_epoch=3,
+    )
+    data.set_reference(torch.arange(float(data.dataset.offsets[-1])))
+    for batch in data.train_dataloader():
+        assert batch["ref_log_probs"].shape == batch["target"].shape
+        expected = data.dataset.gather(batch["index"])
+        assert expected["input_ids"].equal(batch["input_ids"])
+        assert expected["ref_log_probs"].equal(batch["ref_log_probs"])
+    data.update({"index": torch.arange(240)}, torch.rand(240))
+
+
+def test_the_prompts_of_the_validation_share_are_held_out_whatever_the_order() -> None:
+    def split(rows: list[Any]) -> tuple[set[str], set[str]]:
+        data = _module(rows, validation_share=0.25)
+        assert isinstance(data.val_dataset, TokenizedDemonstrations)
+        parts = (data.dataset, data.val_dataset)
+        assert data.sampler.size == len(data.dataset)
+        texts = [part.texts(torch.arange(len(part))) for part in parts]
+        assert {row["id"] for row in texts[0]} == set(data.ids)
+        train, held_out = ({row["prompt"] for row in part} for part in texts)
+        assert sum(map(len, texts)) == len(rows)
+        assert not train & held_out
+        return train, held_out
+
+    rows = [SUMS[i] for i in range(len(SUMS))]
+    train, held_out = split(rows)
+    assert 0.15 < len(held_out) / 120 < 0.35
+    assert split(rows[::-1]) == (train, held_out)
+    fewer = split(rows[40:])
+    assert fewer[1] <= held_out  # a prompt's place depends on nothing but the prompt
+    assert fewer[0] <= train
+    with pytest.raises(ValueError, match=r"validation_share is 1\.5"):
+        _module(validation_share=1.5)
+    with pytest.raises(ValueError, match=r"of the 1 different prompts of list (all|none) fall"):
+        _module(rows[:2], validation_share=0.5)
+    with pytest.raises(ValueError, match="and val_dataset is given"):
+        _module(validation_share=0.5, val_dataset=SUMS)
+
+
+def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks() -> None:
+    held_out = Arithmetic("validation", size=90, digits=5)
+    for size, ranks in ((8, 1), (4, 3)):
+        seen: list[int] = []
+        padding, lengths, widths = 0, [], []
+        for rank in range(ranks):
+            data = _module(val_dataset=held_out, columns=["answer"], eval_batch_size=size)
+            data.trainer = _Trainer(rank, ranks)  # type: ignore[assignment]
+            batches = list(data.val_dataloader())
+            lengths.append(len(batches))
+            for batch in batches:
+                seen += batch["index"][batch["counted"]].tolist()
+                padding += int((batch["input_ids"] == 0).sum())
+                rows = [held_out[i] for i in batch["index"].tolist()]
+                assert batch["prompt"] == [row["prompt"] for row in rows]
+                assert batch["answer"] == [row["answer"] for row in rows]
+            widths.append([batch["input_ids"].shape[1] for batch in batches])
+        assert sorted(seen) == list(range(90))
+        assert len(set(lengths)) == 1
+        # All ranks read the same lengths at once; the first batches are not the longest.
+        assert all(max(each) - min(each) <= 2 for each in zip(*widths, strict=True))
+        assert widths[0] != sorted(widths[0], reverse=True)
+        assert isinstance(data.val_dataset, TokenizedDemonstrations)
+        parts = data.val_dataset.lengths.sort(descending=True).values.split(size)
+        if ranks == 1:
+            assert padding == int(sum((part.max() - part).sum() for part in parts))
+    scored = [i for batch in _module().scoring_dataloader() for i in batch["index"].tolist()]
+    assert sorted(scored) == list(range(240))
+
+
+def test_it_says_what_its_batches_hold() -> None:
+    provides = _module().provides
+    names = ("input_ids", "position_ids", "target", "position", "sequence", "index", "weight")
+    assert {f"batch.{name}" for name in names} <= provides
+    assert {"data.texts", "data.scoring_dataloader"} <= provides
+
+
+def test_a_difficulty_and_scores_come_from_columns() -> None:
+    data = _module(sampler=PrioritizedSampler, scores="reward", difficulty="difficulty")
+    assert data.numbers("difficulty").equal(SUMS.column("difficulty"))
+    law = data.sampler.probabilities()
+    assert float(law[SUMS.column("reward") == 1].min()) > float(
+        law[SUMS.column("reward") == 0].max()
+    )
+
+
+def _parsed(init_args: dict[str, Any], folder: Path) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(SampledDataModule, "data")
+    config = {
+        "data": {"class_path": "lit_adaptive.data.DemonstrationsDataModule", "init_args": init_args}
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return parser.instantiate(parser.parse_args(["--config", str(file)])).data
+
+
+def test_yaml_builds_it_from_a_class_or_a_path(tmp_path: Path) -> None:
+    sums = {
+        "class_path": "lit_adaptive.data.Arithmetic",
+        "init_args": {"size": 30, "correct": 0.5, "sloppy": 0.5},
+    }
+    test = {"class_path": "lit_adaptive.data.Arithmetic", "init_args": {"split": "test", "size": 9}}
+    made = _parsed(
+        {
+            "dataset": sums,
+            "sampler": {"class_path": "lit_adaptive.samplers.PrioritizedSampler"},
+            "tokenizer": TOKENIZER.name_or_path or _saved(tmp_path),
+            "val_dataset": test,
+            "columns": ["answer"],
+            "packing": True,
+            "batch_size": 4,
+            "eval_batch_size": 5,
+            "difficulty": "difficulty",
+        },
+        tmp_path,
+    )
+    assert isinstance(made, DemonstrationsDataModule)
+    assert isinstance(made.sampler, PrioritizedSampler)
+    assert (len(made.dataset), len(made.val_dataset), made.eval_batch_size) == (30, 9, 5)  # type: ignore[arg-type]
+    assert next(iter(made.train_dataloader()))["target"].dim() == 1
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(SUMS[i]) + "\n" for i in range(50)))
+    options = {"dataset": str(file), "tokenizer": "characters", "validation_share": 0.3}
+    made = _parsed({**options, "max_length": 30, "overlong": "truncate_left"}, tmp_path)
+    assert len(made.dataset) + len(made.val_dataset) == 50
+    assert made.tokenizer.eos_token == "<eos>"
+
+
+def _saved(folder: Path) -> str:
+    TOKENIZER.save_pretrained(folder / "tokenizer")
+    return str(folder / "tokenizer")
