@@ -217,7 +217,8 @@ def test_a_single_update_of_a_pointwise_law_rebuilds_nothing(
 ) -> None:
     for name in ("exponential", "threshold", "proportional"):
         sampler = make(name)
-        sampler.set_scores(REWARD)
+        sampler.remove(torch.tensor([11]))  # untold
+        sampler.update(torch.arange(11), REWARD[:11])
         sampler.draw(1)
         with monkeypatch.context() as patch:
             patch.setattr(sampler, "_rebuild", lambda: pytest.fail("rebuilt"))
@@ -227,6 +228,9 @@ def test_a_single_update_of_a_pointwise_law_rebuilds_nothing(
             sampler.draw(5)
         reward = REWARD.clone()
         reward[[3, 4]] = torch.tensor([2.0, 0.0], dtype=torch.float64)
+        torch.testing.assert_close(sampler.probabilities()[:11], law(name, reward[:11], GROUP[:11]))
+        sampler.insert(torch.tensor([11]))
+        reward[11] = reward[:11].mean()  # as long as it is untold
         torch.testing.assert_close(sampler.probabilities(), law(name, reward))
 
 
@@ -285,15 +289,20 @@ def test_resumes_twice_to_the_last_bit(name: str, told: bool) -> None:
     assert found == expected
 
 
-def test_who_looks_in_between_changes_no_draw() -> None:
+@pytest.mark.parametrize("initial", [0.4, None])
+def test_who_looks_in_between_changes_no_draw(initial: float | None) -> None:
     def run(look: bool) -> list[Any]:
-        sampler = RewardWeightedSampler(SIZE, temperature=0.3, initial=0.4, seed=1)
+        sampler = RewardWeightedSampler(SIZE, temperature=0.3, initial=initial, seed=1)
         found: list[Any] = []
         for k in range(40):
             if look:
                 assert sampler.count
-                sampler.probabilities()
                 sampler.state_dict()
+            index = torch.arange(k, k + 3) % SIZE
+            sampler.update(index, index.double().sin() * 3)
+            if look:
+                sampler.probabilities()
+            sampler.update(index[:1], torch.tensor([k / 20]))
             found.append(_step(sampler, k))
         return found
 
@@ -447,7 +456,10 @@ def test_groups_must_be_given_and_fit() -> None:
     sampler.update(torch.arange(4), torch.tensor([1.0, 2, 3, 4]))
     sampler.set_groups(torch.tensor([0, 0, 1, 1]))
     assert not sampler.wants_groups
-    assert not RewardWeightedSampler(4).wants_groups
+    plain = RewardWeightedSampler(4)
+    assert not plain.wants_groups
+    plain.set_groups(torch.tensor([0, 0, 1, 1]))
+    assert plain.state_dict()["groups"] is None  # which it has no use for
     torch.testing.assert_close(sampler.probabilities()[:2], sampler.probabilities()[2:])
 
 
