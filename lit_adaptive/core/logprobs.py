@@ -103,9 +103,7 @@ def token_log_probs(
     if torch.is_autocast_enabled(device) and matmul != torch.float64:
         matmul = torch.get_autocast_dtype(device)
     law = Law(scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep)
-    with torch.autocast(device, enabled=False):
-        found = cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, law)
-    return TokenLogProbs(*found)
+    return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, law))
 
 
 def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
@@ -129,41 +127,3 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) 
             f"[0, {len(weight)}): leave out ignored tokens, and check that tokenizer and model "
             "share a vocabulary"
         )
-
-
-def sequence_sum(value: Tensor, sequence: Tensor, size: int) -> Tensor:
-    """Sum of the values of each sequence: ``[B]``, 0 for one without values; with gradients.
-
-    Args:
-        value: ``[K]``.
-        sequence: ``[K]`` int64 in [0, B): which sequence each value belongs to.
-        size: B.
-
-    Raises:
-        ValueError: if the shapes differ, or a sequence lies outside [0, B).
-    """
-    if value.ndim != 1 or value.shape != sequence.shape:
-        raise ValueError(
-            f"value is {list(value.shape)}, sequence {list(sequence.shape)}; both must be [K]"
-        )
-    if len(sequence) and not 0 <= int(sequence.min()) <= int(sequence.max()) < size:
-        raise ValueError(
-            f"sequence goes from {int(sequence.min())} to {int(sequence.max())}; it must lie in "
-            f"[0, {size}), the number of sequences"
-        )
-    return value.new_zeros(size).index_add(0, sequence, value)
-
-
-def sequence_mean(value: Tensor, sequence: Tensor, size: int) -> Tensor:
-    """Mean of the values of each sequence: ``[B]``, 0 for one without values; with gradients.
-
-    Args:
-        value: ``[K]``.
-        sequence: ``[K]`` int64 in [0, B): which sequence each value belongs to.
-        size: B.
-
-    Raises:
-        ValueError: see ``sequence_sum``.
-    """
-    total = sequence_sum(value, sequence, size)
-    return total / torch.bincount(sequence, minlength=size).clamp_min(1)
