@@ -1,0 +1,319 @@
+"""Completions against transformers' own, a fresh forward pass, and the laws written out."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lit_adaptive.rollout.generation import (
+    Completions,
+    Sampling,
+    drawn,
+    generate,
+    left_padded,
+    truncated,
+)
+
+VOCABULARY, PAD, STOP = 23, 0, 1
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        initializer_range=0.7, pad_token_id=PAD, eos_token_id=STOP, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+class Decoder:
+    """What a language model's ``decode`` does; keeps the number of rows of each pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.rows: list[int] = []
+
+    def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        self.rows.append(len(ids))
+        found = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits: Tensor = found.logits[:, -1]
+        return logits
+
+
+class Fixed:
+    """Stands in for a model: each row's logits are written down, by row and step."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits  # [V], or [B, steps, V] where row b has the prompt [b + 2]
+        self.step = -1
+
+    def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        self.step += 1
+        if self.logits.ndim == 1:
+            return self.logits.expand(len(ids), -1)
+        if self.step == 0:
+            self.cache, cache.batch_select_indices = list(range(len(ids))), self.select
+        return self.logits[self.cache, self.step]
+
+    def select(self, kept: Tensor) -> None:
+        self.cache = [self.cache[k] for k in kept.tolist()]
+
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4], [20, 3, 19, 18], [2, 17]]
+
+
+def run(
+    model: Any,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    stops: tuple[int, ...] = (STOP,),
+    width: int = 0,
+) -> Completions:
+    ids, mask = left_padded(prompts, PAD)
+    if width:  # more padding than needed
+        ids = torch.nn.functional.pad(ids, (width, 0), value=PAD)
+        mask = torch.nn.functional.pad(mask, (width, 0))
+    generator = torch.Generator().manual_seed(seed)
+    return generate(Decoder(model), ids, mask, sampling, stops, generator=generator)
+
+
+def same(one: Completions, other: Completions) -> None:
+    assert [t.tolist() for t in one.tokens] == [t.tolist() for t in other.tokens]
+    assert one.finish == other.finish
+    for mine, its in zip(one.log_probs, other.log_probs, strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
+
+
+def law_of(model: Any, prompt: list[int], completion: list[int], temperature: float) -> Tensor:
+    """Log-probabilities of a completion's tokens, by one forward pass without padding or cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double()
+    law = torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, -1)
+    return law.gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def test_greedy_is_that_of_transformers(model: Any) -> None:
+    found = run(model, PROMPTS, Sampling(max_new_tokens=12, temperature=0.0))
+    ids, mask = left_padded(PROMPTS, PAD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    for row, tokens, finish in zip(theirs[:, ids.shape[1] :], *found[::2], strict=True):
+        ended = (row == STOP).nonzero().flatten().tolist()
+        expected = row[: ended[0] + 1] if ended else row
+        assert tokens.tolist() == expected.tolist()
+        assert finish == ("stop" if ended else "length")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
+def test_log_probs_are_those_of_a_fresh_forward_pass(model: Any, temperature: float) -> None:
+    # Cut by top_p and top_k: the log-probabilities are of the law before the cut.
+    found = run(model, PROMPTS, Sampling(10, temperature, top_p=0.9, top_k=7), seed=3)
+    assert len({len(tokens) for tokens in found.tokens}) > 1
+    for prompt, tokens, log_probs in zip(PROMPTS, *found[:2], strict=True):
+        expected = law_of(model, prompt, tokens.tolist(), temperature or 1.0)
+        assert log_probs.dtype == torch.float32
+        torch.testing.assert_close(log_probs.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_completion_ends_with_the_first_stop_token_or_at_its_length(model: Any) -> None:
+    stops = (STOP, 6, 14)
+    found = run(model, PROMPTS * 5, Sampling(8), stops=stops)
+    assert set(found.finish) == {"stop", "length"}
+    for tokens, finish in zip(*found[::2], strict=True):
+        *before, last = tokens.tolist()
+        assert not set(before) & set(stops)
+        assert (last in stops) == (finish == "stop")
+        assert finish == "stop" or len(tokens) == 8
+
+
+def test_without_stop_tokens_all_run_to_their_length(model: Any) -> None:
+    found = run(model, PROMPTS, Sampling(5), stops=())
+    assert [len(tokens) for tokens in found.tokens] == [5] * len(PROMPTS)
+    assert found.finish == ["length"] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_amount_of_padding_changes_nothing(model: Any, temperature: float) -> None:
+    sampling = Sampling(10, temperature)
+    same(run(model, PROMPTS, sampling), run(model, PROMPTS, sampling, width=7))
+
+
+def test_a_greedy_completion_does_not_depend_on_its_neighbours(model: Any) -> None:
+    sampling = Sampling(10, 0.0)
+    together = run(model, PROMPTS, sampling)
+    for at, prompt in enumerate(PROMPTS):
+        alone = run(model, [prompt], sampling)
+        same(alone, Completions(*(part[at : at + 1] for part in together)))
+
+
+def test_the_seed_decides_all_and_the_global_stream_nothing(model: Any) -> None:
+    torch.manual_seed(1)
+    first = run(model, PROMPTS, Sampling(10), seed=5)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    same(first, run(model, PROMPTS, Sampling(10), seed=5))
+    other = run(model, PROMPTS, Sampling(10), seed=6)
+    assert [t.tolist() for t in first.tokens] != [t.tolist() for t in other.tokens]
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_when_others_end_changes_no_completion() -> None:
+    # Row 2 draws from the same laws in both runs; its neighbours end at once, or never.
+    steps, rows = 9, 4
+    logits = torch.randn(rows, steps, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    logits[:, :, STOP] = -torch.inf
+    ending = logits.clone()
+    ending[[0, 1, 3], 1, STOP] = 100.0
+    found = []
+    for laws in (logits, ending):
+        ids, mask = left_padded([[b + 2] for b in range(rows)], PAD)
+        generator = torch.Generator().manual_seed(4)
+        found.append(generate(Fixed(laws), ids, mask, Sampling(steps), [STOP], generator=generator))
+    assert [len(tokens) for tokens in found[0].tokens] == [9, 9, 9, 9]
+    assert [len(tokens) for tokens in found[1].tokens] == [2, 2, 9, 2]
+    assert found[0].tokens[2].tolist() == found[1].tokens[2].tolist()
+
+
+def test_rows_that_are_done_leave_the_batch(model: Any) -> None:
+    ids, mask = left_padded(PROMPTS * 4, PAD)
+    decoder = Decoder(model)
+    generator = torch.Generator().manual_seed(0)
+    found = generate(decoder, ids, mask, Sampling(30), [STOP, 5, 6], generator=generator)
+    longest = max(len(tokens) for tokens in found.tokens)
+    assert len(decoder.rows) == longest  # the last token is not read again
+    assert decoder.rows[0] == 24
+    assert decoder.rows == sorted(decoder.rows, reverse=True)
+    for step, rows in enumerate(decoder.rows[1:], start=1):
+        going = sum(len(tokens) > step for tokens in found.tokens)
+        assert going <= rows <= max(going / 0.75, going + 1)
+
+
+def test_ranks_decode_equally_often_though_one_is_done_first(model: Any) -> None:
+    # The other rank needs seven passes; this one's prompts are done after fewer.
+    asked: list[bool] = []
+
+    def all_done(done: bool) -> bool:
+        asked.append(done)
+        return done and len(asked) >= 7
+
+    ids, mask = left_padded(PROMPTS[:2], PAD)
+    stops = list(range(VOCABULARY))
+    decoder = Decoder(model)
+    found = generate(decoder, ids, mask, Sampling(20, 0.0), stops, all_done=all_done)
+    assert asked == [True] * 7
+    assert decoder.rows == [2] + [1] * 6
+    same(found, run(model, PROMPTS[:2], Sampling(20, 0.0), stops=tuple(stops)))
+    assert [len(tokens) for tokens in found.tokens] == [1, 1]
+
+
+def chi_square(tokens: Tensor, law: Tensor) -> float:
+    """Sum of (observed - expected)^2 / expected over the tokens that can be drawn."""
+    observed = torch.bincount(tokens, minlength=len(law)).double()
+    assert int(observed[law == 0].sum()) == 0
+    expected = law[law > 0] * len(tokens)
+    return float(((observed[law > 0] - expected).square() / expected).sum())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 0.7, 0), (1.0, 1.0, 4), (1.0, 0.8, 5)],
+)
+def test_samples_follow_the_law(temperature: float, top_p: float, top_k: int) -> None:
+    logits = torch.linspace(-1.5, 1.5, 10)[torch.randperm(10)]
+    law = slow_truncated(torch.softmax(logits.double() / temperature, -1), top_p, top_k)
+    rows, steps = 500, 40
+    ids, mask = left_padded([[2]] * rows, PAD)
+    sampling = Sampling(steps, temperature, top_p, top_k)
+    generator = torch.Generator().manual_seed(1)
+    found = generate(Fixed(logits), ids, mask, sampling, [], generator=generator)
+    degrees = int((law > 0).sum()) - 1
+    # Mean `degrees`, variance twice that: five standard deviations above.
+    assert chi_square(torch.cat(found.tokens), law) < degrees + 5 * (2 * degrees) ** 0.5
+    expected = torch.log_softmax(logits / temperature, -1)[torch.cat(found.tokens)]
+    torch.testing.assert_close(torch.cat(found.log_probs), expected)
+
+
+def slow_truncated(law: Tensor, top_p: float, top_k: int) -> Tensor:
+    """One law ``[V]`` cut token by token, the likeliest first, and renormalised."""
+    kept = torch.zeros_like(law)
+    for token in law.argsort(descending=True).tolist()[: top_k or len(law)]:
+        top = law.sort(descending=True).values[: top_k or len(law)]
+        if float(kept.sum() / top.sum()) < top_p:
+            kept[token] = law[token]
+    return kept / kept.sum()
+
+
+@settings(max_examples=80)
+@given(
+    size=st.integers(1, 12),
+    top_p=st.sampled_from([0.01, 0.35, 0.77, 0.95, 1.0]),
+    top_k=st.integers(0, 13),
+    seed=st.integers(0, 10_000),
+)
+def test_top_p_and_top_k_keep_what_the_slow_twin_keeps(
+    size: int, top_p: float, top_k: int, seed: int
+) -> None:
+    logits = 2 * torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).double()
+    found = truncated(logits, top_p, top_k).softmax(-1)
+    for row, logit in zip(found, logits, strict=True):
+        torch.testing.assert_close(row, slow_truncated(logit.softmax(-1), top_p, top_k))
+
+
+def test_a_token_is_drawn_where_its_part_of_the_unit_interval_holds_the_number() -> None:
+    logits = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]).log()
+    uniform = torch.tensor([0.0, 0.2, 0.26, 0.7, 0.76, 1 - 2**-53], dtype=torch.float64)
+    found = drawn(logits.expand(6, -1), uniform)
+    assert found.tolist() == [1, 1, 2, 2, 4, 4]
+
+
+def test_prompts_are_padded_on_the_left() -> None:
+    ids, mask = left_padded([[5, 6, 7], torch.tensor([8])], 3)
+    assert ids.tolist() == [[5, 6, 7], [3, 3, 8]]
+    assert mask.tolist() == [[True, True, True], [False, False, True]]
+    assert ids.dtype == torch.int64
+    assert mask.dtype == torch.bool
+
+
+def test_an_empty_prompt_is_named() -> None:
+    with pytest.raises(ValueError, match=r"prompts \[1\] of 2 are empty"):
+        left_padded([[5], []], 0)
+    with pytest.raises(ValueError, match="of 0 are empty"):
+        left_padded([], 0)
+
+
+def test_a_prompt_padded_on_the_right_is_named(model: Any) -> None:
+    ids = torch.tensor([[5, 6], [7, PAD]])
+    with pytest.raises(ValueError, match=r"prompts \[1\] are empty or padded on the right"):
+        generate(Decoder(model), ids, ids != PAD, Sampling(3), [STOP])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be above 0"),
+        ({"temperature": -1.0}, r"temperature is -1\.0; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; it must lie in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p is 1\.5"),
+        ({"top_k": -1}, "top_k is -1; it must be at least 0"),
+    ],
+)
+def test_wrong_sampling_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**wrong)
