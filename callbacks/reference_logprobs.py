@@ -119,7 +119,7 @@ class ReferenceLogProbs(Callback):
                 flat[_places(offsets, batch["index"])[counted]] = found[counted]
         pl_module.train(training)
         if trainer.world_size > 1:  # each rank wrote its share, and zeros elsewhere
-            flat = trainer.strategy.reduce(flat.to(pl_module.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+            flat = trainer.strategy.reduce(flat.to(pl_module.device), reduce_op="sum").cpu()
         if bool((~flat.isfinite()).any()):
             raise ValueError(
                 f"the reference gives {int((~flat.isfinite()).sum())} of {len(flat)} tokens a "

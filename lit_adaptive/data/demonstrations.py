@@ -138,6 +138,10 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         """See ``TokenizedDemonstrations.texts``; of what is learnt from."""
         return self.dataset.texts(index)
 
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of prompts as ``texts`` gives them, as in training."""
+        return self.dataset.encode_prompts(prompts)
+
     def _order(self, dataset: Dataset[Any]) -> Tensor:
         """By length within a batch of all ranks, batches in a fixed random order, a part last.
 

@@ -122,6 +122,10 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         return [self.tokenizer.eos_token_id if bos is None else bos]
 
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Prompts alone, as they stand at the beginning of samples."""
+        return [self._begun(ids) for ids in self._ids(texts)]
+
     def _closed(self, ids: list[int]) -> list[int]:
         """With exactly one stop token at the end."""
         end = len(ids)

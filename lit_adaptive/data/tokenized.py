@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lit_adaptive.data.chat import Turns, with_template
 from lit_adaptive.data.columns import Ids, ids_of, plain_ids, refuse_rows
-from lit_adaptive.data.encoding import Overlong
+from lit_adaptive.data.encoding import Encoder, Overlong
 from lit_adaptive.data.packing import Counts, laid_out, left_padded, ranges
 from lit_adaptive.data.rows import rows_of
 from lit_adaptive.data.samples import Reading
@@ -230,6 +230,10 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
     def texts(self, index: Tensor) -> list[dict[str, Any]]:
         """``prompt``, ``completion`` and the other columns of ``index`` ``[B]`` int64."""
         return self._store.texts(self._rows[index.cpu().numpy()])
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of prompts as ``texts`` gives them, as in training."""
+        return Encoder(self.tokenizer).prompts(prompts)
 
     def set_reference(self, log_probs: Tensor) -> None:
         """Log-probabilities of all completion tokens by another model: ``[offsets[-1]]`` float32.

@@ -113,7 +113,7 @@ class GeneratingModule(AdaptiveModule):
         if self.device_mesh is None or self.trainer.world_size == 1:
             return done
         flag = torch.tensor(float(done), device=self.device)
-        return bool(self.trainer.strategy.reduce(flag, reduce_op="mean") == 1)  # type: ignore[comparison-overlap]
+        return bool(self.trainer.strategy.reduce(flag, reduce_op="mean") == 1)
 
     def _generator(self) -> torch.Generator:
         """Seeded from the global stream, which is part of what a resumed run repeats."""
@@ -239,7 +239,7 @@ class GeneratingModule(AdaptiveModule):
         """Whether any rank judged an answer."""
         judged = torch.tensor(float(metric.update_called), device=self.device)
         if self.trainer.world_size > 1:
-            judged = self.trainer.strategy.reduce(judged, reduce_op="sum")  # type: ignore[assignment]
+            judged = self.trainer.strategy.reduce(judged, reduce_op="sum")
         return bool(judged > 0)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -174,6 +174,7 @@ class IWSFT(GeneratingModule):
             parts.append(frozen)
         if self.objective == "iw" and self.q_decay is not None:
             self.average = self.built().requires_grad_(requires_grad=False).eval()
+            self.average.load_state_dict(self.language.state_dict())  # adapters begin at random
             parts.append(self.average)
         for part in parts:
             if self.device_mesh is not None:
@@ -251,7 +252,7 @@ class IWSFT(GeneratingModule):
         """Each value's mean over the ranks."""
         found = torch.stack([torch.as_tensor(v, device=self.device).float() for v in values])
         if self.trainer.world_size > 1:
-            found = self.trainer.strategy.reduce(found, reduce_op="mean")  # type: ignore[assignment]
+            found = self.trainer.strategy.reduce(found, reduce_op="mean")
         return list(found)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -296,7 +297,7 @@ class IWSFT(GeneratingModule):
             "train/nll": nll,
             "train/perplexity": nll.exp(),
             "train/token_accuracy": (found.top_token[:, 0] == batch["target"]).float().mean(),
-            "train/tokens": self.tokens.float(),  # type: ignore[operator]
+            "train/tokens": self.tokens.float(),
         }
         if weights is not None and len(weights.weight):
             w = weights.weight

@@ -217,7 +217,8 @@ class ConfiguredLM(CausalLM):
             ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
-            model: Any = AutoModelForCausalLM.from_config(config)
+            make: Any = AutoModelForCausalLM.from_config
+            model = make(config)
         return model.train()
 
 
@@ -253,8 +254,9 @@ class LanguageModel(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order."""
-        lists = [each for each in self._base.modules() if isinstance(each, nn.ModuleList)]
-        return list(max(lists, key=len)) if lists else []
+        modules = self._base.modules()
+        lists = [list(each) for each in modules if isinstance(each, nn.ModuleList)]
+        return max(lists, key=len, default=[])
 
     def forward(
         self,
@@ -307,7 +309,7 @@ class LanguageModel(nn.Module):
                 f"{type(self._base).__name__}): set label_smoothing to 0"
             )
         difference = head.weight.mean(0) - head.weight[target]
-        mean = found.log_prob + self._scale * (hidden * difference).sum(-1).float()
+        mean: Tensor = found.log_prob + self._scale * (hidden * difference).sum(-1).float()
         if getattr(head, "bias", None) is not None:
             mean = mean + self._scale * (head.bias.mean() - head.bias[target])
         return mean
@@ -323,8 +325,8 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits
-        return found[:, -1]
+        ).logits[:, -1]
+        return found
 
     def shard(self, mesh: Any) -> None:
         """Shard each layer and the rest over ``mesh`` (FSDP2)."""
