@@ -6,6 +6,7 @@ Each callback says what it needs and what it changes, in two lines of its docstr
 
 from callbacks.beta_anneal import BetaAnneal
 from callbacks.collector import TransitionCollector
+from callbacks.completions import CompletionWriter
 from callbacks.curriculum_progress import CurriculumProgress
 from callbacks.evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
@@ -15,6 +16,7 @@ from callbacks.monitors import SamplingMonitor
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.reference_logprobs import ReferenceLogProbs
+from callbacks.rejection_sampling import RejectionSampling
 from callbacks.reward_refresh import RewardRefresh
 from callbacks.sample_report import SampleReport
 from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
@@ -22,6 +24,7 @@ from callbacks.target_sync import TargetSync
 
 __all__ = [
     "BetaAnneal",
+    "CompletionWriter",
     "CurriculumProgress",
     "EpisodeEvaluation",
     "KeepScores",
@@ -32,6 +35,7 @@ __all__ = [
     "PriorityRefresh",
     "ReducibleLossSelector",
     "ReferenceLogProbs",
+    "RejectionSampling",
     "RewardRefresh",
     "SampleReport",
     "SamplingMonitor",
