@@ -181,7 +181,7 @@ class TiledLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """One product for each tile; a second one where only ``hidden`` wants a gradient."""
         ctx.set_materialize_grads(False)
-        ctx.law, ctx.dtypes = law, [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        ctx.law = law
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         ctx.pulled = wants_hidden and not (wants_weight or wants_bias or law.entropy)
         recomputes = not ctx.pulled and any(ctx.needs_input_grad)
@@ -206,7 +206,7 @@ class TiledLogProbs(torch.autograd.Function):
         return log_prob, entropy, *tops
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -218,9 +218,9 @@ class TiledLogProbs(torch.autograd.Function):
         saved = ctx.saved_tensors
         if ctx.pulled:
             assert log_prob is not None
-            return ((saved[0] * log_prob[:, None]).to(ctx.dtypes[0]), *nothing[1:])
+            return (saved[0] * log_prob[:, None], *nothing[1:])
         with torch.autocast(saved[0].device.type, enabled=False):
             gradients = _Gradients(ctx.law, saved, ctx.kept, ctx.needs_input_grad)
             gradients.run(log_prob, entropy)
-        found = zip((gradients.hidden, gradients.weight, gradients.bias), ctx.dtypes, strict=True)
-        return (*(None if grad is None else grad.to(dtype) for grad, dtype in found), None, None)
+        # Autograd casts each to the dtype of what it is the gradient of.
+        return gradients.hidden, gradients.weight, gradients.bias, None, None
