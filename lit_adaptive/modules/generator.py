@@ -230,9 +230,10 @@ class GeneratingModule(AdaptiveModule):
                 metric.reset()
                 continue
             value = metric.compute()
-            self.log(f"{stage}/{name}", value, prog_bar=name != "token_accuracy")
+            shown = name != "token_accuracy"
+            self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
             if name == "nll":
-                self.log(f"{stage}/perplexity", value.exp())
+                self.log(f"{stage}/perplexity", value.exp(), sync_dist=True)
             metric.reset()
 
     def _answered(self, metric: MeanMetric) -> bool:
