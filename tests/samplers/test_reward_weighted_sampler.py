@@ -302,7 +302,7 @@ def test_who_looks_in_between_changes_no_draw(initial: float | None) -> None:
             sampler.update(index, index.double().sin() * 3)
             if look:
                 sampler.probabilities()
-            sampler.update(index[:1], torch.tensor([k / 20]))
+            sampler.update(index[:1], torch.tensor([3 + k / 20]))  # a new maximum
             found.append(_step(sampler, k))
         return found
 
