@@ -235,12 +235,17 @@ def groups_of(samples: Samples) -> npt.NDArray[np.uint64]:
 
 
 def others_of(
-    chunk: Chunk, reading: Reading, size: int
+    chunk: Chunk, reading: Reading, source: str, first: int
 ) -> tuple[list[str], dict[str, npt.NDArray[np.float64]], set[str]]:
     """The other columns of a chunk: as JSON of each row, numbers by name, and those that are none.
 
     Nested columns are left out, unless ``reading.columns`` names them.
+
+    Raises:
+        ValueError: if a column that ``reading.columns`` names lacks a value (in which rows).
     """
+    for name in reading.columns:
+        _column(chunk, name, source, first)
     roles = (reading.prompt, reading.completion, reading.messages, reading.text)
     numbers: dict[str, npt.NDArray[np.float64]] = {}
     textual: set[str] = set()
@@ -252,8 +257,9 @@ def others_of(
         kept[name] = values
         try:
             numbers[name] = np.array([_number(value) for value in values])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             textual.add(name)
+    size = len(next(iter(chunk.values())))
     rows = zip(*kept.values(), strict=True) if kept else [()] * size
     others = [json.dumps(dict(zip(kept, row, strict=True)), default=str) for row in rows]
     return others, numbers, textual

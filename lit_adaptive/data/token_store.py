@@ -99,7 +99,7 @@ class TokenStore:
         for number, at in zip(batches.tolist(), index.tolist(), strict=True):
             batch, place = opened[number], at - int(self._first_of_batch[number])
             prompt, completion, other, _ = (column[place].as_py() for column in batch.columns)
-            found.append({"prompt": prompt, "completion": completion, **json.loads(other)})
+            found.append({**json.loads(other), "prompt": prompt, "completion": completion})
         return found
 
     def ids(self) -> Any:

@@ -126,7 +126,7 @@ class _Making:
         self.counts["dropped"] += int((wanted & ~cut.kept).sum())
         self.counts["shortened"] += cut.shortened
         self.counts["unfinished"] += cut.unfinished
-        others, numbers, textual = others_of(chunk, reading, size)
+        others, numbers, textual = others_of(chunk, reading, self.rows.source, first)
         ids = self._ids(chunk, first, size)
         kept = cut.kept.nonzero()[0]
         prompt, answer, other, own = (

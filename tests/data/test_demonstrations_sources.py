@@ -201,6 +201,28 @@ def test_columns_of_numbers_are_finite_and_named() -> None:
     assert found.subset(torch.tensor([2, 0])).column("reward").tolist() == [2.5, 1.0]
 
 
+@pytest.mark.usefixtures("_small_chunks")
+def test_a_column_may_hold_text_late_or_come_late() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "a", "completion": "b", "note": i} for i in range(20)]
+    rows[15]["note"] = "x"
+    rows[16]["late"] = 1.0
+    found = TokenizedDemonstrations(rows, TOKENIZER)
+    with pytest.raises(ValueError, match="no column 'note' of numbers"):
+        found.column("note")
+    with pytest.raises(ValueError, match=r"late in list is missing .* rows \[0, 1, 2, 3, 4\]"):
+        found.column("late")
+    assert found.subset(torch.tensor([16])).column("late").tolist() == [1.0]
+    more = [*({**row, "answer": 1} for row in rows[:16]), {**rows[0], "answer": None}]
+    with pytest.raises(ValueError, match=r"answer in list is missing in rows \[16\]"):
+        TokenizedDemonstrations(more, TOKENIZER, columns=["answer"])
+
+
+def test_columns_of_other_roles_do_not_hide_prompt_and_completion() -> None:
+    row = {"prompt": "no", "q": "1+1=", "completion": "no", "a": "2"}
+    found = TokenizedDemonstrations([row], TOKENIZER, prompt="q", completion="a")
+    assert found.texts(torch.tensor([0])) == [{"prompt": "1+1=", "completion": "2"}]
+
+
 # The cache -----------------------------------------------------------------------------------
 
 
@@ -299,6 +321,7 @@ def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: 
         print_of(rows[::-1]),
         print_of([rows[0], rows[0]]),
         print_of([rows[0], {"prompt": "ab", "completion": "c "}]),
+        print_of([rows[0], {"prompt": "a", "completion": "bd"}]),
         print_of(rows, chatty),
         TokenizedDemonstrations(rows, TOKENIZER).subset(torch.tensor([1, 0])).fingerprint,
     ]
@@ -308,6 +331,22 @@ def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: 
     assert print_of(rows, used) == prints[0]
     more = [{**row, "note": "not a token"} for row in rows]
     assert print_of(more) == prints[0]
+
+
+def test_the_fingerprint_tells_one_sample_from_two_of_the_same_tokens() -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    )
+    one = TokenizedDemonstrations(
+        [{"messages": talk}], TOKENIZER, chat_template=template, turns="all"
+    )
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    two = TokenizedDemonstrations(rows, TOKENIZER, chat_template=template)
+    assert one._store.tokens.tolist() == two._store.tokens.tolist()
+    assert one._store.meta["fingerprint"] != two._store.meta["fingerprint"]
 
 
 def test_reference_log_probs_fit_or_are_refused() -> None:
