@@ -1,0 +1,159 @@
+"""Completions reach the file: every prompt once, in order, with its own log-probabilities."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from callbacks import CompletionWriter
+from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.modules import IWSFT, ConfiguredLM
+
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
+
+SIZE = 23  # two ranks and batches of 5: some rows count twice, but are written once
+
+
+def module(max_new_tokens: int = 4) -> IWSFT:
+    model = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1)
+    return IWSFT(model, objective="nll", max_new_tokens=max_new_tokens)
+
+
+def data(validation: Any = None, **options: Any) -> DemonstrationsDataModule:
+    return DemonstrationsDataModule(
+        Arithmetic("train", size=64, digits=2),
+        tokenizer="characters",
+        val_dataset=validation or Arithmetic("validation", size=SIZE, digits=2),
+        columns=["answer"],
+        batch_size=8,
+        eval_batch_size=5,
+        **options,
+    )
+
+
+def predict(folder: Path, model: LightningModule | None = None, **options: Any) -> list[Any]:
+    seed_everything(3, verbose=False)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[CompletionWriter()],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
+    )  # fmt: skip
+    trainer.predict(model or module(), data())
+    return lines(folder)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "completions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_prompt_is_answered_in_the_datasets_order(tmp_path: Path) -> None:
+    model = module()
+    found = predict(tmp_path, model)
+    source = data()
+    texts = source.val_dataset.texts(torch.arange(SIZE))  # type: ignore[union-attr]
+    assert [row["prompt"] for row in found] == [text["prompt"] for text in texts]
+    assert [row["answer"] for row in found] == [text["answer"] for text in texts]
+    ids: Any = source.val_dataset.ids  # type: ignore[union-attr]
+    assert [row["id"] for row in found] == list(ids)
+    for row in found:
+        assert row["log_prob"] == pytest.approx(sum(row["log_probs"]), abs=1e-4)
+        assert len(row["tokens"]) == len(row["log_probs"])
+        assert row["finish"] == ("length" if row["tokens"][-1] not in model._stops() else "stop")
+        assert row["reward"] == float(row["completion"].strip() == row["answer"])
+        assert model.texts([torch.tensor(row["tokens"])]) == [row["completion"]]
+
+
+def test_log_probs_are_the_models(tmp_path: Path) -> None:
+    model = module()
+    found = predict(tmp_path, model)
+    source = data()
+    for row in found[:5]:
+        prompt = source.encode_prompts([row["prompt"]])[0]
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *row["tokens"]]])
+            law = model.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        own = law[len(prompt) - 1 : -1].gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
+        assert row["log_probs"] == pytest.approx(own.tolist(), abs=1e-4)
+
+
+class Answers(LightningModule):
+    """Answers as it is told to."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.more = more
+
+    def predict_step(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
+        counted: Tensor = batch["counted"]
+        index = batch["index"][counted]
+        n = len(index)
+        return {
+            "index": index,
+            "prompt": [f"p{i}" for i in index.tolist()],
+            "completion": [f"größer {i}\n" for i in index.tolist()],
+            "tokens": [[1, 2]] * n,
+            "log_probs": [[-0.123456789, -1e-9]] * n,
+            "finish": ["length"] * n,
+            **{name: [value] * n for name, value in self.more.items()},
+        }
+
+
+def test_texts_and_numbers_are_written_so_that_they_can_be_read(tmp_path: Path) -> None:
+    found = predict(tmp_path, Answers())
+    assert [row["completion"] for row in found] == [f"größer {i}\n" for i in range(SIZE)]
+    assert found[0]["log_probs"] == [-0.12346, 0.0]
+    assert found[0]["log_prob"] == -0.12346
+    assert "reward" not in found[0]
+    assert "größer" in (tmp_path / "completions.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_reward_that_does_not_apply_is_null(tmp_path: Path) -> None:
+    assert {row["reward"] for row in predict(tmp_path, Answers(reward=None))} == {None}
+
+
+def test_the_second_prediction_forgets_the_first(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[CompletionWriter()],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    for _ in range(2):
+        trainer.predict(Answers(), data())
+        assert len(lines(tmp_path)) == SIZE
+
+
+def test_a_module_that_answers_nothing_is_named(tmp_path: Path) -> None:
+    class Silent(LightningModule):
+        def predict_step(self, batch: Any, _: int) -> Any:
+            return {"index": batch["index"]}
+
+    with pytest.raises(ValueError, match="predict_step of Silent returned no prompt, completion"):
+        predict(tmp_path, Silent())
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_write_what_one_writes(tmp_path: Path) -> None:
+    """Runs this file as a program, in two processes."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = predict(one)
+    done = subprocess.run(
+        [sys.executable, __file__, str(two)],
+        capture_output=True, text=True, check=False, timeout=250, cwd=Path.cwd(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    together = lines(two)
+    close = {"log_prob", "log_probs"}
+    for mine, its in zip(alone, together, strict=True):
+        assert {k: v for k, v in mine.items() if k not in close} == {
+            k: v for k, v in its.items() if k not in close
+        }
+        assert its["log_probs"] == pytest.approx(mine["log_probs"], abs=1e-4)
+
+
+if __name__ == "__main__":
+    predict(Path(sys.argv[1]), devices=2, strategy="ddp")
