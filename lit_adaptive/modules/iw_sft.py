@@ -8,13 +8,10 @@ departs from the paper's code, and why:
      on its own, unless ``reduction`` is ``fixed``.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lit_adaptive.core.iw_sft import (
     Clamp,
@@ -33,14 +30,20 @@ from lit_adaptive.core.iw_sft import (
 from lit_adaptive.core.logprobs import TokenLogProbs
 from lit_adaptive.core.reductions import Reduction, means, reduced
 from lit_adaptive.modules.generator import GeneratingModule
-from lit_adaptive.modules.language_model import CausalLM, LanguageModel
+from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.optimization import (
+    OptimizerFactory,
+    Schedule,
+    SchedulerFactory,
+    adamw,
+    check_optimization,
+    scheduled,
+)
+from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.rollout.rewards import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["cached", "frozen", "adapter_off"]
-Schedule = Literal["constant", "linear", "cosine"]
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class IWSFT(GeneratingModule):
@@ -115,15 +118,11 @@ class IWSFT(GeneratingModule):
         check_options(objective, ratio, level, reduction, count=count)
         check_temperature(temperature)
         resolved_clamp(clamp, ratio, level)
-        for name, value in (("label_smoothing", label_smoothing), ("warmup", warmup)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; it must lie in [0, 1)")
+        check_optimization(learning_rate, weight_decay, warmup)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if q_decay is not None and not 0 <= q_decay < 1:
             raise ValueError(f"q_decay is {q_decay}; it must lie in [0, 1), or be null")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay is {weight_decay}; it must not be negative")
         if reference == "adapter_off" and model.lora is None:
             raise ValueError(
                 "reference is 'adapter_off', but the model has no adapters: give the model a lora, "
@@ -173,7 +172,7 @@ class IWSFT(GeneratingModule):
             self._frozen = (frozen,)
             parts.append(frozen)
         if self.objective == "iw" and self.q_decay is not None:
-            self.average = self.built().requires_grad_(requires_grad=False).eval()
+            self.average = self.built().requires_grad_(requires_grad=False)
             self.average.load_state_dict(self.language.state_dict())  # adapters begin at random
             parts.append(self.average)
         for part in parts:
@@ -236,7 +235,8 @@ class IWSFT(GeneratingModule):
         if reference is None:
             return None
         if self.average is not None:
-            log_prob = self._read(self.average, batch)[0].log_prob
+            # Whoever switches this module to evaluation and back leaves it with dropout.
+            log_prob = self._read(self.average.eval(), batch)[0].log_prob
         return importance_weights(
             log_prob,
             reference,
@@ -309,19 +309,17 @@ class IWSFT(GeneratingModule):
             }
         self.log_dict(values, batch_size=len(batch["index"]))
 
-    # The optimizer -------------------------------------------------------------------------------
-
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, or what was given."""
         trained = [each for each in self.policy.parameters() if each.requires_grad]
         if self.optimizer is not None:
             built = self.optimizer(trained)
         else:
-            built = torch.optim.AdamW(
+            built = adamw(
                 trained,
-                lr=self.learning_rate,
-                weight_decay=self.weight_decay,
-                betas=self.betas,
+                self.learning_rate,
+                self.weight_decay,
+                self.betas,
                 fused=self.device_mesh is None,
             )
         if self.lr_scheduler is not None:
@@ -329,25 +327,9 @@ class IWSFT(GeneratingModule):
         elif self.optimizer is not None or (self.schedule == "constant" and not self.warmup):
             return built
         else:
-            scheduler = self._schedule(built)
+            steps = self.trainer.estimated_stepping_batches
+            scheduler = scheduled(built, self.schedule, self.warmup, steps)
         return {
             "optimizer": built,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _schedule(self, optimizer: Optimizer) -> Any:
-        from transformers import get_scheduler
-
-        steps = self.trainer.estimated_stepping_batches
-        if not steps < float("inf"):
-            raise ValueError(
-                f"the schedule {self.schedule!r} with a warm-up of {self.warmup} must know when "
-                "training ends: set max_steps or max_epochs, or schedule constant and warmup 0"
-            )
-        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        return get_scheduler(
-            name,
-            optimizer,
-            num_warmup_steps=round(self.warmup * steps),
-            num_training_steps=int(steps),
-        )
