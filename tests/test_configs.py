@@ -103,9 +103,8 @@ def test_stays_under_60_lines_and_says_how_to_run_it(path: Path) -> None:
 def test_is_instantiated_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
-    if path.stem in NEEDS:
-        if importlib.util.find_spec(NEEDS[path.stem]) is None:
-            pytest.skip(f"needs {NEEDS[path.stem]}")
+    if path.stem in NEEDS and importlib.util.find_spec(NEEDS[path.stem]) is None:
+        pytest.skip(f"needs {NEEDS[path.stem]}")
     cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])
     assert cli.model is not None
     assert cli.datamodule is not None
