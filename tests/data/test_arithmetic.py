@@ -43,6 +43,7 @@ def test_answers_are_right_and_rewards_go_with_the_grade() -> None:
         assert row["id"] == row["prompt"].replace("=", "#0")
     assert Counter(row["grade"] for row in rows) == {"correct": 750, "sloppy": 450, "wrong": 300}
     assert len({row["prompt"] for row in rows}) == 1500
+    assert {row["reward"] for row in _rows(correct=0.0, sloppy=1.0, sloppy_reward=0.2)} == {0.2}
 
 
 def test_sloppy_is_off_by_one_or_has_one_digit_wrong_and_wrong_is_neither() -> None:

@@ -194,6 +194,7 @@ def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "a" * n, "completion": "b"} for n in (2, 9)]
     with caplog.at_level("INFO"):
         TokenizedDemonstrations(rows, TOKENIZER, max_length=6, overlong="drop")
+        TokenizedDemonstrations(rows, TOKENIZER)  # of nothing, nothing
     told = [record.getMessage() for record in caplog.records if "rows are kept" in record.message]
     assert len(told) == 1
     assert "1 of 2 rows are kept" in told[0]

@@ -77,6 +77,8 @@ def test_the_prompts_of_the_validation_share_are_held_out_whatever_the_order() -
         assert isinstance(data.val_dataset, TokenizedDemonstrations)
         parts = (data.dataset, data.val_dataset)
         assert data.sampler.size == len(data.dataset)
+        assert "prompt_ids" in next(iter(data.val_dataloader()))
+        assert "prompt_ids" not in next(iter(data.train_dataloader()))
         texts = [part.texts(torch.arange(len(part))) for part in parts]
         assert {row["id"] for row in texts[0]} == set(data.ids)
         train, held_out = ({row["prompt"] for row in part} for part in texts)
@@ -122,9 +124,9 @@ def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks()
         assert all(max(each) - min(each) <= 2 for each in zip(*widths, strict=True))
         assert widths[0] != sorted(widths[0], reverse=True)
         assert isinstance(data.val_dataset, TokenizedDemonstrations)
-        parts = data.val_dataset.lengths.sort(descending=True).values.split(size)
-        if ranks == 1:
-            assert padding == int(sum((part.max() - part).sum() for part in parts))
+        parts = data.val_dataset.lengths.sort(descending=True).values.split(size * ranks)
+        shares = [part[rank::ranks] for part in parts for rank in range(ranks)]
+        assert padding == int(sum((share.max() - share).sum() for share in shares))
     scored = [i for batch in _module().scoring_dataloader() for i in batch["index"].tolist()]
     assert sorted(scored) == list(range(240))
 

@@ -120,6 +120,7 @@ def test_ids_are_of_one_kind_and_distinct_or_the_numbers_of_the_rows() -> None:
         ids(["x"], id="name")
 
 
+@pytest.mark.usefixtures("_small_chunks")
 def test_dropped_rows_leave_ids_and_numbers_where_they_were() -> None:
     rows = [{"prompt": "a" * n, "completion": "b", "reward": float(n)} for n in (1, 9, 2, 9, 3)]
     found = TokenizedDemonstrations(rows, TOKENIZER, max_length=6, overlong="drop")
@@ -127,6 +128,9 @@ def test_dropped_rows_leave_ids_and_numbers_where_they_were() -> None:
     assert found.column("reward").tolist() == [1.0, 2.0, 3.0]
     assert [row["prompt"] for row in found.texts(torch.tensor([2, 0]))] == ["aaa", "a"]
     assert found.offsets.tolist() == [0, 2, 4, 6]
+    thrice = TokenizedDemonstrations(rows * 3, TOKENIZER, max_length=6, overlong="drop")
+    assert thrice.ids.tolist() == [0, 2, 4, 5, 7, 9, 10, 12, 14]
+    assert thrice.groups.tolist() == [0, 1, 2] * 3
     empty = [{"prompt": "a", "completion": each} for each in ("", "b", "<eos>")]
     found = TokenizedDemonstrations(empty, TOKENIZER, empty="drop")
     assert found.ids.tolist() == [1]
@@ -327,8 +331,9 @@ def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: 
     ]
     assert len(set(prints)) == len(prints)
     used = character_tokenizer()
-    used(["a", "bc"], padding=True, truncation=True, max_length=2)
-    assert print_of(rows, used) == prints[0]
+    found = TokenizedDemonstrations(rows, used)
+    used(["a", "bc"], padding=True, truncation=True, max_length=2)  # which it remembers
+    assert found.fingerprint == prints[0]
     more = [{**row, "note": "not a token"} for row in rows]
     assert print_of(more) == prints[0]
 

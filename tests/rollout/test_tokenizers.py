@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -32,6 +32,7 @@ def _with_turns() -> Any:
 
 
 @given(st.text(CHARACTERS))
+@example("\n\n  a\n")
 def test_texts_come_back_exactly_a_token_to_a_character(text: str) -> None:
     ids = TOKENIZER(text)["input_ids"]
     assert TOKENIZER.decode(ids) == text
