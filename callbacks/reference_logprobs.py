@@ -153,7 +153,7 @@ def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(_KEY), dict(file.metadata() or {})
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is no file of reference log-probabilities: {error}") from error
 
 

@@ -43,7 +43,8 @@ class CausalLM(ABC):
                 "tokenizer that belongs to the model"
             )
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            newer = getattr(model, "activation_checkpointing_enable", None)  # named so since 5.2x
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
         if self.lora is not None:
             model = self.lora.applied(model)
         language = LanguageModel(model)
