@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
-from callbacks import ReferenceLogProbs
+from callbacks import LossRefresh, ReferenceLogProbs
 from lit_adaptive.core.iw_sft import ImportanceWeightedSFTLoss
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, LoRA
+from lit_adaptive.samplers import AdaptiveBatchSampler, PrioritizedSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 
@@ -104,7 +105,10 @@ def logits_of(module: IWSFT, state: dict[str, Tensor], batch: dict[str, Any]) ->
 def test_the_loss_is_that_of_whole_logits(options):
     # At a learning rate of 0.01 three steps take the policy well away from the reference.
     module = IWSFT(tiny(), learning_rate=0.01, warmup=0.0, max_new_tokens=0, **options)
-    _, record = fit(module, None, *([ReferenceLogProbs()] if options["objective"] == "iw" else []))
+    # Drawn by difficulty and corrected, so that samples have weights of their own.
+    data = sums(sampler=PrioritizedSampler, scores="difficulty")
+    _, record = fit(module, data, *([ReferenceLogProbs()] if options["objective"] == "iw" else []))
+    assert len(set(record.batches[0]["weight"].tolist())) > 1
     same = {
         k: v
         for k, v in options.items()
@@ -128,7 +132,7 @@ def test_the_loss_is_that_of_whole_logits(options):
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
         plain = ImportanceWeightedSFTLoss(objective="nll")(logits, padded(batch))
         differ += not torch.allclose(loss, plain, rtol=1e-5)
-    assert differ >= (0 if options == {"objective": "nll"} else 2)
+    assert differ >= 2
 
 
 def test_the_signal_is_each_samples_mean_negative_log_likelihood():
@@ -180,14 +184,14 @@ def test_until_it_is_scored_the_reference_weighs_nothing():
 
 
 def test_the_moving_average_follows_each_step_and_makes_the_weights():
-    module = IWSFT(tiny(), q_decay=0.5, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+    module = IWSFT(tiny(), q_decay=0.75, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
     _trainer, record = fit(module, None, ReferenceLogProbs())
     name = "model.model.layers.0.mlp.up_proj.weight"
     steps = [state[f"language.{name}"] for state in record.states]
     means = [state[f"average.{name}"] for state in record.states]
     assert torch.equal(means[0], steps[0])
-    torch.testing.assert_close(means[1], 0.5 * steps[0] + 0.5 * steps[1])
-    torch.testing.assert_close(means[2], 0.5 * means[1] + 0.5 * steps[2])
+    torch.testing.assert_close(means[1], 0.75 * steps[0] + 0.25 * steps[1])
+    torch.testing.assert_close(means[2], 0.75 * means[1] + 0.25 * steps[2])
     batch = record.batches[1]
     now = logits_of(module, record.states[1], batch)
     lagging = {
@@ -325,3 +329,35 @@ def test_two_ranks_counts_of_tokens_are_those_trained_on():
     module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
     _, record = fit(module)
     assert int(module.tokens) == sum(len(batch["target"]) for batch in record.batches)
+
+
+def test_what_fills_up_a_rank_counts_in_no_metric():
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=4)
+    trainer, _ = fit(module, max_steps=1)
+    (batch,) = trainer.datamodule.val_dataloader()
+    some = batch | {"counted": torch.arange(20) < 5}
+
+    def measured(batch: dict[str, Any]) -> dict[str, float]:
+        module._evaluate(batch, "val")
+        found = {name: float(metric.compute()) for name, metric in module.metrics["val"].items()}
+        judged = float(module.metrics["val"]["exact_match"].weight)
+        for metric in module.metrics["val"].values():
+            metric.reset()
+        return found | {"judged": judged}
+
+    first = trainer.datamodule.val_dataset.gather(batch["index"][:5])
+    alone = first | {"index": batch["index"][:5], "counted": torch.ones(5, dtype=torch.bool)}
+    assert measured(some) == pytest.approx(measured(alone), rel=1e-5)
+    assert measured(some)["judged"] == 5
+    assert measured(some)["nll"] != pytest.approx(measured(batch)["nll"], rel=1e-3)
+
+
+def test_its_signal_tells_a_sampler_that_learns():
+    data = sums(sampler=AdaptiveBatchSampler)
+    module = IWSFT(tiny(), objective="nll", learning_rate=0.01, max_new_tokens=0)
+    _, record = fit(module, data, LossRefresh())
+    expected = AdaptiveBatchSampler(64, seed=data.seed)
+    for batch, losses in zip(record.batches, record.signals, strict=True):
+        expected.update(batch["index"], losses)
+    assert torch.equal(data.sampler.probabilities(), expected.probabilities())
+    assert len(data.sampler.probabilities().unique()) > 10
