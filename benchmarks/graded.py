@@ -94,6 +94,7 @@ def data(seed: int, sampler: Any) -> DemonstrationsDataModule:
         train,
         sampler,
         tokenizer="characters",
+        columns=["answer"],
         val_dataset=sums("validation", 0, size=500),
         batch_size=BATCH,
         eval_batch_size=500,
