@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_adaptive.contract import check_pairing
@@ -177,7 +178,12 @@ class SampledDataModule(LightningDataModule):
         return {"batches": self._place(), "sampler": self.sampler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on drawing as if the run had never stopped."""
+        """Go on drawing as if the run had never stopped; nothing where nothing is drawn.
+
+        So a checkpoint can be tested, and asked for predictions, on data of any other size.
+        """
+        if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+            return
         self.sampler.load_state_dict(state_dict["sampler"])
         self._restored = state_dict["batches"]
 

@@ -361,3 +361,20 @@ def test_its_signal_tells_a_sampler_that_learns():
         expected.update(batch["index"], losses)
     assert torch.equal(data.sampler.probabilities(), expected.probabilities())
     assert len(data.sampler.probabilities().unique()) > 10
+
+
+def test_a_checkpoint_is_tested_on_data_of_another_size(tmp_path: Path):
+    module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
+    trainer, _ = fit(module, max_steps=1)
+    trainer.save_checkpoint(path := tmp_path / "one.ckpt")
+    other = DemonstrationsDataModule(
+        Arithmetic("train", size=9), val_dataset=Arithmetic("test", size=5), batch_size=4
+    )
+    again = IWSFT(tiny(), objective="nll", max_new_tokens=0)
+    options = {"logger": False, "accelerator": "cpu", "use_distributed_sampler": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    tester = Trainer(**options, **quiet)
+    tester.test(again, other, ckpt_path=path, verbose=False)
+    assert float(tester.callback_metrics["test/nll"]) > 0
+    with pytest.raises(ValueError, match="the state's size is 64, this sampler's is 9"):
+        Trainer(**options, **quiet, max_steps=2).fit(again, other, ckpt_path=path)
