@@ -297,7 +297,7 @@ class IWSFT(GeneratingModule):
             "train/nll": nll,
             "train/perplexity": nll.exp(),
             "train/token_accuracy": (found.top_token[:, 0] == batch["target"]).float().mean(),
-            "train/tokens": self.tokens.float(),
+            "train/tokens": torch.as_tensor(self.tokens).float(),
         }
         if weights is not None and len(weights.weight):
             w = weights.weight
