@@ -1,10 +1,14 @@
 """What several callbacks do: gather over ranks, score the dataset, see how far training is."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+
+from lit_adaptive.data.randomness import reseed
 
 
 def gathered(
@@ -67,3 +71,19 @@ def planned_steps(trainer: Trainer, asker: str) -> int:
             "unlimited): give one of them, or the callback's `steps`"
         )
     return max(1, int(min(planned)))
+
+
+def first_of_each(group: Tensor) -> tuple[Tensor, Tensor]:
+    """The first sample of each group ``[G]``, and which of them each sample belongs to ``[N]``."""
+    unit = torch.unique(group, return_inverse=True)[1]
+    first = torch.full((int(unit.amax()) + 1,), len(unit))
+    return first.scatter_reduce(0, unit, torch.arange(len(unit)), "amin"), unit
+
+
+@contextmanager
+def own_stream(seed: int) -> Generator[None]:
+    """Within, torch's global streams follow from ``seed``; after it they go on as if untouched."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        reseed(seed)
+        yield

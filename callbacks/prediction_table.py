@@ -1,13 +1,12 @@
 """What was predicted of each sample, in a file."""
 
 import csv
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+
+from callbacks._lines import gathered_rows, run_directory
 
 
 class PredictionTable(Callback):
@@ -48,12 +47,9 @@ class PredictionTable(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write."""
-        parts: list[Any] = [self._found]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._found)
+        found = gathered_rows(self._found, trainer)
         self._found = []
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all ranks ask together
+        folder = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -63,7 +59,7 @@ class PredictionTable(Callback):
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "predicted", "probability", "target"])
-            for index, predicted, probability, target in sorted(chain(*parts)):
+            for index, predicted, probability, target in sorted(found):
                 name = index if ids is None else ids[index]
                 name = name.item() if isinstance(name, Tensor) else name
                 writer.writerow([name, predicted, f"{probability:.6g}", target])

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_adaptive.data.packing import ranges
+
 _KEY = "log_probs"
 
 
@@ -141,10 +143,8 @@ class ReferenceLogProbs(Callback):
 
 def _places(offsets: Tensor, index: Tensor) -> Tensor:
     """Flat places of the completion tokens of ``index`` ``[B]``, one sample after another."""
-    start = offsets[index]
-    length = offsets[index + 1] - start
-    first = start - (length.cumsum(0) - length)
-    return torch.arange(int(length.sum())) + first.repeat_interleave(length)
+    start = offsets[index].numpy()
+    return torch.from_numpy(ranges(start, offsets[index + 1].numpy() - start)[0])
 
 
 def _read(path: Path) -> tuple[Tensor, dict[str, str]]:

@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._lines import gathered_rows, run_directory, write_lines
-from lit_adaptive.data.randomness import mixed, reseed
+from callbacks._shared import first_of_each, own_stream
+from lit_adaptive.data.randomness import mixed
 from lit_adaptive.rollout.generation import Sampling
 from lit_adaptive.rollout.rewards import ExactMatch, Reward, checked_rewards
 
@@ -106,9 +107,7 @@ class RejectionSampling(Callback):
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]["prompt"]))
         size = max(1, self.batch_size // self.samples)
         found: list[dict[str, Any]] = []
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(devices):
-            reseed(mixed(self.seed, 0, trainer.global_rank))
+        with own_stream(mixed(self.seed, 0, trainer.global_rank)):
             for start in range(0, len(order), size):
                 part = order[start : start + size]
                 rows = self._judged([texts[at] for at in part], mine[part], trainer, pl_module)
@@ -222,6 +221,4 @@ def _distinct(dataset: Any) -> Tensor:
     groups: Tensor | None = getattr(dataset, "groups", None)
     if groups is None:
         return torch.arange(len(dataset))
-    unit = torch.unique(groups, return_inverse=True)[1]
-    first = torch.full((int(unit.amax()) + 1,), len(unit))
-    return first.scatter_reduce(0, unit, torch.arange(len(unit)), "amin").sort().values
+    return first_of_each(groups)[0].sort().values

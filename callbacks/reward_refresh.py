@@ -1,15 +1,13 @@
 """What samples are worth becomes how often they are drawn."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gathered
-from lit_adaptive.data.randomness import mixed, reseed
+from callbacks._shared import first_of_each, gathered, own_stream
+from lit_adaptive.data.randomness import mixed
 from lit_adaptive.rollout.rewards import ExactMatch, Reward, checked_rewards
 
 
@@ -136,7 +134,7 @@ class RewardRefresh(Callback):
         place += trainer.global_rank
         rows = first[place % len(first)]
         parts = torch.split(rows, max(1, self.batch_size // self.samples))
-        with _seeded(mixed(data.seed, self.refreshes, trainer.global_rank)):
+        with own_stream(mixed(data.seed, self.refreshes, trainer.global_rank)):
             found = [self._score(data.dataset, part, trainer, pl_module) for part in parts]
         everyone = gathered({"place": place, "reward": torch.cat(found)}, trainer, pl_module)
         place, reward = everyone["place"].cpu(), everyone["reward"].cpu()
@@ -151,9 +149,7 @@ class RewardRefresh(Callback):
         groups: Tensor | None = getattr(dataset, "groups", None)
         if self.source == "demonstrations" or groups is None:
             return everything, everything
-        unit = torch.unique(groups, return_inverse=True)[1]
-        first = torch.full((int(unit.amax()) + 1,), len(unit))
-        return first.scatter_reduce(0, unit, everything, "amin"), unit
+        return first_of_each(groups)
 
     def _score(
         self, dataset: Any, rows: Tensor, trainer: Trainer, pl_module: LightningModule
@@ -202,12 +198,3 @@ def _completed(prompts: list[str], trainer: Trainer, pl_module: LightningModule)
     finally:
         pl_module.train(training)
     return completions
-
-
-@contextmanager
-def _seeded(seed: int) -> Generator[None]:
-    """Within, torch's global streams follow from ``seed``; after it they go on as if untouched."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        reseed(seed)
-        yield

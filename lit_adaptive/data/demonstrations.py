@@ -128,7 +128,7 @@ class DemonstrationsDataModule(AdaptiveDataModule):
     @property
     def provides(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``."""
-        return super().provides | {"data.set_reference", "data.texts", "data.tokenizer"}
+        return super().provides | {"data.set_reference", "data.tokenizer"}
 
     def set_reference(self, log_probs: Tensor) -> None:
         """See ``TokenizedDemonstrations.set_reference``; of what is learnt from."""
