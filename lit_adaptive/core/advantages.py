@@ -4,13 +4,12 @@ r"""How much better a completion did than what one could expect: the arithmetic.
     group      [N]  int64 in [0, P): which prompt it answers
     advantage  [N]  what its tokens' log-probabilities are multiplied by
 
-Where this departs from the sources, and why:
-  1. A NaN reward leaves the baseline, and its advantage is 0. TRL takes it for 0, a judgement that
-     nobody made.
-  2. All-equal rewards give exactly 0: rounding cannot make a tiny spread of them, and then a
+What the papers leave open, and what this file does:
+  1. A NaN reward leaves the baseline, the spread and the batch, and its advantage is 0 (as TRL).
+  2. All-equal rewards give exactly 0: rounding cannot make a small spread of them, and that a
      large advantage. Sums are in float64, against the greatest reward of the group.
-  3. The standard deviation divides by n - 1, as ``torch.std`` in TRL and in verl; DeepSeekMath does
-     not say. In a group of 8 the other choice (n) makes advantages 7 % larger.
+  3. The standard deviation divides by n - 1, as in TRL and in verl. DeepSeekMath does not say; in a
+     group of 8, dividing by n would make advantages 7 % larger.
 """
 
 import math
@@ -110,7 +109,7 @@ def undecided(
     """Whether a group's mean reward is neither ``low`` nor ``high``, nor beyond: ``[P]`` bool.
 
     DAPO's equation 11 for rewards of 0 and 1, and the rule of DOTS' rollout replay (Sun et al.,
-    2025, arXiv:2506.05316, algorithm 1, line 6).
+    2025, arXiv:2506.05316, algorithm 1).
 
     Args:
         reward: ``[N]``, finite or NaN; NaN does not count.
@@ -155,8 +154,9 @@ def psr_nsr_advantages(
 ) -> Tensor:
     """Right answers have ``+positive_weight``, wrong ones ``-negative_weight``; no baseline.
 
-    Zhu et al. (2025, arXiv:2506.01347), section 2: positive sample reinforcement is (1, 0),
-    negative is (0, 1), W-REINFORCE is (0.1, 1), and REINFORCE (1, 1).
+    Zhu et al. (2025, arXiv:2506.01347): positive sample reinforcement is (1, 0), negative is
+    (0, 1), W-REINFORCE is (0.1, 1), and REINFORCE (1, 1). Their code drops the samples of weight 0
+    before the mean of the loss; here they stay, with advantage 0, and count in it.
 
     Args:
         reward: ``[N]``; NaN has advantage 0.

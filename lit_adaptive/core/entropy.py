@@ -19,8 +19,8 @@ from lit_adaptive.core.grpo_ratios import at_least_float32
 def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | None = None) -> Tensor:
     """The ``ceil(quantile * K)`` tokens of the highest entropy: ``[K]`` bool.
 
-    Wang et al. (2025, arXiv:2506.01939), "Beyond the 80/20 rule", section 5: policy gradients on
-    a fifth of the tokens, those where the policy forks. K is of the micro-batch, as in their code,
+    Wang et al. (2025, arXiv:2506.01939), "Beyond the 80/20 rule": policy gradients on a fifth of
+    the tokens, those where the policy forks. K is of the micro-batch, as in their code,
     or of the step: what is passed decides.
 
     Args:
@@ -39,7 +39,7 @@ def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | Non
     kept = _kept(entropy, keep)
     _refuse_nan("entropy", entropy, kept)
     # The allowance: 0.1 * 30 is a little above 3, and means 3.
-    wanted = (quantile * kept.sum() - 1e-9).ceil()
+    wanted = math.ceil(quantile * int(kept.sum()) - 1e-9)
     return kept & (_ranks(entropy, kept) < wanted)
 
 
@@ -47,7 +47,7 @@ def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | Non
 def covariances(log_prob: Tensor, advantage: Tensor, keep: Tensor | None = None) -> Tensor:
     r""":math:`(A_t - \bar A)(\log\pi_t - \overline{\log\pi})` of each token: ``[K]``.
 
-    Cui et al. (2025, arXiv:2505.22617), equation 10; means over the kept tokens.
+    Cui et al. (2025, arXiv:2505.22617), token-wise centred cross-product; means over the kept.
 
     Args:
         log_prob: ``[K]``.
@@ -83,7 +83,7 @@ def clip_cov(
 ) -> Tensor:
     """Clip-Cov: tokens whose gradient is dropped: ``[K]`` bool.
 
-    Cui et al. (2025, arXiv:2505.22617), equation 12: ``max(1, floor(share * K))`` tokens, drawn at
+    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` tokens, drawn at
     random among those with ``low < cov < high``, or all of these if there are fewer.
 
     Args:
@@ -117,8 +117,8 @@ def clip_cov(
 def kl_cov(cov: Tensor, *, share: float = 2e-3, keep: Tensor | None = None) -> Tensor:
     """KL-Cov: the tokens of the highest covariance, which get a penalty: ``[K]`` bool.
 
-    Cui et al. (2025, arXiv:2505.22617), equation 14: the greatest ``max(1, floor(share * K))``.
-    Theirs: 2e-3 (7B), 2e-4 (32B).
+    Cui et al. (2025, arXiv:2505.22617) and their code: the greatest ``max(1, floor(share * K))``;
+    share is 2e-3 with 7B parameters, 2e-4 with 32B.
 
     Args:
         cov: ``[K]`` of ``covariances``, not NaN where ``keep``.
@@ -139,8 +139,8 @@ def kl_cov_penalties(
 ) -> Tensor:
     """What KL-Cov adds to the losses: ``coefficient * |log pi - log old|`` where ``chosen``.
 
-    Cui et al. (2025, arXiv:2505.22617), equation 15 and their code, which takes the absolute log
-    ratio for the KL; beta is 1. At log pi = log old the gradient is 0.
+    The code of Cui et al. (2025, arXiv:2505.22617) takes the absolute log ratio for the KL; its
+    beta is 1. At log pi = log old the gradient is 0.
 
     Args:
         log_prob: ``[K]``, differentiable.
@@ -169,9 +169,8 @@ def _ranks(value: Tensor, kept: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
-def _number(share: float, kept: Tensor) -> Tensor:
-    least = 1 if share > 0 else 0
-    return (share * kept.sum() + 1e-9).floor().clamp(min=least)
+def _number(share: float, kept: Tensor) -> int:
+    return max(1 if share > 0 else 0, math.floor(share * int(kept.sum()) + 1e-9))
 
 
 def _refuse_nan(name: str, value: Tensor, kept: Tensor) -> None:

@@ -142,7 +142,7 @@ def policy_losses(
         cispo_low: least ratio 1 - ``cispo_low`` of CISPO, or None for none, as in its paper.
         off_policy: ``[N]`` bool: demonstrations, whose tokens have the probability pi_theta
             shaped by x / (x + ``luffy_gamma``) for a ratio, and no clip (LUFFY, Yan et al., 2025,
-            arXiv:2504.14945, section 3.2).
+            arXiv:2504.14945).
         luffy_gamma: above 0.
         keep: ``[K]`` factors of the losses, such as a mask of tokens. It does not change the ratio
             of a sequence; nor, in ``aggregate``, what counts.

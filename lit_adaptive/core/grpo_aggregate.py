@@ -38,7 +38,7 @@ def aggregate(
     bnpo       tokens                                          tokens of this micro-batch
     ========== =============================================== =========================
 
-    Shao et al. (2024), equation 3; Liu et al. (2025, arXiv:2503.20783), section 3.2; Yu et al.
+    Shao et al. (2024), equation 3; Liu et al. (2025, arXiv:2503.20783); Yu et al.
     (2025, arXiv:2503.14476), section 3.3; ``bnpo`` as TRL names verl's token mean of a micro-batch.
 
     A sequence without tokens gives 0, and is still one of ``count`` sequences. Tokens that ``keep``

@@ -99,7 +99,7 @@ def kl(
     KL. As a *loss* their gradients differ from its gradient: of k1 it is 0 in the mean, of k2 it
     is right, of k3 (GRPO's, equation 4) it is that of KL(reference || pi_theta). With ``ratio`` of
     the policy to what wrote the tokens, gradient included, value and gradient of k1 and k3 are
-    right on policy and on replay (DeepSeek-V3.2, 2025, arXiv:2512.02556, section 3.1).
+    right on policy and on replay (DeepSeek-V3.2, 2025, arXiv:2512.02556, equation 7, for k3).
 
     Args:
         log_prob: ``[K]``.
