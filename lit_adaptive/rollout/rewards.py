@@ -5,19 +5,18 @@ A reward is asked about a batch, in TRL's signature: ``reward(prompts=..., compl
 the dataset's other columns, such as the right ``answer``, each a list of the same length.
 """
 
+import asyncio
 import importlib
 import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 _SIGN = "\N{MINUS SIGN}-"  # in this order inside brackets
 _NUMBER = re.compile(
@@ -30,7 +29,19 @@ _MARK = re.compile(r"####\s*(?=[$€£.\d+" + _SIGN + "])")  # GSM8K's mark of t
 
 
 class Reward(ABC):
-    """What completions are worth; ``None`` for one that this reward does not apply to."""
+    """What completions are worth; ``None`` for one that this reward does not apply to.
+
+    Attributes:
+        extras: what else was found at the last call, by name: lists as long as the completions, of
+            numbers and None. They are logged, and change nothing.
+        in_process: stays in the process that asks, as a model does that holds a device.
+    """
+
+    extras: Mapping[str, list[float | None]] = MappingProxyType({})
+    in_process: bool = False
+
+    def prepare(self) -> None:  # noqa: B027
+        """Load what the first call would load; asked once in each pool, before its workers."""
 
     @abstractmethod
     def __call__(
@@ -132,7 +143,8 @@ class FunctionReward(Reward):
 
     Args:
         path: of the function, such as ``my_package.rewards.length``; it is called with
-            ``prompts``, ``completions`` and the columns by name, as TRL calls its own.
+            ``prompts``, ``completions`` and the columns by name, as TRL calls its own. An
+            ``async def`` is awaited.
 
     Raises:
         ValueError: if there is no such function.
@@ -140,7 +152,7 @@ class FunctionReward(Reward):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.function = _imported(path)
+        self.function = imported_function(path)
         kinds = inspect.signature(self.function).parameters
         everything = any(each.kind is each.VAR_KEYWORD for each in kinds.values())
         self._wanted = None if everything else frozenset(kinds)
@@ -152,11 +164,32 @@ class FunctionReward(Reward):
         given = {"prompts": prompts, "completions": completions, **columns}
         if self._wanted is not None:
             given = {name: value for name, value in given.items() if name in self._wanted}
-        found: list[float | None] = self.function(**given)
+        found: list[float | None] = awaited(self.function(**given))
         return found
 
 
-def _imported(path: str) -> Callable[..., Any]:
+def awaited(found: Any) -> Any:
+    """``found``, or what it comes to if it is awaitable, even within a running event loop."""
+    if not inspect.isawaitable(found):
+        return found
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_of(found))
+    with ThreadPoolExecutor(1) as elsewhere:  # a notebook has a loop of its own
+        return elsewhere.submit(asyncio.run, _of(found)).result()
+
+
+async def _of(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def imported_function(path: str) -> Callable[..., Any]:
+    """What ``path`` names, such as ``package.module.function``.
+
+    Raises:
+        ValueError: if there is no such module, or nothing callable of this name in it.
+    """
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise ValueError(
@@ -204,7 +237,7 @@ def checked_rewards(
     """
     found: Any = reward(prompts=prompts, completions=completions, **columns)
     name = getattr(reward, "path", type(reward).__name__)
-    if isinstance(found, Tensor | np.ndarray):
+    if hasattr(found, "tolist"):  # a tensor or an array; to import torch for it would take seconds
         found = found.tolist()
     if not isinstance(found, list | tuple):
         raise ValueError(
@@ -216,7 +249,7 @@ def checked_rewards(
             f"the reward {name} gave {len(found)} numbers for {len(completions)} completions: "
             "give one for each, or None where it does not apply"
         )
-    values = [_plain(value) for value in found]
+    values = [plain_number(value) for value in found]
     names = range(len(values)) if names is None else names
     strange = [k for k, value in enumerate(values) if not isinstance(value, Real | None)]
     if strange:
@@ -237,9 +270,10 @@ def checked_rewards(
     return rewards
 
 
-def _plain(value: Any) -> Any:
-    """A tensor of one number as this number."""
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+def plain_number(value: Any) -> Any:
+    """A tensor or array of one number as this number; anything else as it is."""
+    size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
+    return value.item() if hasattr(value, "item") and size == 1 else value
 
 
 def _column(columns: dict[str, list[Any]], name: str, asker: Reward) -> list[Any]:
