@@ -2,15 +2,21 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]  # gymnasium's; also sends what a script defines
 
 from lit_adaptive.rollout._reward_worker import LENGTH, LOAD_LIMIT, REPLY, REQUEST
+from lit_adaptive.rollout.rewards import Reward
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
@@ -20,7 +26,15 @@ _ANSWER_LIMIT = 30.0  # seconds for the template, which only forks and kills, to
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class LoadError(ValueError):
+ENDED = (EOFError, OSError)
+"""What a pipe raises whose other end is gone."""
+
+
+class RewardError(ValueError):
+    """A reward failed, and was to be right."""
+
+
+class LoadError(Exception):
     """A reward cannot be loaded in another process."""
 
 
@@ -116,6 +130,108 @@ class Template:
             if time.monotonic() > limit:
                 raise TimeoutError("it was too slow")
         return parts
+
+
+class Crew:
+    """The processes of one reward: they start when asked for, and never outlive this one.
+
+    Args:
+        reward: what they load.
+        name: what errors call it.
+
+    Attributes:
+        restarts: workers that were killed, or found dead.
+    """
+
+    def __init__(self, reward: Reward, name: str) -> None:
+        self.restarts = 0
+        self._reward = reward
+        self._name = name
+        self._template: Template | None = None
+        self._idle: list[Worker] = []
+        self._finalizer: Any = None
+        self._owner = os.getpid()
+
+    def worker(self) -> Worker:
+        """One that is idle, or a new one.
+
+        Raises:
+            RewardError: if the reward cannot be loaded in another process.
+        """
+        if self._owner != os.getpid():  # forked: the processes are our parent's
+            self._forget()
+        if self._idle:
+            return self._idle.pop()
+        if self._template is None:
+            self._template = self._loaded()
+            self._finalizer = weakref.finalize(
+                self, _close, self._template, self._idle, self._owner
+            )
+        try:
+            return self._template.fork()
+        except ENDED:  # someone killed the template, and so its workers
+            self.close()
+            return self.worker()
+
+    def release(self, worker: Worker) -> None:
+        """It is idle again."""
+        self._idle.append(worker)
+
+    def kill(self, worker: Worker) -> int:
+        """End it, and say how it ended: by signal 9 if it was killed here."""
+        self.restarts += 1
+        if self._template is None or worker.template is not self._template:
+            worker.pipe.close()
+            return -signal.SIGKILL
+        try:
+            return self._template.kill(worker)
+        except ENDED:
+            self.close()
+            return -signal.SIGKILL
+
+    def close(self) -> None:
+        """End all; the next worker comes from a new template."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as if no process had been started."""
+        self._owner = os.getpid()
+        self._template = self._finalizer = None
+        self._idle = []
+
+    def _loaded(self) -> Template:
+        remedy = (
+            "define it in a module that can be imported, or ask it in this process (workers: 0), "
+            "where it cannot be killed"
+        )
+        if not hasattr(os, "fork"):
+            raise RewardError(
+                f"{sys.platform} cannot fork processes for the reward {self._name}; use "
+                "workers: 0, where a reward that hangs cannot be killed"
+            )
+        try:
+            pickled: bytes = cloudpickle.dumps(self._reward)
+        except Exception as error:
+            raise RewardError(
+                f"the reward {self._name} cannot be sent to another process "
+                f"({type(error).__name__}: {error}); {remedy}"
+            ) from error
+        try:
+            return Template(pickled)
+        except LoadError as error:
+            raise RewardError(
+                f"the reward {self._name} cannot be loaded in another process: it {error}; {remedy}"
+            ) from error
+
+
+def _close(template: Template, idle: list[Worker], owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the process that started them
+        return
+    for worker in idle:
+        worker.pipe.close()
+    template.close()
 
 
 def _paths() -> str:

@@ -143,11 +143,10 @@ def _loaded(control: socket.socket) -> Reward | None:
     size = LENGTH.unpack(_received(control, LENGTH.size))[0]
     reward: Reward | None = None
     try:
-        reward = pickle.loads(_received(control, size))  # noqa: S301  of our own parent
-        reward.prepare()
-        said = b""
+        loaded: Reward = pickle.loads(_received(control, size))  # noqa: S301  of our own parent
+        loaded.prepare()
+        reward, said = loaded, b""
     except BaseException as error:
-        reward = None
         said = what_happened(error).encode()
     signal.alarm(0)
     control.sendall(LENGTH.pack(len(said)) + said)

@@ -10,19 +10,16 @@ that trains, and not torch unless the reward imports it.
 """
 
 import logging
-import os
 import pickle
-import signal
-import sys
 import threading
 import time
-import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import pairwise
 from multiprocessing.connection import wait
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from lit_adaptive.rollout._reward_processes import LoadError, Template, Worker
+from lit_adaptive.rollout._reward_processes import ENDED, Crew, RewardError, Worker
 from lit_adaptive.rollout._reward_worker import WrongLengthError, ask, what_happened
 from lit_adaptive.rollout.rewards import Reward
 
@@ -32,11 +29,6 @@ OnError: TypeAlias = Literal["raise", "zero", "skip"]
 _Span: TypeAlias = tuple[int, int]
 
 _KEPT = 16  # failures that are remembered
-_ENDED = (EOFError, OSError)  # a pipe whose other end is gone
-
-
-class RewardError(ValueError):
-    """A reward failed, and was to be right."""
 
 
 class Failure(NamedTuple):
@@ -93,7 +85,6 @@ class RewardPool:
         errors: samples lost so far because the reward failed.
         timeouts: samples lost so far because it was too slow.
         seconds: spent in calls so far.
-        restarts: workers that had to be replaced.
         failures: the last samples lost.
         extras: further numbers that the reward found at the last call, by name: lists as long as
             the batch, with None where it has none.
@@ -124,10 +115,14 @@ class RewardPool:
         self.errors = 0
         self.timeouts = 0
         self.seconds = 0.0
-        self.restarts = 0
         self.failures: deque[Failure] = deque(maxlen=_KEPT)
         self.extras: dict[str, list[float | None]] = {}
-        self._forget()
+        self._start_anew()
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were killed, or found dead, and replaced."""
+        return self._crew.restarts
 
     @property
     def in_process(self) -> bool:
@@ -161,14 +156,13 @@ class RewardPool:
         with self._lock:
             began = time.perf_counter()
             try:
-                return _Call(self, batch).run()
+                return _Call(self, self._crew, batch).run()
             finally:
                 self.seconds += time.perf_counter() - began
 
     def close(self) -> None:
         """End the processes; a later call starts new ones."""
-        self._finalizer()
-        self._forget()
+        self._crew.close()
 
     def __enter__(self) -> "RewardPool":
         return self
@@ -177,19 +171,16 @@ class RewardPool:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: each for name, each in vars(self).items() if name not in ("_lock", "_crew")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._forget()
+        self._start_anew()
 
-    def _forget(self) -> None:
-        """Be as if no process had been started."""
+    def _start_anew(self) -> None:
+        """What is not copied with a pool."""
         self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._template: Template | None = None
-        self._idle: list[Worker] = []
-        self._finalizer = weakref.finalize(self, _nothing)
+        self._crew = Crew(self.reward, self.name)
 
     def _check_lengths(self, batch: _Batch) -> None:
         size = len(batch.completions)
@@ -199,72 +190,13 @@ class RewardPool:
                     f"{name} has {len(each)} rows for {size} completions; give one for each"
                 )
 
-    def _worker(self) -> Worker:
-        """One that is idle, or a new one."""
-        if self._owner != os.getpid():  # forked: the processes are our parent's
-            self._finalizer.detach()
-            self._forget()
-        if self._template is None:
-            self._template = self._loaded()
-            self._finalizer = weakref.finalize(
-                self, _close, self._template, self._idle, self._owner
-            )
-        if self._idle:
-            return self._idle.pop()
-        try:
-            return self._template.fork()
-        except _ENDED:  # someone killed the template, and so its workers
-            self._drop()
-            return self._worker()
-
-    def _loaded(self) -> Template:
-        remedy = (
-            "define it in a module that can be imported, or ask it in this process (workers: 0), "
-            "where it cannot be killed"
-        )
-        if not hasattr(os, "fork"):
-            raise RewardError(
-                f"workers is {self.workers}, but {sys.platform} cannot fork; use workers: 0, "
-                "where a reward that hangs cannot be killed"
-            )
-        try:
-            pickled = _pickled(self.reward)
-        except Exception as error:
-            raise RewardError(
-                f"the reward {self.name} cannot be sent to another process "
-                f"({type(error).__name__}: {error}); {remedy}"
-            ) from error
-        try:
-            return Template(pickled)
-        except LoadError as error:
-            raise RewardError(
-                f"the reward {self.name} cannot be loaded in another process: it {error}; {remedy}"
-            ) from error
-
-    def _kill(self, worker: Worker) -> int:
-        """End it, and say how it ended."""
-        self.restarts += 1
-        if self._template is None or worker.template is not self._template:
-            worker.pipe.close()
-            return -signal.SIGKILL
-        try:
-            return self._template.kill(worker)
-        except _ENDED:
-            self._drop()
-            return -signal.SIGKILL
-
-    def _drop(self) -> None:
-        """Start anew with the next worker."""
-        self._finalizer()
-        self._template = None
-        self._idle = []
-
 
 class _Call:
     """One batch on its way through a pool."""
 
-    def __init__(self, pool: RewardPool, batch: _Batch) -> None:
+    def __init__(self, pool: RewardPool, crew: Crew, batch: _Batch) -> None:
         self.pool = pool
+        self.crew = crew
         self.batch = batch
         self.size = len(batch.completions)
         self.values: list[float | None] = [None] * self.size
@@ -285,7 +217,7 @@ class _Call:
                 self._ask_workers()
         finally:
             for worker in self.busy.values():
-                pool._kill(worker)
+                self.crew.kill(worker)
             self._report()
         pool.extras = self.extras
         return self.values
@@ -299,7 +231,7 @@ class _Call:
         share = -(-self.size // max(1, self.pool.workers))
         pieces = -(-self.size // min(self.pool.chunk, share))
         bounds = [k * self.size // pieces for k in range(pieces + 1)]
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(pairwise(bounds))
 
     def _ask_here(self, span: _Span) -> None:
         try:
@@ -334,11 +266,11 @@ class _Call:
                 "strings, or ask in this process (workers: 0)"
             ) from error
         for _ in range(3):
-            worker = self.pool._worker()
+            worker = self.crew.worker()
             try:
                 worker.pipe.send_bytes(task)
-            except _ENDED:  # it ended while it was idle
-                self.pool._kill(worker)
+            except ENDED:  # it ended while it was idle
+                self.crew.kill(worker)
                 continue
             worker.span = span
             worker.deadline = time.monotonic() + (self.pool.timeout_s or 0)
@@ -350,10 +282,10 @@ class _Call:
         assert worker.span is not None
         try:
             answers = pickle.loads(worker.pipe.recv_bytes())  # noqa: S301  of our own worker
-        except _ENDED:
-            self._failed(worker.span, _end(self.pool._kill(worker)))
+        except ENDED:
+            self._failed(worker.span, _end(self.crew.kill(worker)))
             return
-        self.pool._idle.append(worker)
+        self.crew.release(worker)
         if answers[0] in ("error", "length"):
             self._failed(worker.span, answers[1], wrong_length=answers[0] == "length")
         else:
@@ -361,9 +293,8 @@ class _Call:
 
     def _too_slow(self, worker: Worker) -> None:
         assert worker.span is not None
-        self.pool._kill(worker)
-        what = f"took more than {self.pool.timeout_s} s"
-        self._failed(worker.span, what, timeout=True)
+        self.crew.kill(worker)
+        self._failed(worker.span, f"took more than {self.pool.timeout_s} s", timeout=True)
 
     def _keep(
         self,
@@ -452,29 +383,10 @@ def _end(status: int) -> str:
     return f"crashed its process by signal {-status}"
 
 
-def _pickled(reward: Reward) -> bytes:
-    import cloudpickle  # of gymnasium's; it can send what a script or a notebook defines
-
-    found: bytes = cloudpickle.dumps(reward)
-    return found
-
-
 def _listed(column: Any) -> list[Any]:
     """A tensor or array as plain numbers, since to unpickle one takes as long as to import it."""
     found: list[Any] = column.tolist() if hasattr(column, "tolist") else list(column)
     return found
-
-
-def _nothing() -> None:
-    """What ends no processes."""
-
-
-def _close(template: Template, idle: list[Worker], owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the process that started them
-        return
-    for worker in idle:
-        worker.pipe.close()
-    template.close()
 
 
 def _check(
