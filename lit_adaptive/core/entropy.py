@@ -83,8 +83,8 @@ def clip_cov(
 ) -> Tensor:
     """Clip-Cov: tokens whose gradient is dropped: ``[K]`` bool.
 
-    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` tokens, drawn at
-    random among those with ``low < cov < high``, or all of these if there are fewer.
+    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` tokens, drawn
+    at random among those with ``low < cov < high``, or all of these if there are fewer.
 
     Args:
         cov: ``[K]`` of ``covariances``. Give -inf to a token that is clipped already, as their code

@@ -1,0 +1,275 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_adaptive.core.advantages import (
+    group_advantages,
+    has_spread,
+    informative,
+    overlong_penalty,
+    pass_at_k,
+    psr_nsr_advantages,
+    undecided,
+    weighted_signs,
+)
+
+NAN = math.nan
+GROUPS = st.lists(
+    st.lists(st.sampled_from([0.0, 1.0, -0.5, 0.3, 0.1, NAN]), min_size=2, max_size=6),
+    min_size=1,
+    max_size=5,
+)
+
+
+def flat(groups, order=None):
+    reward = torch.tensor([each for group in groups for each in group], dtype=torch.float64)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(g) for g in groups]))
+    if order is not None:
+        reward, group = reward[order], group[order]
+    return reward, group
+
+
+def slow_advantages(groups, scale, leave_one_out, epsilon):
+    """The definitions, one rollout at a time, in Python's own floats."""
+    every = [each for group in groups for each in group if not math.isnan(each)]
+    found = []
+    for group in groups:
+        known = [each for each in group if not math.isnan(each)]
+        for place, reward in enumerate(group):
+            if math.isnan(reward) or len(known) == 1 or len(set(known)) == 1:
+                found.append(0.0)
+                continue
+            others = [r for j, r in enumerate(group) if j != place and not math.isnan(r)]
+            base = others if leave_one_out else known
+            advantage = reward - sum(base) / len(base)
+            if scale != "none":
+                pool = known if scale == "group" else every
+                mean = sum(pool) / len(pool)
+                variance = sum((each - mean) ** 2 for each in pool) / (len(pool) - 1)
+                advantage /= math.sqrt(variance) + epsilon
+            found.append(advantage)
+    return found
+
+
+@given(
+    groups=GROUPS,
+    scale=st.sampled_from(["none", "group", "batch"]),
+    leave_one_out=st.booleans(),
+    epsilon=st.sampled_from([0.0, 1e-4, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_advantages_are_those_of_a_loop_in_any_order(groups, scale, leave_one_out, epsilon, seed):
+    count = sum(map(len, groups))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    reward, group = flat(groups, order)
+    found = group_advantages(
+        reward, group, len(groups), scale=scale, leave_one_out=leave_one_out, epsilon=epsilon
+    )
+    expected = torch.tensor(slow_advantages(groups, scale, leave_one_out, epsilon))[order]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@given(groups=GROUPS, scale=st.sampled_from(["none", "group", "batch"]), shift=st.integers(-9, 9))
+def test_a_baseline_added_to_all_rewards_changes_nothing(groups, scale, shift):
+    reward, group = flat(groups)
+    plain = group_advantages(reward, group, len(groups), scale=scale)
+    moved = group_advantages(reward + shift, group, len(groups), scale=scale)
+    torch.testing.assert_close(moved, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_one_right_of_four_has_the_advantages_that_papers_and_trl_give():
+    reward, group = torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.int64)
+    # s = 1/2 with n - 1; TRL adds 1e-4.
+    found = group_advantages(reward, group, 1)
+    torch.testing.assert_close(found, torch.tensor([0.75, -0.25, -0.25, -0.25]) / 0.5001)
+    # Dr. GRPO and DOTS: no standard deviation.
+    found = group_advantages(reward, group, 1, scale="none")
+    assert found.tolist() == [0.75, -0.25, -0.25, -0.25]
+    # RLOO: against the mean of the others, 0 for the right one and 1/3 for the wrong.
+    found = group_advantages(reward, group, 1, scale="none", leave_one_out=True)
+    torch.testing.assert_close(found, torch.tensor([1, -1 / 3, -1 / 3, -1 / 3]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 1e8 + 0.1, -7e-9])
+@pytest.mark.parametrize("count", [2, 3, 7, 49])
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_equal_rewards_give_exactly_zero(value, count, scale):
+    reward = torch.full((count,), value, dtype=torch.float64)
+    for leave_one_out in (False, True):
+        found = group_advantages(
+            reward, torch.zeros(count).long(), 1,
+            scale=scale, leave_one_out=leave_one_out, epsilon=0.0,
+        )  # fmt: skip
+        assert found.tolist() == [0.0] * count
+
+
+def test_a_batch_without_any_reward_has_advantages_of_zero():
+    reward, group = torch.full((4,), NAN), torch.tensor([0, 0, 1, 1])
+    for scale in ("none", "group", "batch"):
+        assert group_advantages(reward, group, 3, scale=scale).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_signal_is_p_times_1_minus_p_times_1_minus_1_over_g(p):
+    # Sun et al. (2025), theorem 1: with 0/1 rewards and no std, E[A^2] = p (1 - p) (1 - 1/G).
+    size = 6
+    outcomes = torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)))
+    right = outcomes.sum(1)
+    chance = p**right * (1 - p) ** (size - right)
+    group = torch.arange(len(outcomes)).repeat_interleave(size)
+    found = group_advantages(outcomes.flatten(), group, len(outcomes), scale="none")
+    signal = (chance * found.view(-1, size).square().mean(1)).sum()
+    assert signal.item() == pytest.approx(p * (1 - p) * (1 - 1 / size), rel=1e-5)
+
+
+def test_the_baseline_of_the_others_is_unbiased_and_that_of_all_shrinks_by_1_minus_1_over_g():
+    # E[(r_i - b) d log p(r_i)/dp] must be dE[r]/dp = 1: RLOO's promise (Ahmadian et al., 2024).
+    p, size = 0.3, 4
+    outcomes = torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)))
+    right = outcomes.sum(1)
+    chance = p**right * (1 - p) ** (size - right)
+    group = torch.arange(len(outcomes)).repeat_interleave(size)
+    score = outcomes / p - (1 - outcomes) / (1 - p)
+    for leave_one_out, expected in ((True, 1.0), (False, 1 - 1 / size)):
+        found = group_advantages(
+            outcomes.flatten(), group, len(outcomes), scale="none", leave_one_out=leave_one_out
+        )
+        gradient = (chance * (found.view(-1, size) * score).mean(1)).sum()
+        assert gradient.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_lone_rollout_is_refused_where_others_are_needed():
+    reward, group = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 2])
+    with pytest.raises(ValueError, match=r"groups \[2\] have 1 rollout; .* at least 2 .* 'none'"):
+        group_advantages(reward, group, 3)
+    with pytest.raises(ValueError, match=r"groups \[2\] have 1 rollout; leave_one_out"):
+        group_advantages(reward, group, 3, scale="none", leave_one_out=True)
+    with pytest.raises(ValueError, match="'batch' and there is one rollout"):
+        group_advantages(torch.ones(1), torch.zeros(1).long(), 1, scale="batch")
+    assert group_advantages(reward, group, 3, scale="none").tolist() == [0.5, -0.5, 0]
+    # Others that have no reward are no mistake of the user's: no baseline, no advantage.
+    found = group_advantages(torch.tensor([1.0, NAN]), torch.tensor([0, 0]), 1)
+    assert found.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "group", "options", "words"),
+    [
+        ([1.0, math.inf], [0, 0], {}, r"index \[1\] are \[inf\]; a reward is finite"),
+        ([1.0, 0.0], [0], {}, r"reward has shape \[2\] and group \[1\]"),
+        ([1.0, 0.0], [0, 5], {}, r"groups of index \[1\] are \[5\]; .* \[0, 1\)"),
+        ([1.0, 0.0], [0, 0], {"scale": "std"}, "scale is 'std'; it must be one of"),
+        ([1.0, 0.0], [0, 0], {"epsilon": -1.0}, "epsilon is -1.0; .* at least 0"),
+    ],
+)
+def test_wrong_arguments_are_named(reward, group, options, words):
+    with pytest.raises(ValueError, match=words):
+        group_advantages(torch.tensor(reward), torch.tensor(group), 1, **options)
+
+
+def test_groups_that_teach_are_those_with_differing_rewards_and_an_undecided_mean():
+    groups = [
+        [1.0, 1.0],  # all right
+        [0.0, 0.0],  # all wrong
+        [0.0, 1.0],
+        [0.5, 0.5],  # undecided but equal
+        [0.0, 1.0, NAN],
+        [1.0, NAN],
+        [NAN, NAN],
+        [-1.0, 1.0],  # differ, but their mean is that of "all wrong"
+        [0.0] * 9 + [1.0],  # mean 0.1
+    ]
+    reward, group = flat(groups)
+    size = len(groups) + 1  # the last group is empty
+    spread = [False, False, True, False, True, False, False, True, True, False]
+    open_ = [False, False, True, True, True, False, False, False, True, False]
+    assert has_spread(reward, group, size).tolist() == spread
+    assert undecided(reward, group, size).tolist() == open_
+    both = [a and b for a, b in zip(spread, open_, strict=True)]
+    assert informative(reward, group, size).tolist() == both
+    near = informative(reward, group, size, tolerance=0.1 + 1e-9)
+    assert near.tolist() == [*both[:8], False, False]
+    assert has_spread(reward, group, size, tolerance=1.0).tolist() == [
+        index == 7 for index in range(size)
+    ]
+    assert undecided(reward, group, size, low=-1.0)[7]
+    assert undecided(reward, group, size, high=0.5).tolist() == [i == 8 for i in range(size)]
+    with pytest.raises(ValueError, match=r"tolerance is -0\.1"):
+        informative(reward, group, size, tolerance=-0.1)
+
+
+@given(groups=GROUPS)
+def test_a_group_has_spread_exactly_if_it_has_an_advantage(groups):
+    reward, group = flat(groups)
+    found = group_advantages(reward, group, len(groups), scale="none")
+    moved = torch.zeros(len(groups)).index_add(0, group, found.abs()) > 0
+    assert has_spread(reward, group, len(groups)).tolist() == moved.tolist()
+
+
+def test_psr_nsr_and_w_reinforce_have_the_papers_advantages():
+    # Zhu et al. (2025): PSR keeps the right with +1, NSR the wrong with -1, lambda is 0.1.
+    reward = torch.tensor([1.0, 0.0, NAN, 1.0, -1.0])
+    assert psr_nsr_advantages(reward).tolist() == [1, -1, 0, 1, -1]
+    assert psr_nsr_advantages(reward, negative_weight=0.0).tolist() == [1, 0, 0, 1, 0]
+    assert psr_nsr_advantages(reward, positive_weight=0.0).tolist() == [0, -1, 0, 0, -1]
+    found = psr_nsr_advantages(reward, positive_weight=0.1)
+    torch.testing.assert_close(found, torch.tensor([0.1, -1, 0, 0.1, -1]))
+    assert psr_nsr_advantages(torch.tensor([0.7, 0.8]), threshold=0.8).tolist() == [-1, 1]
+    with pytest.raises(ValueError, match=r"weight of negative samples is -1.0; .* at least 0"):
+        psr_nsr_advantages(reward, negative_weight=-1.0)
+
+
+def test_weights_by_sign_leave_signs():
+    advantage = torch.tensor([2.0, -4.0, 0.0])
+    found = weighted_signs(advantage, positive=0.1, negative=0.5)
+    torch.testing.assert_close(found, torch.tensor([0.2, -2.0, 0.0]))
+    with pytest.raises(ValueError, match="weight of positive samples is nan"):
+        weighted_signs(advantage, positive=NAN, negative=1.0)
+
+
+def test_overlong_penalty_is_dapos():
+    # Yu et al. (2025), section 4.1: 16384 expected, 4096 more as cache, 20480 at most.
+    lengths = torch.tensor([0, 16384, 16385, 18432, 20480, 30000])
+    found = overlong_penalty(lengths, max_length=20480, cache=4096)
+    torch.testing.assert_close(found, torch.tensor([0, 0, -1 / 4096, -0.5, -1, -1]))
+    for cache in (0, 20481):
+        with pytest.raises(ValueError, match=f"cache is {cache} with max_length 20480"):
+            overlong_penalty(lengths, max_length=20480, cache=cache)
+
+
+@given(data=st.data(), n=st.integers(1, 9))
+def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(data, n):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    draws = list(itertools.combinations(range(n), k))
+    expected = sum(any(place < c for place in draw) for draw in draws) / len(draws)
+    found = pass_at_k(torch.tensor([c]), torch.tensor([n]), k)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_pass_at_k_is_exact_where_binomials_overflow():
+    n, k = 5000, 1024  # C(5000, 1024) has more than 1100 digits
+    correct = torch.tensor([0, 1, 7, 2500, 3977, 5000])
+    none = [math.comb(n - c, k) for c in correct.tolist()]
+    every = math.comb(n, k)
+    found = pass_at_k(correct, torch.full((6,), n), k)
+    for value, left in zip(found.tolist(), none, strict=True):
+        assert value == pytest.approx((every - left) / every, rel=1e-12, abs=0)
+    assert found[1].item() == pytest.approx(k / n, rel=1e-12)
+    assert found[0] == 0
+    assert found[-1] == 1
+
+
+def test_pass_at_k_refuses_too_few_answers_and_impossible_counts():
+    with pytest.raises(ValueError, match=r"k is 5; .* one has 4: sample more"):
+        pass_at_k(torch.tensor([1, 1]), torch.tensor([8, 4]), 5)
+    with pytest.raises(ValueError, match="k is 0"):
+        pass_at_k(torch.tensor([1]), torch.tensor([8]), 0)
+    with pytest.raises(ValueError, match=r"correct is \[9\] of \[8\] at index \[1\]"):
+        pass_at_k(torch.tensor([1, 9]), torch.tensor([8, 8]), 1)
+    assert pass_at_k(torch.tensor([]), torch.tensor([]), 3).shape == (0,)
