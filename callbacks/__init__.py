@@ -15,11 +15,14 @@ from callbacks.loss_refresh import LossRefresh
 from callbacks.monitors import SamplingMonitor
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
+from callbacks.prompt_statistics import PromptStatistics
 from callbacks.reference_logprobs import ReferenceLogProbs
 from callbacks.rejection_sampling import RejectionSampling
 from callbacks.reward_refresh import RewardRefresh
+from callbacks.rollout_replay import RolloutReplay
 from callbacks.sample_report import SampleReport
 from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
+from callbacks.supervised_warmup import SupervisedWarmup
 from callbacks.target_sync import TargetSync
 
 __all__ = [
@@ -33,13 +36,16 @@ __all__ = [
     "OHEMSelector",
     "PredictionTable",
     "PriorityRefresh",
+    "PromptStatistics",
     "ReducibleLossSelector",
     "ReferenceLogProbs",
     "RejectionSampling",
     "RewardRefresh",
+    "RolloutReplay",
     "SampleReport",
     "SamplingMonitor",
     "SelectiveBackprop",
+    "SupervisedWarmup",
     "TargetSync",
     "TransitionCollector",
 ]

@@ -122,9 +122,9 @@ class SampledDataModule(LightningDataModule):
         """The draws of the epoch that begins, or that a checkpoint was taken in the middle of."""
         batches = self.batches()
         if self._restored is not None:
-            if _in_mid_epoch(self.trainer):
+            if in_mid_epoch(self.trainer):
                 batches.load_state_dict(self._restored)
-                _do_not_save_again(self.trainer)
+                do_not_save_again(self.trainer)
             else:
                 batches.number = int(self._restored["number"])
             self._restored = None
@@ -182,22 +182,26 @@ class SampledDataModule(LightningDataModule):
 
         So a checkpoint can be tested, and asked for predictions, on data of any other size.
         """
-        if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+        if not self._fitting():
             return
         self.sampler.load_state_dict(state_dict["sampler"])
         self._restored = state_dict["batches"]
+
+    def _fitting(self) -> bool:
+        """Whether what a checkpoint holds of the draws is wanted: not where only a test runs."""
+        return self.trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING)
 
     def _place(self) -> dict[str, Any]:
         """How far the epoch has come, and which draws are under way to the model."""
         return self.batches().state_dict() if self._restored is None else self._restored
 
 
-def _in_mid_epoch(trainer: Trainer | None) -> bool:
+def in_mid_epoch(trainer: Trainer | None) -> bool:
     """Whether Lightning goes on with an epoch rather than beginning one."""
     return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
 
 
-def _do_not_save_again(trainer: Trainer | None) -> None:
+def do_not_save_again(trainer: Trainer | None) -> None:
     """Tell checkpoint callbacks that the step resumed from is saved already.
 
     ``ModelCheckpoint`` forgets it, and would save that step again after the next *batch*. Under

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lit_adaptive.rollout.tokenizers import end_of_turn
+from lit_adaptive.rollout.tokenizers import end_of_turn, prepared
 
 Turns = Literal["last", "all"]
 Message = dict[str, Any]
@@ -46,6 +46,16 @@ def with_template(tokenizer: Any, template: str) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     return changed
+
+
+def resolved_tokenizer(given: Any, chat_template: str | None) -> Any:
+    """A tokenizer, by its name or itself, with a pad token and perhaps another chat template."""
+    if isinstance(given, str):
+        from lit_adaptive.rollout.pretrained import load_tokenizer
+
+        given = load_tokenizer(given)
+    found = prepared(given)
+    return found if chat_template is None else with_template(found, chat_template)
 
 
 class Chat:
@@ -94,6 +104,14 @@ class Chat:
             completions.append(answer)
             so_far = asked + answer
         return Said(contexts, completions, str(messages[spoken[-1]]["content"]))
+
+    def asked(self, messages: list[Message]) -> str:
+        """A conversation as generation sees it, up to where the assistant begins to answer.
+
+        Raises:
+            ValueError: if the template refuses it.
+        """
+        return self._text(messages, ask=True)
 
     def _text(self, messages: list[Message], *, ask: bool) -> str:
         try:

@@ -133,6 +133,10 @@ class Encoder:
             end -= 1
         return [*ids[:end], ids[end] if end < len(ids) else self.tokenizer.eos_token_id]
 
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts that follow prompts, each closed by a stop token."""
+        return [self._closed(ids) for ids in self._continued(texts)]
+
     def turns(self, contexts: list[list[str]], completions: list[list[str]]) -> Encoded:
         """Samples of one or more turns, each a context and what is to be said then.
 

@@ -14,14 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.chat import Turns, with_template
+from lit_adaptive.data.chat import Turns, resolved_tokenizer
 from lit_adaptive.data.columns import Ids, ids_of, plain_ids, refuse_rows
 from lit_adaptive.data.encoding import Encoder, Overlong
 from lit_adaptive.data.packing import Counts, laid_out, left_padded, ranges
 from lit_adaptive.data.rows import rows_of
 from lit_adaptive.data.samples import Reading
 from lit_adaptive.data.tokenizing import tokenized, tokenizer_key
-from lit_adaptive.rollout.tokenizers import prepared
 
 
 class TokenizedDemonstrations(Dataset[dict[str, Any]]):
@@ -107,7 +106,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"pack_length is {pack_length}, max_length {max_length}; a row must hold any sample"
             )
-        self.tokenizer = _tokenizer(tokenizer, chat_template)
+        self.tokenizer = resolved_tokenizer(tokenizer, chat_template)
         reading = Reading(
             prompt=prompt,
             completion=completion,
@@ -277,12 +276,3 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
             for name in self.columns:
                 batch[name] = [str(text[name]) for text in texts]
         return batch
-
-
-def _tokenizer(given: Any, chat_template: str | None) -> Any:
-    if isinstance(given, str):
-        from lit_adaptive.rollout.pretrained import load_tokenizer
-
-        given = load_tokenizer(given)
-    found = prepared(given)
-    return found if chat_template is None else with_template(found, chat_template)

@@ -5,6 +5,8 @@ from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
 from lit_adaptive.modules.dqn import DQN
+from lit_adaptive.modules.grpo import GRPO
+from lit_adaptive.modules.grpo_objective import PolicyObjective
 from lit_adaptive.modules.iw_sft import IWSFT
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.networks import MLP, MinAtarConv, NatureConv, QNetwork
@@ -12,6 +14,7 @@ from lit_adaptive.modules.recipes import CausalLM, ConfiguredLM, PretrainedLM
 
 __all__ = [
     "DQN",
+    "GRPO",
     "IWSFT",
     "MLP",
     "AdaptiveModule",
@@ -23,6 +26,7 @@ __all__ = [
     "LoRA",
     "MinAtarConv",
     "NatureConv",
+    "PolicyObjective",
     "PretrainedLM",
     "QNetwork",
     "TransformersClassifier",

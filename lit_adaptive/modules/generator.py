@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_adaptive.core.reductions import means, sums
@@ -63,6 +63,18 @@ class GeneratingModule(PolicyModule):
         }
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        """Demonstrations are scored, prompts are answered, whichever the batch has."""
+        counted = batch["counted"].to(self.device)
+        metrics: Any = self.metrics[stage]
+        if "target" in batch:
+            self._score(batch, metrics, counted)
+        if self.max_new_tokens and "prompt_ids" in batch:
+            rewards = self._greedy(batch)["reward"]
+            for reward, counts in zip(rewards, counted.tolist(), strict=True):
+                if counts and reward is not None:
+                    metrics["exact_match"].update(reward)
+
+    def _score(self, batch: dict[str, Any], metrics: Any, counted: Tensor) -> None:
         found, _ = self.policy(
             batch["input_ids"],
             batch["position_ids"],
@@ -70,24 +82,18 @@ class GeneratingModule(PolicyModule):
             batch["target"],
             top_k=1,
         )
-        sequence, counted = batch["sequence"], batch["counted"].to(self.device)
+        sequence = batch["sequence"]
         size = len(batch["index"])
         right = (found.top_token[:, 0] == batch["target"]).float()
         tokens = sums(torch.ones_like(right), sequence, size) * counted
-        metrics: Any = self.metrics[stage]
         metrics["nll"].update(means(-found.log_prob, sequence, size), tokens)
         metrics["token_accuracy"].update(means(right, sequence, size), tokens)
-        if self.max_new_tokens and "prompt_ids" in batch:
-            rewards = self._greedy(batch)["reward"]
-            for reward, counts in zip(rewards, counted.tolist(), strict=True):
-                if counts and reward is not None:
-                    metrics["exact_match"].update(reward)
 
     def _report(self, stage: str) -> None:
         metrics: Any = self.metrics[stage]
         for name in _NAMES:
             metric: MeanMetric = metrics[name]
-            if name == "exact_match" and not self._answered(metric):
+            if not self._asked(metric):
                 metric.reset()
                 continue
             value = metric.compute()
@@ -97,8 +103,8 @@ class GeneratingModule(PolicyModule):
                 self.log(f"{stage}/perplexity", value.exp(), sync_dist=True)
             metric.reset()
 
-    def _answered(self, metric: MeanMetric) -> bool:
-        """Whether any rank judged an answer."""
+    def _asked(self, metric: MeanMetric) -> bool:
+        """Whether any rank measured it."""
         judged = torch.tensor(float(metric.update_called), device=self.device)
         if self.trainer.world_size > 1:
             judged = self.trainer.strategy.reduce(judged, reduce_op="sum")

@@ -32,12 +32,10 @@ from lit_adaptive.core.reductions import Reduction, means, reduced
 from lit_adaptive.modules.generator import GeneratingModule
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.optimization import (
+    Optimization,
     OptimizerFactory,
     Schedule,
     SchedulerFactory,
-    adamw,
-    check_optimization,
-    scheduled,
 )
 from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.rollout.rewards import Reward
@@ -118,7 +116,9 @@ class IWSFT(GeneratingModule):
         check_options(objective, ratio, level, reduction, count=count)
         check_temperature(temperature)
         resolved_clamp(clamp, ratio, level)
-        check_optimization(learning_rate, weight_decay, warmup)
+        self.optimization = Optimization(
+            learning_rate, weight_decay, betas, schedule, warmup, optimizer, lr_scheduler
+        )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if q_decay is not None and not 0 <= q_decay < 1:
@@ -137,10 +137,6 @@ class IWSFT(GeneratingModule):
         self.q_decay, self.label_smoothing = q_decay, label_smoothing
         self.reduction: Reduction = reduction
         self.count = count
-        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
-        self.schedule: Schedule = schedule
-        self.warmup = warmup
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.average: LanguageModel | None = None
         self._frozen: tuple[LanguageModel, ...] = ()  # a tuple: no part of the state
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
@@ -311,25 +307,8 @@ class IWSFT(GeneratingModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, or what was given."""
-        trained = [each for each in self.policy.parameters() if each.requires_grad]
-        if self.optimizer is not None:
-            built = self.optimizer(trained)
-        else:
-            built = adamw(
-                trained,
-                self.learning_rate,
-                self.weight_decay,
-                self.betas,
-                fused=self.device_mesh is None,
-            )
-        if self.lr_scheduler is not None:
-            scheduler: Any = self.lr_scheduler(built)
-        elif self.optimizer is not None or (self.schedule == "constant" and not self.warmup):
-            return built
-        else:
-            steps = self.trainer.estimated_stepping_batches
-            scheduler = scheduled(built, self.schedule, self.warmup, steps)
-        return {
-            "optimizer": built,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return self.optimization.configured(
+            self.policy.parameters(),
+            lambda: self.trainer.estimated_stepping_batches,
+            fused=self.device_mesh is None,
+        )

@@ -54,6 +54,7 @@ class LanguageModel(nn.Module):
         entropy: bool = False,
         top_k: int = 0,
         smoothing: bool = False,
+        temperature: float = 1.0,
     ) -> tuple[TokenLogProbs, Tensor | None]:
         """Log-probabilities of the ``target`` tokens.
 
@@ -65,6 +66,7 @@ class LanguageModel(nn.Module):
             entropy: also the entropy ``[K]``.
             top_k: also so many of the likeliest tokens.
             smoothing: also the mean log-probability over the vocabulary ``[K]``, with gradient.
+            temperature: logits are divided by it, above 0; not those of ``smoothing``.
         """
         base = self._base
         body = getattr(base, base.base_model_prefix)
@@ -80,6 +82,7 @@ class LanguageModel(nn.Module):
             bias=getattr(head, "bias", None),
             softcap=self._softcap,
             scale=self._scale,
+            temperature=temperature,
             entropy=entropy,
             top_k=top_k,
         )

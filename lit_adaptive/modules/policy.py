@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,11 @@ class PolicyModule(AdaptiveModule):
             digest.update(whole.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def kind(self) -> str:
+        """Of the names and shapes of all weights: tells models apart, not their training."""
+        shapes = [(name, tuple(each.shape)) for name, each in self.policy.named_parameters()]
+        return hashlib.blake2b(repr(sorted(shapes)).encode(), digest_size=8).hexdigest()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what LoRA does not train."""
         if self.recipe.lora is None:
@@ -88,16 +95,35 @@ class PolicyModule(AdaptiveModule):
 
     # Answers -------------------------------------------------------------------------------------
 
-    def _stops(self) -> list[int]:
+    def decode(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
+    ) -> Tensor:
+        """See ``LanguageModel.decode``."""
+        return self.policy.decode(input_ids, attention_mask, position_ids, cache)
+
+    def stops(self) -> list[int]:
+        """Tokens that end a completion."""
         config = getattr(self.policy.model, "generation_config", None)
         return stop_ids(self.tokenizer, config)
 
-    def _all_done(self, done: bool) -> bool:
+    def all_done(self, done: bool) -> bool:
         """Whether every rank is done: sharded models decode together."""
         if self.device_mesh is None or self.trainer.world_size == 1:
             return done
         flag = torch.tensor(float(done), device=self.device)
         return bool(self.trainer.strategy.reduce(flag, reduce_op="mean") == 1)
+
+    @contextmanager
+    def decoding(self) -> Generator[None]:
+        """Within, without dropout or gradients, in the run's precision; then as it was."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _generator(self) -> torch.Generator:
         """Seeded from the global stream, which is part of what a resumed run repeats."""
@@ -113,23 +139,20 @@ class PolicyModule(AdaptiveModule):
             prompt_mask: ``[B, P]`` bool, False where padded.
             sampling: how.
         """
-        training = self.training
-        self.eval()
-        found = generate(
-            self.policy.decode,
-            prompt_ids,
-            prompt_mask,
-            sampling,
-            self._stops(),
-            generator=self._generator() if sampling.temperature > 0 else None,
-            all_done=self._all_done,
-        )
-        self.train(training)
-        return found
+        with self.decoding():
+            return generate(
+                self.policy.decode,
+                prompt_ids,
+                prompt_mask,
+                sampling,
+                self.stops(),
+                generator=self._generator() if sampling.temperature > 0 else None,
+                all_done=self.all_done,
+            )
 
     def texts(self, tokens: list[Tensor]) -> list[str]:
         """Completions as text, without the token that ends them."""
-        stops = set(self._stops())
+        stops = set(self.stops())
         kept = [[t for t in each.tolist() if t not in stops] for each in tokens]
         found: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
         return found

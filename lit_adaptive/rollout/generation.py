@@ -50,11 +50,13 @@ class Completions(NamedTuple):
         log_probs: ``[T_i]`` float32 each: of the law at the sampling temperature (greedy: 1) over
             the whole vocabulary, before ``top_p`` and ``top_k`` cut it.
         finish: ``"stop"``, or ``"length"`` if ``max_new_tokens`` cut it.
+        version: of the policy that wrote them, where it changes.
     """
 
     tokens: list[Tensor]
     log_probs: list[Tensor]
     finish: list[str]
+    version: int = 0
 
 
 class Decode(Protocol):
@@ -118,9 +120,16 @@ class _Rows:
     """The rows still decoded: which they are, and what the next pass needs of them."""
 
     def __init__(self, mask: Tensor) -> None:
-        self.index = torch.arange(len(mask), device=mask.device)
         self.mask = mask.long()
         self.next = self.mask.sum(1)  # position of the next token
+        self.index = torch.arange(len(mask), device=mask.device)
+
+    def repeat(self, times: int, cache: Any) -> None:
+        """Each row as so many, one behind another."""
+        cache.batch_repeat_interleave(times)
+        self.mask = self.mask.repeat_interleave(times, 0)
+        self.next = self.next.repeat_interleave(times)
+        self.index = torch.arange(len(self.mask), device=self.mask.device)
 
     def select(self, kept: Tensor, cache: Any) -> None:
         cache.batch_select_indices(kept)
@@ -154,14 +163,16 @@ def generate(
     sampling: Sampling,
     stop_ids: Sequence[int],
     *,
+    samples: int = 1,
     generator: torch.Generator | None = None,
     all_done: Callable[[bool], bool] | None = None,
 ) -> Completions:
     """Completions of left-padded prompts.
 
-    Rows that are finished leave the batch when a quarter of it is. Each step draws one uniform
-    number for each prompt, finished or not, so a completion depends on the generator and its place
-    in the batch, not on when others end.
+    A prompt is read once, however many completions it gets. Rows that are finished leave the batch
+    when a quarter of it is. Each step draws one uniform number for each completion, finished or
+    not, so a completion depends on the generator and its place in the batch, not on when others
+    end.
 
     Args:
         decode: see ``Decode``.
@@ -169,6 +180,7 @@ def generate(
         prompt_mask: ``[B, P]`` bool, False where padded on the left.
         sampling: how tokens are chosen.
         stop_ids: tokens that end a completion.
+        samples: completions of each prompt, above 0; those of a prompt follow one another.
         generator: on the CPU, for what is random; by default torch's global one.
         all_done: told whether this rank is done, says whether all are; a rank that is done but not
             alone goes on with a row whose tokens nobody keeps. By default there is one rank.
@@ -181,7 +193,7 @@ def generate(
         raise ValueError(
             f"prompts {empty} are empty or padded on the right: pad prompts on the left"
         )
-    count, device = len(prompt_ids), prompt_ids.device
+    count, device = len(prompt_ids) * samples, prompt_ids.device
     stops = torch.tensor(list(stop_ids), device=device)
     rows, cache = _Rows(prompt_mask), _cache()
     tokens = torch.zeros(count, sampling.max_new_tokens, dtype=torch.int64, device=device)
@@ -190,6 +202,9 @@ def generate(
     stopped = torch.zeros(count, dtype=torch.bool, device=device)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)
     logits = decode(prompt_ids, rows.mask, positions, cache)
+    if samples > 1:
+        rows.repeat(samples, cache)
+        logits = logits.repeat_interleave(samples, 0)
     for step in range(sampling.max_new_tokens):
         uniform = None
         if sampling.temperature > 0:

@@ -64,7 +64,7 @@ def test_every_prompt_is_answered_in_the_datasets_order(tmp_path: Path) -> None:
     for row in found:
         assert row["log_prob"] == pytest.approx(sum(row["log_probs"]), abs=1e-4)
         assert len(row["tokens"]) == len(row["log_probs"])
-        assert row["finish"] == ("length" if row["tokens"][-1] not in model._stops() else "stop")
+        assert row["finish"] == ("length" if row["tokens"][-1] not in model.stops() else "stop")
         assert row["reward"] == float(row["completion"].strip() == row["answer"])
         assert model.texts([torch.tensor(row["tokens"])]) == [row["completion"]]
 

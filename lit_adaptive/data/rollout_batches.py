@@ -1,0 +1,168 @@
+"""From groups of rollouts to the batches of a step's optimizer updates.
+
+A step's groups are the same on every rank. For each pass over them they are dealt into minibatches,
+one for each optimizer update; of a minibatch each rank takes its share of groups, and cuts it into
+as many micro-batches as gradients are accumulated over. Whole groups go to a minibatch and a rank.
+A micro-batch carries the divisors of the whole update, so the update does not depend on the cut.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_adaptive.data.packing import laid_out, ranges
+from lit_adaptive.data.randomness import mixed
+from lit_adaptive.replay.groups import RolloutGroups
+
+
+class Layout(NamedTuple):
+    """How a step is cut.
+
+    Attributes:
+        inner_epochs: passes over the step's groups.
+        minibatches: updates in a pass.
+        accumulate: micro-batches of an update.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    inner_epochs: int
+    minibatches: int
+    accumulate: int
+    rank: int
+    world_size: int
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.inner_epochs * self.minibatches * self.accumulate
+
+
+class Part(NamedTuple):
+    """A micro-batch, before it is made: which rollouts ``[B]``, and its update's divisors."""
+
+    rollouts: Tensor
+    tokens: float
+    sequences: float
+
+
+def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> Iterator[Part]:
+    """This rank's micro-batches of a step, in order.
+
+    Args:
+        groups: of all ranks.
+        trained: ``[N]`` bool, the rollouts whose tokens count.
+        layout: how the step is cut.
+        seed: of the order in which groups are dealt into several minibatches.
+    """
+    total = groups.prompt_lengths[groups.group] + groups.lengths
+    first = groups.size.cumsum(0) - groups.size
+    share = layout.accumulate * layout.world_size
+    for epoch in range(layout.inner_epochs):
+        order = torch.arange(len(groups))
+        if layout.minibatches > 1:
+            source = torch.Generator().manual_seed(mixed(seed, epoch))
+            order = torch.randperm(len(groups), generator=source)
+        for chunk in order.tensor_split(layout.minibatches):
+            everyone = _members(chunk, first, groups.size)
+            counted = everyone[trained[everyone]]
+            tokens = float(groups.lengths[counted].sum()) / share
+            sequences = len(counted) / share
+            mine = _members(chunk[layout.rank :: layout.world_size], first, groups.size)
+            mine = mine[total[mine].argsort(descending=True, stable=True)]
+            for cut in mine.tensor_split(layout.accumulate):
+                yield Part(cut, tokens, sequences)
+
+
+def _members(chosen: Tensor, first: Tensor, size: Tensor) -> Tensor:
+    """The rollouts of the ``chosen`` groups, in their order."""
+    place, _ = ranges(first[chosen].numpy(), size[chosen].numpy())
+    return torch.from_numpy(place)
+
+
+class BatchMaker:
+    """Makes batches of some of a step's rollouts.
+
+    A batch is one of demonstrations (``input_ids``, ``position_ids``, ``position``, ``target``,
+    ``sequence``) and has of each token ``behavior_log_probs`` ``[K]`` and of each rollout
+    ``advantage``, ``reward`` (NaN: none), ``index`` (of its prompt in the dataset), ``group``
+    (its number in the step), ``age`` (policy versions), ``off_policy`` (not from any policy),
+    ``trained``, ``weight`` and ``probability`` ``[B]``; ``token_count`` and ``sequence_count`` are
+    the update's divisors, ``K`` and ``B`` where one micro-batch is all.
+
+    Args:
+        groups: of the step.
+        trained: ``[N]`` bool, the rollouts whose tokens count.
+        version: of the policy at the step.
+        pad: the id that fills up rows.
+        more: further values of each token ``[K]`` by name.
+    """
+
+    def __init__(
+        self,
+        groups: RolloutGroups,
+        trained: Tensor,
+        version: int,
+        *,
+        pad: int,
+        more: dict[str, Tensor],
+    ) -> None:
+        self.groups, self.trained, self.version, self.pad, self.more = (
+            groups,
+            trained,
+            version,
+            pad,
+            more,
+        )
+        self._group = groups.group
+        self._start = groups.lengths.cumsum(0) - groups.lengths
+        self._prompt_start = groups.prompt_lengths.cumsum(0) - groups.prompt_lengths
+
+    def places(self, rollouts: Tensor) -> Tensor:
+        """Where the tokens of ``rollouts`` ``[B]`` stand among the step's: ``[K]``."""
+        place, _ = ranges(self._start[rollouts].numpy(), self.groups.lengths[rollouts].numpy())
+        return torch.from_numpy(place)
+
+    def batch(self, part: Part) -> dict[str, Any]:
+        """The batch of a part, which may have no rollouts."""
+        groups, rollouts = self.groups, part.rollouts
+        group, place = self._group[rollouts], self.places(rollouts)
+        batch: dict[str, Any] = self._laid_out(rollouts, group, place)
+        batch |= {
+            "behavior_log_probs": groups.log_probs[place],
+            "advantage": groups.advantage[rollouts],
+            "reward": groups.reward[rollouts],
+            "index": groups.prompt[group],
+            "group": group,
+            "age": self.version - groups.version[group],
+            "off_policy": groups.demonstration[rollouts],
+            "trained": self.trained[rollouts],
+            "weight": groups.weight[group],
+            "probability": groups.probability[group],
+            "token_count": torch.tensor(part.tokens),
+            "sequence_count": torch.tensor(part.sequences),
+        }
+        return batch | {name: value[place] for name, value in self.more.items()}
+
+    def _laid_out(self, rollouts: Tensor, group: Tensor, place: Tensor) -> dict[str, Tensor]:
+        groups = self.groups
+        if len(rollouts) == 0:  # other ranks have some: forward passes go together
+            row = torch.full((1, 2), self.pad)
+            none = torch.empty(0, dtype=torch.int64)
+            positions = torch.arange(2)[None]
+            return {"input_ids": row, "position_ids": positions, "position": none} | {
+                "target": none,
+                "sequence": none,
+            }
+        asked, said = groups.prompt_lengths[group], groups.lengths[rollouts]
+        length = asked + said
+        end = length.cumsum(0)
+        flat = torch.empty(int(end[-1]), dtype=torch.int32)
+        at, _ = ranges((end - length).numpy(), asked.numpy())
+        source, _ = ranges(self._prompt_start[group].numpy(), asked.numpy())
+        flat[torch.from_numpy(at)] = groups.prompt_tokens[torch.from_numpy(source)]
+        at, _ = ranges((end - said).numpy(), said.numpy())
+        flat[torch.from_numpy(at)] = ~groups.tokens[place]
+        return laid_out(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)

@@ -1,0 +1,296 @@
+"""A step of policy-gradient training: prompts drawn, answered, judged, mixed with old ones."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_adaptive.core.advantages import has_spread, overlong_penalty
+from lit_adaptive.core.corrections import inverse_probability_weights
+from lit_adaptive.data.prompts import PromptDataset
+from lit_adaptive.data.randomness import mixed
+from lit_adaptive.replay.groups import RolloutGroups
+from lit_adaptive.rollout.engines import Engine
+from lit_adaptive.rollout.generation import Completions, Sampling
+from lit_adaptive.rollout.scoring import Scorer, Scores
+from lit_adaptive.samplers import Draw, IndexSampler, rank_share
+
+
+@dataclass
+class RolloutStep:
+    """A step under way; the same on every rank.
+
+    Attributes:
+        number: from 0; the policy's version too.
+        groups: trained on: fresh ones, then replayed ones.
+        fresh: all groups that were written for this step, whether trained on or not.
+        keys: ``[replayed]`` int64, of the replayed groups in the replay.
+        position: micro-batches that were served.
+        more: values of each token ``[K]`` of ``groups``, found before the step began.
+        metrics: what the step says of itself.
+    """
+
+    number: int
+    groups: RolloutGroups
+    fresh: RolloutGroups
+    keys: Tensor
+    position: int = 0
+    more: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives."""
+        return {
+            "number": self.number,
+            "groups": self.groups.state_dict(),
+            "fresh": self.fresh.state_dict(),
+            "keys": self.keys.clone(),
+            "position": self.position,
+            "more": {name: value.clone() for name, value in self.more.items()},
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "RolloutStep":
+        """A step as it was saved."""
+        whole = {name: RolloutGroups.from_state_dict(state[name]) for name in ("groups", "fresh")}
+        return cls(**{**state, **whole})
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How prompts are answered and judged.
+
+    Attributes:
+        dataset: of the prompts.
+        engine: answers them.
+        scorer: judges the answers.
+        sampling: how tokens are chosen.
+        group_size: answers of each prompt, a demonstration among them if there are any.
+        demonstrations: of each group, 0 or 1.
+        overlong: tokens before ``max_new_tokens`` from which on length is punished; 0: never.
+        advantages: of rewards ``[N]``, groups ``[N]`` and their number: ``[N]``.
+    """
+
+    dataset: PromptDataset
+    engine: Engine
+    scorer: Scorer
+    sampling: Sampling
+    group_size: int
+    demonstrations: int
+    overlong: int
+    advantages: Callable[[Tensor, Tensor, int], Tensor]
+
+    def answered(
+        self, draw: Draw, weight: Tensor, version: int, seed: int
+    ) -> tuple[RolloutGroups, dict[str, float]]:
+        """A group for each prompt drawn on this rank, with what it took.
+
+        Args:
+            draw: prompts ``[P]``; may be none.
+            weight: ``[P]``, of their losses.
+            version: of the policy.
+            seed: of this rank's answers at this step.
+        """
+        index = draw.index.cpu()
+        prompts = self.dataset.tokens(index)
+        begun = time.perf_counter()
+        samples = self.group_size - self.demonstrations
+        found = self.engine.generate(prompts, samples, self.sampling, seed)
+        generation = time.perf_counter() - begun
+        _check(found, len(prompts) * samples, type(self.engine).__name__)
+        written = sum(len(tokens) for tokens in found.tokens)
+        groups = self._groups(draw, weight, prompts, found, version)
+        scores = self._judged(groups, index)
+        reward = scores.reward
+        if self.overlong:
+            penalty = overlong_penalty(
+                groups.lengths, max_length=self.sampling.max_new_tokens, cache=self.overlong
+            )
+            reward = reward + torch.where(groups.demonstration, 0.0, penalty)
+        advantage = self.advantages(reward, groups.group, len(groups))
+        groups = replace(groups, reward=reward, advantage=advantage)
+        took = {
+            "generated_tokens": float(written),
+            "rollouts": float(len(found.tokens)),
+            "seconds/generation": generation,
+            "seconds/rewards": scores.seconds,
+            "reward_fn/errors": float(scores.errors),
+            "reward_fn/timeouts": float(scores.timeouts),
+        }
+        return groups, took | _by_reward(scores)
+
+    def _groups(
+        self, draw: Draw, weight: Tensor, prompts: list[Tensor], found: Completions, version: int
+    ) -> RolloutGroups:
+        index, samples = draw.index.tolist(), self.group_size - self.demonstrations
+        tokens, log_probs, stopped, shown = [], [], [], []
+        for group, prompt in enumerate(index):
+            here = slice(group * samples, (group + 1) * samples)
+            tokens += [each.int() for each in found.tokens[here]]
+            log_probs += [each.float() for each in found.log_probs[here]]
+            stopped += [each == "stop" for each in found.finish[here]]
+            shown += [False] * samples
+            for _ in range(self.demonstrations):
+                answer = torch.tensor(self.dataset.demonstration(prompt), dtype=torch.int32)
+                tokens.append(answer)
+                log_probs.append(torch.zeros(len(answer)))  # as if its writer were certain of it
+                stopped.append(True)
+                shown.append(True)
+        none = torch.empty(0)
+        return RolloutGroups(
+            prompt=draw.index.cpu(),
+            version=torch.full((len(index),), version),
+            probability=draw.probability.cpu().double(),
+            weight=weight.cpu().float(),
+            size=torch.full((len(index),), self.group_size),
+            prompt_tokens=torch.cat([*prompts, none.int()]),
+            prompt_lengths=torch.tensor([len(each) for each in prompts], dtype=torch.int64),
+            tokens=torch.cat([*tokens, none.int()]),
+            log_probs=torch.cat([*log_probs, none]),
+            lengths=torch.tensor([len(each) for each in tokens], dtype=torch.int64),
+            reward=torch.zeros(len(tokens)),
+            stopped=torch.tensor(stopped, dtype=torch.bool),
+            demonstration=torch.tensor(shown, dtype=torch.bool),
+            advantage=torch.zeros(len(tokens)),
+        )
+
+    def _judged(self, groups: RolloutGroups, index: Tensor) -> Scores:
+        rows = self.dataset.texts(index)
+        group = groups.group
+        repeated = [rows[g] for g in group.tolist()]
+        names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
+        columns = {name: [row[name] for row in repeated] for name in names}
+        texts = self.dataset.decoded(groups.tokens.split(groups.lengths.tolist()))
+        return self.scorer([row["prompt"] for row in repeated], texts, columns, group)
+
+
+def _check(found: Completions, count: int, engine: str) -> None:
+    """Refuse what an engine must not give."""
+    if len(found.tokens) != count:
+        raise ValueError(
+            f"{engine} gave {len(found.tokens)} completions where {count} were asked for: give "
+            "`samples` for each prompt"
+        )
+    wrong = [
+        row
+        for row, (tokens, each) in enumerate(zip(found.tokens, found.log_probs, strict=True))
+        if each is None or len(each) != len(tokens) or not bool(torch.isfinite(each).all())
+    ]
+    if wrong:
+        raise ValueError(
+            f"{engine} gave no finite log-probability for each token of the completions "
+            f"{wrong[:8]}; without them replayed rollouts would be trained on as if they were "
+            "fresh: make it return them at the sampling temperature"
+        )
+
+
+def _by_reward(scores: Scores) -> dict[str, float]:
+    """Mean and spread of each reward where it applies."""
+    found: dict[str, float] = {}
+    for name, values in scores.by_name().items():
+        applies = values[~values.isnan()]
+        if len(applies):
+            found[f"rewards/{name}/mean"] = float(applies.mean())
+            found[f"rewards/{name}/std"] = float(applies.std(correction=0))
+    return found
+
+
+class Made(NamedTuple):
+    """The fresh groups of a step.
+
+    Attributes:
+        groups: all that were written, on all ranks.
+        chosen: ``[c]`` int64, those to be trained on.
+        took: what it took.
+    """
+
+    groups: RolloutGroups
+    chosen: Tensor
+    took: dict[str, float]
+
+
+def fresh_groups(
+    asking: Asking,
+    sampler: IndexSampler,
+    wanted: int,
+    *,
+    refill: int,
+    drop: bool,
+    beta: float,
+    version: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> Made:
+    """Groups for a step; all ranks must ask together.
+
+    Args:
+        asking: how prompts are answered and judged.
+        sampler: chooses prompts, alike on every rank.
+        wanted: groups of all ranks, above 0.
+        refill: times that more prompts are drawn where some groups are uninformative.
+        drop: whether uninformative groups are left out at last.
+        beta: how much of the sampler's bias weights correct.
+        version: of the policy.
+        seed: of the step.
+        rank: of this process.
+        world_size: number of processes.
+    """
+    found: list[RolloutGroups] = []
+    took: dict[str, float] = {}
+    informative, lacking = torch.empty(0, dtype=torch.bool), wanted
+    while lacking > 0 and len(found) <= refill:
+        drawable = sampler.count
+        draw = sampler.draw(-(-lacking // world_size) * world_size)
+        mine = rank_share(draw, rank, world_size)
+        weight = inverse_probability_weights(mine.probability, size=drawable, beta=beta)
+        groups, cost = asking.answered(mine, weight, version, mixed(seed, len(found), rank))
+        groups, cost = from_all_ranks(groups, cost, world_size)
+        found.append(groups)
+        for name, value in cost.items():  # of rewards the last round tells
+            took[name] = value + (0 if name.startswith("rewards/") else took.get(name, 0.0))
+        spread = has_spread(groups.reward, groups.group, len(groups))
+        informative = torch.cat([informative, spread])
+        lacking = wanted - int(informative.sum())
+    whole = RolloutGroups.cat(found)
+    order = torch.arange(len(whole))
+    if refill:
+        order = torch.argsort((~informative).int(), stable=True)
+    chosen = order[:wanted]
+    if drop:
+        chosen = chosen[informative[chosen]]
+    took["filter/rounds"] = float(len(found))
+    took["filter/dropped"] = float(len(whole) - len(chosen))
+    took["num_tokens"] = float((whole.prompt_lengths * whole.size).sum() + whole.lengths.sum())
+    return Made(whole, chosen, took)
+
+
+def from_all_ranks(
+    groups: RolloutGroups, took: dict[str, float], world_size: int
+) -> tuple[RolloutGroups, dict[str, float]]:
+    """The groups of all ranks in the order they were drawn in (rank r drew r, r + W, ...).
+
+    Counts are added up, seconds are the slowest rank's, what else was measured is averaged.
+    """
+    if world_size == 1:
+        return groups, took
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, (groups.state_dict(), took))  # type: ignore[no-untyped-call]
+    parts = [RolloutGroups.from_state_dict(state) for state, _ in everyone]
+    whole = RolloutGroups.cat(parts)
+    place = torch.cat([torch.arange(len(part)) * world_size + r for r, part in enumerate(parts)])
+    names = dict.fromkeys(name for _, each in everyone for name in each)
+    merged: dict[str, float] = {}
+    for name in names:
+        values = [each[name] for _, each in everyone if name in each]
+        how = "seconds" if name.startswith("seconds/") else "count"
+        if name.startswith("rewards/"):
+            merged[name] = sum(values) / len(values)
+        else:
+            merged[name] = max(values) if how == "seconds" else sum(values)
+    return whole.select(place.argsort()), merged
