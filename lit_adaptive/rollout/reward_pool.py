@@ -75,8 +75,8 @@ class RewardPool:
             ``chunk`` completions.
         on_error: what becomes of a sample whose reward crashes, hangs or gives something that is no
             finite number: ``"raise"`` an error, count it as ``"zero"``, or ``"skip"`` it (None).
-        chunk: completions asked about at once, above 0. None: all of a batch, for a reward that
-            compares them with each other; then a failure loses them all.
+        chunk: completions asked about at once in a worker, above 0. None: all of a batch, for a
+            reward that compares them with each other; then a failure loses them all.
         max_timeouts: once so many samples of a batch have hung, the rest of it is lost unasked,
             since a reward that always hangs would hold up the run for ever.
         name: what errors call the reward; by default its ``path`` or class.
@@ -86,6 +86,7 @@ class RewardPool:
         timeouts: samples lost so far because it was too slow.
         seconds: spent in calls so far.
         failures: the last samples lost.
+        lost: those of the last call.
         extras: further numbers that the reward found at the last call, by name: lists as long as
             the batch, with None where it has none.
 
@@ -116,6 +117,7 @@ class RewardPool:
         self.timeouts = 0
         self.seconds = 0.0
         self.failures: deque[Failure] = deque(maxlen=_KEPT)
+        self.lost: list[Failure] = []
         self.extras: dict[str, list[float | None]] = {}
         self._start_anew()
 
@@ -178,7 +180,7 @@ class RewardPool:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        """What is not copied with a pool."""
+        """Whatever is not copied with a pool."""
         self._lock = threading.Lock()
         self._crew = Crew(self.reward, self.name)
 
@@ -224,11 +226,9 @@ class _Call:
 
     def _spans(self) -> list[_Span]:
         """About equal chunks, at least one for each worker."""
-        if not self.size:
-            return []
-        if self.pool.chunk is None:
-            return [(0, self.size)]
-        share = -(-self.size // max(1, self.pool.workers))
+        if self.pool.chunk is None or self.pool.in_process or not self.size:
+            return [(0, self.size)] * bool(self.size)
+        share = -(-self.size // self.pool.workers)
         pieces = -(-self.size // min(self.pool.chunk, share))
         bounds = [k * self.size // pieces for k in range(pieces + 1)]
         return list(pairwise(bounds))
@@ -336,7 +336,7 @@ class _Call:
 
     def _lose(self, sample: int, what: str, *, timeout: bool = False) -> None:
         prompt, completion = self.batch.prompts[sample], self.batch.completions[sample]
-        failure = Failure(sample, timeout, what, excerpt(prompt), excerpt(completion))
+        failure = Failure(sample, timeout, what, _excerpt(prompt), _excerpt(completion))
         self.lost.append(failure)
         if self.pool.on_error == "raise":
             raise RewardError(
@@ -348,26 +348,24 @@ class _Call:
 
     def _report(self) -> None:
         """Count what was lost, and log it."""
-        if not self.lost:
-            return
         pool = self.pool
         timeouts = sum(each.timeout for each in self.lost)
         pool.timeouts += timeouts
         pool.errors += len(self.lost) - timeouts
         pool.failures.extend(self.lost)
+        pool.lost = self.lost
+        if pool.on_error == "raise" or not self.lost:
+            return
         common = Counter(each.what for each in self.lost).most_common(3)
         _log.warning(
             "The reward %s lost %d of %d samples (%d too slow): %s. For instance %s",
-            pool.name,
-            len(self.lost),
-            self.size,
-            timeouts,
+            *(pool.name, len(self.lost), self.size, timeouts),
             "; ".join(f"{count} x {what}" for what, count in common),
             _shown(self.lost[-1]),
         )
 
 
-def excerpt(text: str) -> str:
+def _excerpt(text: str) -> str:
     """Its beginning, at most 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -73,7 +73,7 @@ class ExactMatch(Reward):
         **columns: list[Any],
     ) -> list[float | None]:
         """1.0 or 0.0 for each completion, or None."""
-        answers = _column(columns, self.column, self)
+        answers = asked_column(columns, self.column, self)
         return [
             None if answer is None else float(completion.strip() == str(answer).strip())
             for completion, answer in zip(completions, answers, strict=True)
@@ -109,7 +109,7 @@ class NumericMatch(Reward):
         **columns: list[Any],
     ) -> list[float | None]:
         """1.0 or 0.0 for each completion, or None."""
-        answers = _column(columns, self.column, self)
+        answers = asked_column(columns, self.column, self)
         return [self._one(*pair) for pair in zip(completions, answers, strict=True)]
 
     def _one(self, completion: str, answer: Any) -> float | None:
@@ -276,7 +276,8 @@ def plain_number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and size == 1 else value
 
 
-def _column(columns: dict[str, list[Any]], name: str, asker: Reward) -> list[Any]:
+def asked_column(columns: dict[str, list[Any]], name: str, asker: Reward) -> list[Any]:
+    """The column ``name``, or a ValueError that says who needs it."""
     if name not in columns:
         raise ValueError(
             f"{type(asker).__name__} needs the column {name!r}, and the dataset offers "
