@@ -39,5 +39,5 @@ class RolloutReplay(Callback):
         data.replay.add(step.fresh)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
-            counts = data.replay.counts
-            pl_module.log_dict({f"train/replay/{n}": float(v) for n, v in counts.items()})
+            counters = data.replay.counters
+            pl_module.log_dict({f"train/replay/{n}": float(v) for n, v in counters.items()})

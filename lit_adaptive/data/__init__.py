@@ -6,7 +6,9 @@ from lit_adaptive.data.demonstrations import DemonstrationsDataModule, Tokenized
 from lit_adaptive.data.digits import LongTailedDigits
 from lit_adaptive.data.hub import HubDataset
 from lit_adaptive.data.indexed import AdaptiveDataModule
+from lit_adaptive.data.prompts import PromptDataset
 from lit_adaptive.data.replay import ReplayDataModule
+from lit_adaptive.data.rollouts import RolloutDataModule
 from lit_adaptive.data.rows import HubRows
 from lit_adaptive.data.tables import TableDataset, read_scores, write_scores
 from lit_adaptive.data.text import EncodedText, TaskQuestions
@@ -19,7 +21,9 @@ __all__ = [
     "HubDataset",
     "HubRows",
     "LongTailedDigits",
+    "PromptDataset",
     "ReplayDataModule",
+    "RolloutDataModule",
     "SampledDataModule",
     "TableDataset",
     "TaskQuestions",

@@ -118,11 +118,8 @@ class Asking:
             "generated_tokens": float(written),
             "rollouts": float(len(found.tokens)),
             "seconds/generation": generation,
-            "seconds/rewards": scores.seconds,
-            "reward_fn/errors": float(scores.errors),
-            "reward_fn/timeouts": float(scores.timeouts),
         }
-        return groups, took | _by_reward(scores)
+        return groups, took | scores.logged()
 
     def _groups(
         self, draw: Draw, weight: Tensor, prompts: list[Tensor], found: Completions, version: int
@@ -165,7 +162,7 @@ class Asking:
         repeated = [rows[g] for g in group.tolist()]
         names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
         columns = {name: [row[name] for row in repeated] for name in names}
-        texts = self.dataset.decoded(groups.tokens.split(groups.lengths.tolist()))
+        texts = self.dataset.decoded(torch.split(groups.tokens, groups.lengths.tolist()))
         return self.scorer([row["prompt"] for row in repeated], texts, columns, group)
 
 
@@ -187,17 +184,6 @@ def _check(found: Completions, count: int, engine: str) -> None:
             f"{wrong[:8]}; without them replayed rollouts would be trained on as if they were "
             "fresh: make it return them at the sampling temperature"
         )
-
-
-def _by_reward(scores: Scores) -> dict[str, float]:
-    """Mean and spread of each reward where it applies."""
-    found: dict[str, float] = {}
-    for name, values in scores.by_name().items():
-        applies = values[~values.isnan()]
-        if len(applies):
-            found[f"rewards/{name}/mean"] = float(applies.mean())
-            found[f"rewards/{name}/std"] = float(applies.std(correction=0))
-    return found
 
 
 class Made(NamedTuple):
@@ -253,7 +239,7 @@ def fresh_groups(
         groups, cost = from_all_ranks(groups, cost, world_size)
         found.append(groups)
         for name, value in cost.items():  # of rewards the last round tells
-            took[name] = value + (0 if name.startswith("rewards/") else took.get(name, 0.0))
+            took[name] = value + (0 if _is_mean(name) else took.get(name, 0.0))
         spread = has_spread(groups.reward, groups.group, len(groups))
         informative = torch.cat([informative, spread])
         lacking = wanted - int(informative.sum())
@@ -280,7 +266,7 @@ def from_all_ranks(
     if world_size == 1:
         return groups, took
     everyone: list[Any] = [None] * world_size
-    dist.all_gather_object(everyone, (groups.state_dict(), took))  # type: ignore[no-untyped-call]
+    dist.all_gather_object(everyone, (groups.state_dict(), took))
     parts = [RolloutGroups.from_state_dict(state) for state, _ in everyone]
     whole = RolloutGroups.cat(parts)
     place = torch.cat([torch.arange(len(part)) * world_size + r for r, part in enumerate(parts)])
@@ -288,9 +274,15 @@ def from_all_ranks(
     merged: dict[str, float] = {}
     for name in names:
         values = [each[name] for _, each in everyone if name in each]
-        how = "seconds" if name.startswith("seconds/") else "count"
-        if name.startswith("rewards/"):
-            merged[name] = sum(values) / len(values)
-        else:
-            merged[name] = max(values) if how == "seconds" else sum(values)
+        merged[name] = _over_ranks(name, values)
     return whole.select(place.argsort()), merged
+
+
+def _over_ranks(name: str, values: list[float]) -> float:
+    if "seconds" in name:
+        return max(values)
+    return sum(values) / (len(values) if _is_mean(name) else 1)
+
+
+def _is_mean(name: str) -> bool:
+    return name.split("/")[0] in ("reward", "reward_std", "rewards")

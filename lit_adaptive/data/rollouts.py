@@ -34,11 +34,11 @@ from lit_adaptive.replay.groups import RolloutGroups
 from lit_adaptive.replay.rollouts import RolloutBuffer
 from lit_adaptive.rollout.engines import Engine, TransformersEngine
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import ExactMatch, Reward
+from lit_adaptive.rollout.rewards import ExactMatch, NumericMatch, Reward
 from lit_adaptive.rollout.scoring import Scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
-_FRESH, _DEAL = 1, 2  # streams of random numbers
+_FRESH, _DEAL, _REPLAY = 1, 2, 3  # streams of random numbers
 
 
 class RolloutDataModule(AdaptiveDataModule):
@@ -164,8 +164,13 @@ class RolloutDataModule(AdaptiveDataModule):
         self.steps_per_epoch = steps_per_epoch
         self._check()
         rewards = ExactMatch() if rewards is None else rewards
-        self.scorer = rewards if isinstance(rewards, Scorer) else Scorer([rewards])
+        if not isinstance(rewards, Scorer):
+            ours = isinstance(rewards, ExactMatch | NumericMatch)  # they neither hang nor crash
+            rewards = Scorer([rewards], workers=0 if ours else 2)
+        self.scorer = rewards
         self.engine = engine or TransformersEngine()
+        if replay is not None:
+            replay.generator.manual_seed(mixed(self.seed, _REPLAY))
         self.step: RolloutStep | None = None
         self.counters = {"generated_tokens": 0.0, "rollouts": 0.0, "num_tokens": 0.0}
         self._number = 0

@@ -282,7 +282,7 @@ class PolicyObjective:
             keep=keep,
         )
 
-    def _behavior(self, batch: Batch, old: Tensor) -> tuple[Tensor, Tensor | float]:
+    def _behavior(self, batch: Batch, old: Tensor) -> tuple[Tensor, Tensor]:
         """The ratio's denominator ``[K]``, and weights for engines that disagree with the trainer.
 
         Of fresh tokens the denominator then is what the trainer says of the policy at the start of
@@ -290,7 +290,7 @@ class PolicyObjective:
         """
         behavior = batch["behavior_log_probs"]
         if self.mismatch == "none":
-            return behavior, 1.0
+            return behavior, torch.ones_like(behavior)
         sequence = batch["sequence"]
         fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
         weights = mismatch_weights(
