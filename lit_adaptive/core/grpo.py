@@ -87,7 +87,7 @@ class PolicyLoss(NamedTuple):
         ratio: ``[K]`` pi_theta / behavior before any clip, of the token or its sequence.
         clipped_low: ``[K]`` bool: advantage below 0 and the ratio under its clip: no gradient.
         clipped_high: ``[K]`` bool: advantage above 0 and the ratio over its clip: no gradient. With
-            CISPO: the ratio is over its cap, whatever the advantage, and keeps its gradient.
+            CISPO both are of the ratio alone, whatever the advantage, and the gradient stays.
         capped: ``[K]`` bool: advantage below 0 and the ratio over ``dual_clip``: no gradient.
         weight: ``[K]`` w in the gradient -w A grad log pi of ``losses``; 0 where there is none.
     """

@@ -357,14 +357,15 @@ def test_a_demonstration_beside_others_leaves_their_losses_as_they_are(loss_type
 @pytest.mark.parametrize("center", ["one", "old"])
 @pytest.mark.parametrize("dual_clip", [None, 3.0])
 def test_log_ratios_of_100_give_numbers(loss_type, center, dual_clip):
-    log_prob = torch.tensor([-100.5, -0.5, -100.5, -0.5], requires_grad=True)
-    behavior = torch.tensor([-0.5, -100.5, -0.5, -100.5])
-    for old in (behavior, log_prob.detach(), behavior.flip(0)):
+    log_prob = torch.tensor([-100.5, -0.5, -100.5, -0.5, -100.5, -100.5], requires_grad=True)
+    behavior = torch.tensor([-0.5, -100.5, -0.5, -100.5, -100.5, -100.5])
+    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    for old in (behavior, log_prob.detach(), behavior.flip(0), torch.full((6,), -0.5)):
         found = policy_losses(
-            log_prob, behavior, torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.arange(4), 4,
+            log_prob, behavior, advantage, torch.arange(6), 6,
             loss_type=loss_type, clip_center=center, old=old, dual_clip=dual_clip,
         )  # fmt: skip
-        loss = aggregate(found.losses, torch.arange(4), 4, loss_type=loss_type, max_length=9)
+        loss = aggregate(found.losses, torch.arange(6), 6, loss_type=loss_type, max_length=9)
         (gradient,) = torch.autograd.grad(loss, log_prob)
         for each in (loss, gradient, found.losses, found.ratio, found.weight):
             assert each.isfinite().all()
