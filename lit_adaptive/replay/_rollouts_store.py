@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,9 +12,6 @@ from lit_adaptive.replay._rollouts_words import Words
 from lit_adaptive.replay.groups import FIELDS, RolloutGroups
 
 Ints = NDArray[np.int64]
-
-LASTING = ("prompt_tokens", "tokens", "log_probs")
-"""The fields that are as large as the buffer."""
 
 
 class GroupStore:
@@ -120,11 +116,10 @@ class GroupStore:
             "rollout": rollouts,
             "token": tokens,
         }
+        empty = self.words.empty
         groups = RolloutGroups(
             **{
-                name: self.words.empty(length[level], dtype, lasting=lasting and name in LASTING)
-                if lasting or self.words.pinned
-                else torch.empty(length[level], dtype=dtype)
+                name: empty(length[level], dtype, lasting=lasting)
                 for name, (dtype, level) in FIELDS.items()
             }
         )

@@ -6,6 +6,7 @@ outlive the process is in ``state_dict``.
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from lit_adaptive.replay._rollouts_numba import BLOCK, Blocks, chain_free
 
 GROWTH = 8
 """Room grows by at least an eighth."""
+
+MAPPED = 1 << 20
+"""Bytes from which a checkpoint's tensor is mapped from a file, where the storage is a folder."""
 
 
 class Words:
@@ -97,6 +101,7 @@ class Words:
         else:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
             _allocate(self._file, size * 4)
             self._words = _mapped(self._file, np.dtype(np.int32), size)
 
@@ -106,13 +111,13 @@ class Words:
         Args:
             size: number of elements.
             dtype: its type.
-            lasting: for a checkpoint. In a folder it is mapped from a nameless file of its own,
-                since all groups together may not fit into memory.
+            lasting: for a checkpoint. Where the storage is a folder, what is large is mapped from
+                a nameless file of its own: all groups together may not fit into memory.
 
         Raises:
             OSError: if the disk is full.
         """
-        if self.folder is None or not lasting or size == 0:
+        if self.folder is None or not lasting or size * dtype.itemsize < MAPPED:
             return torch.empty(size, dtype=dtype, pin_memory=self.pinned and not lasting)
         kind: np.dtype[Any] = torch.empty(0, dtype=dtype).numpy().dtype
         with tempfile.TemporaryFile(dir=self.folder) as file:
