@@ -51,7 +51,7 @@ class RolloutStep:
             "keys": self.keys.clone(),
             "position": self.position,
             "more": {name: value.clone() for name, value in self.more.items()},
-            "metrics": dict(self.metrics),
+            "metrics": {n: v for n, v in self.metrics.items() if "seconds" not in n},
         }
 
     @classmethod
@@ -86,7 +86,7 @@ class Asking:
     advantages: Callable[[Tensor, Tensor, int], Tensor]
 
     def answered(
-        self, draw: Draw, weight: Tensor, version: int, seed: int
+        self, draw: Draw, weight: Tensor, version: int, seeds: list[int]
     ) -> tuple[RolloutGroups, dict[str, float]]:
         """A group for each prompt drawn on this rank, with what it took.
 
@@ -94,13 +94,13 @@ class Asking:
             draw: prompts ``[P]``; may be none.
             weight: ``[P]``, of their losses.
             version: of the policy.
-            seed: of this rank's answers at this step.
+            seeds: of the answers to each prompt.
         """
         index = draw.index.cpu()
         prompts = self.dataset.tokens(index)
         begun = time.perf_counter()
         samples = self.group_size - self.demonstrations
-        found = self.engine.generate(prompts, samples, self.sampling, seed)
+        found = self.engine.generate(prompts, samples, self.sampling, seeds)
         generation = time.perf_counter() - begun
         _check(found, len(prompts) * samples, type(self.engine).__name__)
         written = sum(len(tokens) for tokens in found.tokens)
@@ -235,7 +235,9 @@ def fresh_groups(
         draw = sampler.draw(-(-lacking // world_size) * world_size)
         mine = rank_share(draw, rank, world_size)
         weight = inverse_probability_weights(mine.probability, size=drawable, beta=beta)
-        groups, cost = asking.answered(mine, weight, version, mixed(seed, len(found), rank))
+        places = range(rank, len(draw.index), world_size)
+        seeds = [mixed(seed, len(found), place) for place in places]
+        groups, cost = asking.answered(mine, weight, version, seeds)
         groups, cost = from_all_ranks(groups, cost, world_size)
         found.append(groups)
         for name, value in cost.items():  # of rewards the last round tells

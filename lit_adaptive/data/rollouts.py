@@ -415,9 +415,7 @@ class RolloutDataModule(AdaptiveDataModule):
     def _check_replay(self, model: Any) -> None:
         """Groups of another model, tokenizer or dataset are of no use."""
         if self.replay is not None:
-            kind = f"{self.dataset.fingerprint}-{model.kind()}"
-            if self.replay.fingerprint is None:
-                self.replay.fingerprint = kind
+            self.replay.fingerprint = f"{self.dataset.fingerprint}-{model.kind()}"
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler, the replay, the step under way, and how far all has come."""

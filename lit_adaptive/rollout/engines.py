@@ -67,18 +67,23 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[Sequence[int] | Tensor], samples: int, sampling: Sampling, seed: int
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        samples: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
     ) -> Completions:
         """``samples`` completions of each prompt; those of a prompt follow one another.
 
-        The same weights, prompts and seed give the same completions.
+        The same weights, prompt and seed give the same completions, whatever else is asked for:
+        so a run on several ranks writes what a run on one writes.
 
         Args:
             prompts: token ids, at least one each. May be none at all on a rank: where ranks decode
                 together, it still takes part.
             samples: above 0.
             sampling: how tokens are chosen.
-            seed: of what is random; another on each rank and at each step.
+            seeds: of what is random, one for each prompt; others at each step.
 
         Returns:
             ``len(prompts) * samples`` completions, each with its tokens, log-probabilities (at the
@@ -116,12 +121,15 @@ class TransformersEngine(Engine):
         self._policy = policy
 
     def generate(
-        self, prompts: Sequence[Sequence[int] | Tensor], samples: int, sampling: Sampling, seed: int
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        samples: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
     ) -> Completions:
         """See ``Engine``."""
         assert self._policy is not None  # attached by the datamodule before training
         policy = self._policy
-        source = torch.Generator().manual_seed(seed)
         each = max(1, self.max_rows // samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         parts = [order[at : at + each] for at in range(0, len(order), each)]
@@ -129,9 +137,8 @@ class TransformersEngine(Engine):
         with policy.decoding():
             while not policy.all_done(len(found) >= len(parts)):
                 part = parts[len(found)] if len(found) < len(parts) else []
-                found.append(
-                    self._part(policy, [prompts[i] for i in part], samples, sampling, source)
-                )
+                some, own = [prompts[i] for i in part], [seeds[i] for i in part]
+                found.append(self._part(policy, some, samples, sampling, own))
         tokens: list[Any] = [None] * (len(prompts) * samples)
         log_probs, finish = [*tokens], [*tokens]
         for part, one in zip(parts, found, strict=False):
@@ -150,7 +157,7 @@ class TransformersEngine(Engine):
         prompts: list[Any],
         samples: int,
         sampling: Sampling,
-        source: torch.Generator,
+        seeds: list[int],
     ) -> Completions:
         """Some of the prompts; a rank that has none left keeps the others company with a token."""
         if not prompts:
@@ -159,6 +166,7 @@ class TransformersEngine(Engine):
             stops: Callable[[], list[int]] = lambda: [*range(len(policy.tokenizer))]  # noqa: E731
         else:
             stops = policy.stops
+        dice = _dice(seeds, samples, sampling.max_new_tokens).to(policy.device)
         ids, mask = left_padded(prompts, policy.tokenizer.pad_token_id)
         return generate(
             policy.decode,
@@ -167,6 +175,16 @@ class TransformersEngine(Engine):
             sampling,
             stops(),
             samples=samples,
-            generator=source,
+            dice=dice,
             all_done=policy.all_done,
         )
+
+
+def _dice(seeds: Sequence[int], samples: int, tokens: int) -> Tensor:
+    """What is random about each completion: ``[len(seeds) * samples, tokens]`` in [0, 1)."""
+    source = torch.Generator()
+    dice = torch.empty(len(seeds) * samples, tokens, dtype=torch.float64)
+    for at, seed in enumerate(seeds):
+        own = dice[at * samples : (at + 1) * samples]
+        torch.rand(own.shape, dtype=own.dtype, generator=source.manual_seed(seed), out=own)
+    return dice

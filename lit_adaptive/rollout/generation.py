@@ -165,6 +165,7 @@ def generate(
     *,
     samples: int = 1,
     generator: torch.Generator | None = None,
+    dice: Tensor | None = None,
     all_done: Callable[[bool], bool] | None = None,
 ) -> Completions:
     """Completions of left-padded prompts.
@@ -182,6 +183,7 @@ def generate(
         stop_ids: tokens that end a completion.
         samples: completions of each prompt, above 0; those of a prompt follow one another.
         generator: on the CPU, for what is random; by default torch's global one.
+        dice: ``[B * samples, max_new_tokens]`` in [0, 1): what is random, in place of a generator.
         all_done: told whether this rank is done, says whether all are; a rank that is done but not
             alone goes on with a row whose tokens nobody keeps. By default there is one rank.
 
@@ -208,8 +210,11 @@ def generate(
     for step in range(sampling.max_new_tokens):
         uniform = None
         if sampling.temperature > 0:
-            uniform = torch.rand(count, dtype=torch.float64, generator=generator).to(device)
-            uniform = uniform[rows.index]
+            if dice is None:
+                thrown = torch.rand(count, dtype=torch.float64, generator=generator).to(device)
+            else:
+                thrown = dice[:, step]
+            uniform = thrown[rows.index]
         token, log_prob = _choose(logits, sampling, uniform)
         going = ~stopped[rows.index]
         alive = rows.index[going]
