@@ -62,7 +62,7 @@ class ReasoningGym(Reward):
         if not isinstance(task, str):
             raise ValueError(
                 f"the column {self.metadata!r} has {sorted(known)} but no source_dataset, which "
-                "names the task; read the questions with lit_adaptive.data.ReasoningTask"
+                "names the task; read the questions with lit_adaptive.data.tasks.ReasoningTask"
             )
         entry = {"question": prompt, "answer": answer, "metadata": known}
         scorer = _scorer(task, packed(settings))

@@ -36,7 +36,7 @@ __all__ = [
     "last_boxed",
 ]
 
-_MARKED = re.compile(r"####\s*([^\n]*)")
+_MARKED = re.compile(r"####([^\n]*)")
 _THINK_THEN_ANSWER = r"<think>(?:(?!</?think>).)*</think>\s*<answer>(?:(?!</?answer>).)*</answer>"
 
 
