@@ -136,6 +136,8 @@ class PolicyObjective:
                 f"high_entropy is {self.high_entropy}; it is a share of the tokens and lies in "
                 "(0, 1] (the paper's is 0.2; 1: all)"
             )
+        if not self.luffy_gamma > 0:
+            raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0")
         none, one = torch.empty(0), torch.empty(0, dtype=torch.int64)
         center = none if self.clip_center == "old" else None
         self._policy_losses(none, none, none, one, 0, center, None)  # refuses what it must
