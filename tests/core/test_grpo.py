@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_adaptive.core.grpo import (
@@ -98,7 +98,6 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
 @given(
     lengths=LENGTHS,
     seed=SEEDS,
