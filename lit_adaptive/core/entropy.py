@@ -38,7 +38,7 @@ def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | Non
         )
     kept = _kept(entropy, keep)
     _refuse_nan("entropy", entropy, kept)
-    # The allowance: 0.1 * 30 is a little above 3, and means 3.
+    # The allowance: 0.07 * 100 is a little above 7, and means 7.
     wanted = math.ceil(quantile * int(kept.sum()) - 1e-9)
     return kept & (_ranks(entropy, kept) < wanted)
 
