@@ -124,8 +124,8 @@ def policy_losses(
     :math:`-\min(\rho A, \mathrm{clip}(\rho) A)` (Shao et al., 2024, arXiv:2402.03300, equation 3);
     CISPO (MiniMax, 2025, arXiv:2506.13585, equation 4):
     :math:`-\mathrm{sg}(\min(\rho, 1 + \epsilon)) A \log\pi_\theta`. ``grpo``, ``dr_grpo``, ``dapo``
-    and ``bnpo`` differ in ``aggregate`` only. Values are not looked at (that would wait for the device):
-    a NaN in ``behavior`` of a token that is no demonstration makes its loss NaN.
+    and ``bnpo`` differ in ``aggregate`` only. Values are not looked at, which would wait for the
+    device: NaN in ``behavior`` makes NaN of the loss, but for demonstrations.
 
     Args:
         log_prob: ``[K]``.
