@@ -34,6 +34,20 @@ def check_fingerprint(theirs: str, own: str | None, way_out: str) -> None:
         )
 
 
+def check_version(version: int, newest: int | None) -> None:
+    """Refuse a current version of the policy that is older than that of rollouts.
+
+    Raises:
+        ValueError: naming both, with the remedy.
+    """
+    if newest is not None and version < newest:
+        raise ValueError(
+            f"version is {version}, but the buffer has had groups of version {newest}; the current "
+            "policy is at least as new: load the buffer and the policy from one checkpoint, or "
+            "clear() the buffer"
+        )
+
+
 def check_rollout_state(
     state: dict[str, Any], kind: str, identity: dict[str, Any]
 ) -> RolloutGroups:
@@ -103,11 +117,11 @@ def _check_numbers(state: dict[str, Any], groups: RolloutGroups) -> None:
         raise ValueError(f"its counters are {held}")
     if state["fingerprint"] is not None and not isinstance(state["fingerprint"], str):
         raise ValueError(f"its fingerprint is {state['fingerprint']!r}")
+    if not (isinstance(newest, int | None) and isinstance(oldest, int | None)):
+        raise ValueError(f"its versions are {oldest!r} to {newest!r}")
     if len(groups):
         least, most = (int(bound) for bound in torch.aminmax(groups.version))
-        if not (isinstance(newest, int) and isinstance(oldest, int)):
-            raise ValueError("it does not say which versions its groups are of")
-        if not oldest <= least <= most <= newest:
+        if oldest is None or newest is None or not oldest <= least <= most <= newest:
             raise ValueError(
                 f"its groups are of versions {least} to {most}, and not {oldest} to {newest}"
             )

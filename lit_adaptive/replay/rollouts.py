@@ -37,6 +37,7 @@ from lit_adaptive.replay._rollouts_state import (
     COUNTERS,
     check_fingerprint,
     check_rollout_state,
+    check_version,
 )
 from lit_adaptive.replay._rollouts_store import GroupStore
 from lit_adaptive.replay._rollouts_worth import (
@@ -192,8 +193,7 @@ class RolloutBuffer:
         Raises:
             ValueError: if fields do not fit together, or a reward is infinite, an advantage that
                 counts or a policy's log-probability not finite (names the prompts).
-            MemoryError: if the memory does not suffice.
-            OSError: if the disk is full. Nothing is changed in all three cases.
+            MemoryError, OSError: if memory or disk is full. Nothing is changed in all three cases.
         """
         groups.check()
         refuse_unsound(groups)
@@ -201,11 +201,7 @@ class RolloutBuffer:
         chosen = np.flatnonzero(reason == 0)
         prompts = groups.prompt.numpy()
         distinct = last_of_each(prompts, chosen) if self.deduplicate else chosen
-        known = (
-            [self._slot_of[each] for each in prompts[distinct].tolist() if each in self._slot_of]
-            if self.deduplicate
-            else []
-        )
+        known = [self._slot_of[p] for p in prompts[distinct].tolist() if p in self._slot_of]
         same = np.asarray(known, dtype=np.int64)
         kept = distinct[max(0, len(distinct) - self.capacity) :]
         over = max(0, len(self) - len(same) + len(kept) - self.capacity)
@@ -251,16 +247,17 @@ class RolloutBuffer:
         Raises:
             ValueError: if a group was made by a newer version.
         """
-        self._refuse_version(version)
+        check_version(version, self._newest)
         if self.max_age is None or self._oldest is None or version - self._oldest <= self.max_age:
             return 0
         slot = self._store.in_order()
         made = self._store.slots.version[slot]
         old = version - made > self.max_age
+        left = int(old.sum())
         self._exchange(slot[old], RolloutGroups.empty())
-        self._oldest = int(made[~old].min()) if not bool(old.all()) else None
-        self.expired += int(old.sum())
-        return int(old.sum())
+        self._oldest = int(made[~old].min()) if left < len(slot) else None
+        self.expired += left
+        return left
 
     def clear(self) -> None:
         """Let all groups leave; counters and generator go on."""
@@ -337,10 +334,9 @@ class RolloutBuffer:
             ``[len(self)]`` int64, and ``[len(self)]`` float64 that sum to 1.
         """
         slot = self._store.in_order()
-        key = torch.from_numpy(self._store.slots.key[slot])
-        if self._law is None:
-            return key, torch.full((len(slot),), 1 / max(len(slot), 1), dtype=torch.float64)
-        return key, self._law.chances(slot)
+        alike = torch.full((len(slot),), 1 / max(len(slot), 1), dtype=torch.float64)
+        chance = alike if self._law is None else self._law.chances(slot)
+        return torch.from_numpy(self._store.slots.key[slot]), chance
 
     def groups(self) -> RolloutGroups:
         """All groups, the oldest first, copied."""
@@ -386,8 +382,7 @@ class RolloutBuffer:
         Raises:
             ValueError: if the state is of another capacity, policy, signal, alpha, tau, epsilon or
                 deduplicate, of another tokenizer or model, or damaged.
-            MemoryError: if the memory does not suffice.
-            OSError: if the disk is full. Nothing is changed in all three cases.
+            MemoryError, OSError: if memory or disk is full. Nothing is changed in all three cases.
         """
         groups = check_rollout_state(state, KIND, self._identity())
         theirs, own = state["fingerprint"], self._fingerprint
@@ -396,8 +391,7 @@ class RolloutBuffer:
         store = GroupStore(self.capacity, self.storage)
         store.restore(groups, state["key"], state["item"], state["serial"])
         self._reset()
-        self._store = store
-        slot = store.in_order()
+        self._store, slot = store, store.in_order()
         if self._law is not None:
             self._law.restore(slot, state["law"])
         if self.deduplicate:
@@ -407,11 +401,3 @@ class RolloutBuffer:
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         self.generator.set_state(state["generator"])
-
-    def _refuse_version(self, version: int) -> None:
-        if self._newest is not None and version < self._newest:
-            raise ValueError(
-                f"version is {version}, but the buffer has had groups of version {self._newest}; "
-                "the current policy is at least as new: load the buffer and the policy from one "
-                "checkpoint, or clear() the buffer"
-            )

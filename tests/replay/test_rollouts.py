@@ -533,6 +533,8 @@ def damaged(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "masses": state | {"law": law | {"mass": huge}},
         "no law": state | {"law": None},
         "versions": state | {"newest": 2},
+        "no versions": state | {"oldest": None},
+        "version": state | {"newest": "4"},
         "counters": state | {"counters": state["counters"] | {"gone": -1}},
         "generator": state | {"generator": state["generator"][:9]},
         "kind": state | {"kind": "TransitionRing"},
