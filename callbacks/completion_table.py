@@ -178,9 +178,9 @@ class CompletionTable(Callback):
         import wandb
 
         run: Any = logger.experiment
-        names: list[str | int] = [*_OWN, *self.columns]
+        names = [*_OWN, *self.columns]
         if run.id not in self._tables:
-            table = wandb.Table(columns=names, log_mode="INCREMENTAL", allow_mixed_types=True)
+            table = wandb.Table(columns=[*names], log_mode="INCREMENTAL", allow_mixed_types=True)
             if not run.resumed:
                 for row in self._earlier:
                     table.add_data(*(row.get(name) for name in names))
@@ -213,12 +213,14 @@ def chosen(groups: RolloutGroups, count: int, seed: int) -> dict[int, str]:
         seed: of the random ones.
 
     Returns:
-        Places in ``[0, N)`` in the order told; of equal rewards the first is best, the last worst.
+        Places in ``[0, N)`` in the order told. Of equally good ones the first is best, of equally
+        bad ones the last is worst; where all rewards are equal there is neither.
     """
     own = (~groups.demonstration).nonzero().flatten()
     judged = own[~groups.reward[own].isnan()]
     order = judged[groups.reward[judged].argsort(descending=True, stable=True)].tolist()
-    ends = order[:1] + order[1:][-1:]
+    differ = len(order) > 0 and bool(groups.reward[order[0]] > groups.reward[order[-1]])
+    ends = [order[0], order[-1]] if differ else []
     picked: dict[int, str] = dict(zip(ends, ("best", "worst"), strict=False))
     source = torch.Generator().manual_seed(seed)
     for place in own[torch.randperm(len(own), generator=source)].tolist():
@@ -248,8 +250,8 @@ def shown(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
 
     table = Table(title=title, show_lines=True)
     for name in names:
-        wide = name in ("prompt", "completion")
-        table.add_column(name, overflow="fold", ratio=4 if wide else None)
+        texts = name in ("prompt", "completion", *columns)
+        table.add_column(name, overflow="fold", no_wrap=not texts)
     for each in cells:
         table.add_row(*map(Text, each))
     console = Console(

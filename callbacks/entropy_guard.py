@@ -161,7 +161,7 @@ class EntropyGuard(Callback):
                 "finite: look for NaN or infinite logits in the model, and lower the learning rate"
             )
         self._judge(total / tokens, trainer, pl_module)
-        pl_module.log_dict(self._told(), batch_size=1)
+        pl_module.log_dict(self._told(pl_module), batch_size=1)
 
     def _logged(self, trainer: Trainer) -> float:
         found = trainer.callback_metrics.get(self.monitor)
@@ -225,10 +225,11 @@ class EntropyGuard(Callback):
         module: Any = pl_module
         module.objective = dataclasses.replace(module.objective, entropy_bonus=bonus)
 
-    def _told(self) -> dict[str, float]:
+    def _told(self, pl_module: LightningModule) -> dict[str, float]:
         found = {"average": self.average, "floor": self.limit, "below": float(self.below)}
         if self.on_collapse == "bonus":
-            found["bonus"] = self.bonus
+            module: Any = pl_module
+            found["bonus"] = module.objective.entropy_bonus
         return {f"entropy_guard/{name}": v for name, v in found.items() if v is not None}
 
     # Memory --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """How often one of k sampled answers is right."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,9 +39,10 @@ class PassAtK(Callback):
     ``val/pass_prompts`` how many prompts were judged. Answers to which no reward applies do not
     count; a prompt with fewer than k that do is left out of pass@k.
 
-    Each distinct prompt is asked once, those that ``limit_val_batches`` leaves. Ranks take batches
-    of prompts in turn. What is random follows from the seed and the batch's number: it is the same
-    in every epoch and on any number of ranks, and no other random stream is touched.
+    Each distinct prompt that ``limit_val_batches`` leaves is asked once, and its answers are judged
+    by the columns of its first row. Ranks take batches of prompts in turn. What is random follows
+    from the seed and the batch's number: it is the same in every epoch and on any number of ranks,
+    and no other random stream is touched.
 
     Needs: ``model.sample``; validation batches of ``prompt`` (texts), ``index``, ``counted`` and
         the columns that the reward asks for.
@@ -108,7 +108,8 @@ class PassAtK(Callback):
             )
         if threshold != threshold:
             raise ValueError("threshold is nan; give the least reward of a right answer")
-        Sampling(max_new_tokens or 1, temperature, top_p, top_k)  # refuses what it must
+        most = 1 if max_new_tokens is None else max_new_tokens
+        Sampling(most, temperature, top_p, top_k)  # refuses what it must
         self.k, self.samples = tuple(sorted(set(k))), samples
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
@@ -215,7 +216,7 @@ class PassAtK(Callback):
         """Each prompt once, in the dataset's order, and no more than are wanted."""
         once: dict[str, _Question] = {}
         for each in sorted(found, key=lambda question: question.place):
-            once.setdefault(json.dumps([each.prompt, each.columns], default=str), each)
+            once.setdefault(each.prompt, each)
         every = [*once.values()]
         most = self.max_prompts
         if most is None or most >= len(every):

@@ -1,0 +1,433 @@
+"""What is shown of a step is what happened in it; each step once, however often one resumes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks import completion_table
+from callbacks.completion_table import CompletionTable, chosen, shown
+from callbacks.rollout_replay import RolloutReplay
+from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.modules import GRPO, ConfiguredLM
+from lit_adaptive.replay import RolloutBuffer
+from lit_adaptive.replay.groups import RolloutGroups
+from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.scoring import Scorer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+
+
+class Digits(Reward):
+    """The share of digits; does not apply to what begins with a capital."""
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        return [
+            None if text[:1].isupper() else sum(c.isdigit() for c in text) / max(len(text), 1)
+            for text in completions
+        ]
+
+
+class Same(Reward):
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        return [0.5] * len(completions)
+
+
+def data(**options: Any) -> RolloutDataModule:
+    given = {"steps_per_epoch": 4, "minibatches": 2, "batch_size": 3}
+    given["rewards"] = Scorer([options.pop("reward", Digits())], workers=0)
+    return RolloutDataModule(
+        Arithmetic("train", size=64, digits=1), tokenizer="characters", columns=["answer"],
+        val_dataset=Arithmetic("validation", size=2, digits=1),
+        group_size=4, sampling=Sampling(max_new_tokens=5), **given | options,
+    )  # fmt: skip
+
+
+def module() -> GRPO:
+    model = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
+    return GRPO(model, learning_rate=1e-3, max_new_tokens=0)
+
+
+class Witness(Callback):
+    """Keeps every step that was over."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, Any] = {}
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if (step := trainer.datamodule.finished_step) is not None:
+            assert step.number not in self.steps
+            self.steps[step.number] = step
+
+
+def fit(
+    folder: Path, *callbacks: Callback, source: Any = None, resume: Any = None, **options: Any
+) -> Trainer:
+    seed_everything(3, verbose=False)
+    given = {"max_epochs": 2, "logger": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+    given |= {"enable_progress_bar": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = Trainer(
+        callbacks=[*callbacks], enable_model_summary=False, default_root_dir=folder,
+        **given | options,
+    )  # fmt: skip
+    trainer.fit(module(), source or data(), ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "rollouts.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def quiet(**options: Any) -> CompletionTable:
+    given = {"every_n_steps": 3, "rows": 4, "terminal": False, "columns": ["answer"]}
+    return CompletionTable(**given | options)
+
+
+# What is shown ------------------------------------------------------------------------------------
+
+
+def test_every_third_step_is_written_as_it_was(tmp_path: Path) -> None:
+    seen, source = Witness(), data()
+    fit(tmp_path, quiet(), seen, source=source)
+    found = lines(tmp_path)
+    assert [row["step"] for row in found] == [0] * 4 + [3] * 4 + [6] * 4
+    assert sorted(seen.steps) == [*range(8)]
+    for row in found:
+        groups: RolloutGroups = seen.steps[row["step"]].groups
+        texts = source.dataset.decoded(groups.tokens.split(groups.lengths.tolist()))
+        asked = source.texts(groups.prompt[groups.group])
+        same = [
+            n for n in range(groups.rollouts)
+            if (texts[n], asked[n]["prompt"]) == (row["completion"], row["prompt"])
+        ]  # fmt: skip
+        assert same, row
+        n = same[0]
+        reward = None if bool(groups.reward[n].isnan()) else float(groups.reward[n])
+        assert row["reward"] == (None if reward is None else pytest.approx(reward, abs=1e-6))
+        assert row["advantage"] == pytest.approx(float(groups.advantage[n]), abs=1e-6)
+        assert row["length"] == int(groups.lengths[n])
+        assert row["finish"] == ("stop" if bool(groups.stopped[n]) else "length")
+        assert (row["answer"], row["id"]) == (asked[n]["answer"], asked[n]["prompt"][:-1] + "#0")
+        assert (row["origin"], row["age"]) == ("fresh", 0)
+    for number in (0, 3, 6):
+        best, worst, *others = [row for row in found if row["step"] == number]
+        judged = seen.steps[number].groups.reward
+        judged = judged[~judged.isnan()]
+        assert best["reward"] == pytest.approx(float(judged.max()), abs=1e-6)
+        assert worst["reward"] == pytest.approx(float(judged.min()), abs=1e-6)
+        assert [row["chosen"] for row in (best, worst, *others)] == (
+            ["best", "worst", "random", "random"]
+        )
+
+
+def test_replayed_completions_have_their_age(tmp_path: Path) -> None:
+    source = data(replay=RolloutBuffer(capacity=64), replay_fraction=0.5, batch_size=4)
+    fit(tmp_path, quiet(rows=16, every_n_steps=1), RolloutReplay(), Witness(), source=source)
+    found = lines(tmp_path)
+    ages = {"fresh": set[int](), "replayed": set[int]()}
+    for row in found:
+        ages[row["origin"]].add(row["age"])
+    assert ages["fresh"] == {0}
+    assert ages["replayed"] >= {1, 2}
+    assert 0 not in ages["replayed"]
+    assert sum(row["origin"] == "replayed" for row in found if row["step"] == 7) == 8
+
+
+def test_a_step_that_taught_nothing_shows_what_was_left_out(tmp_path: Path) -> None:
+    fit(tmp_path, quiet(), source=data(reward=Same(), drop_uninformative=True))
+    assert {row["origin"] for row in lines(tmp_path)} == {"left out"}
+    assert {row["reward"] for row in lines(tmp_path)} == {0.5}
+    assert {row["chosen"] for row in lines(tmp_path)} == {"random"}  # neither best nor worst
+
+
+def test_the_table_changes_nothing_and_the_choice_follows_from_seed_and_step(
+    tmp_path: Path,
+) -> None:
+    runs: dict[str, Any] = {}
+    for name, callbacks in (
+        ("without", []), ("one", [quiet()]), ("again", [quiet()]), ("other", [quiet(seed=1)])
+    ):  # fmt: skip
+        trainer = fit(tmp_path / name, *callbacks)
+        runs[name] = trainer.lightning_module.state_dict()
+    for name, state in runs.items():
+        for key, value in state.items():
+            assert value.equal(runs["without"][key]), (name, key)
+    assert lines(tmp_path / "one") == lines(tmp_path / "again")
+    assert lines(tmp_path / "one") != lines(tmp_path / "other")
+
+
+def groups(reward: list[float], demonstration: list[bool] | None = None) -> RolloutGroups:
+    """One group; completion n has n + 1 tokens."""
+    count = len(reward)
+    length = torch.arange(count) + 1
+    return RolloutGroups(
+        prompt=torch.tensor([5]), version=torch.tensor([2]),
+        probability=torch.ones(1, dtype=torch.float64), weight=torch.ones(1),
+        size=torch.tensor([count]), prompt_tokens=torch.ones(3, dtype=torch.int32),
+        prompt_lengths=torch.tensor([3]), tokens=torch.ones(int(length.sum()), dtype=torch.int32),
+        log_probs=torch.zeros(int(length.sum())), lengths=length, reward=torch.tensor(reward),
+        stopped=torch.ones(count, dtype=torch.bool),
+        demonstration=torch.tensor(demonstration or [False] * count),
+        advantage=torch.zeros(count),
+    )  # fmt: skip
+
+
+numbers = st.sampled_from([0.0, 0.5, 1.0, float("nan")])
+
+
+@given(st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=9), st.integers(1, 9))
+def test_best_worst_and_others_are_those_a_loop_finds(
+    rollouts: list[tuple[float, bool]], count: int
+) -> None:
+    picked = chosen(groups([r for r, _ in rollouts], [d for _, d in rollouts]), count, 7)
+    own = [n for n, (_, shown_how) in enumerate(rollouts) if not shown_how]
+    assert len(picked) == min(count, len(own))
+    assert set(picked) <= set(own)
+    best = worst = None
+    for n in own:
+        reward = rollouts[n][0]
+        if reward == reward:
+            best = n if best is None or reward > rollouts[best][0] else best
+            worst = n if worst is None or reward <= rollouts[worst][0] else worst
+    expected = []
+    if best is not None and worst is not None and rollouts[best][0] > rollouts[worst][0]:
+        expected = [(best, "best"), (worst, "worst")][:count]
+    assert [*picked.items()][: len(expected)] == expected
+    assert {*[*picked.values()][len(expected) :]} <= {"random"}
+
+
+def test_every_completion_comes_up_among_the_random_ones() -> None:
+    some = groups([1.0, 0.0, 0.5, 0.5, 0.5])
+    third = {[*chosen(some, 3, seed)][2] for seed in range(60)}
+    assert third == {2, 3, 4}
+
+
+# Resuming -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minibatch", [6, 7])  # at the end of a step, and in the middle of one
+@pytest.mark.parametrize("same_folder", [True, False])
+def test_a_resumed_run_ends_with_the_file_of_the_uninterrupted_one(
+    tmp_path: Path, minibatch: int, same_folder: bool
+) -> None:
+    whole, first = tmp_path / "whole", tmp_path / "first"
+    second = first if same_folder else tmp_path / "second"
+    fit(whole, quiet(every_n_steps=1))
+    save = ModelCheckpoint(first, every_n_train_steps=minibatch, save_top_k=-1)
+    fit(first, quiet(every_n_steps=1), save, enable_checkpointing=True, max_steps=13)
+    with (first / "rollouts.jsonl").open("a") as file:
+        file.write('{"step": 1, "chosen": "be')  # the run died as it wrote
+    saved = next(first.glob(f"*step={minibatch}.ckpt"))
+    fit(second, quiet(every_n_steps=1), resume=saved)
+    assert lines(second) == lines(whole)
+    assert max(row["step"] for row in lines(whole)) == 7
+
+
+def test_lines_may_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    rows = [{"step": n, "completion": "a\u2028b\x85c\n\x1bé"} for n in range(4)]
+    completion_table._append(path, rows)
+    assert completion_table._lines_until(path, 2) == rows[:3]
+
+
+def test_a_run_from_the_start_forgets_what_lay_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "rollouts.jsonl").write_text('{"step": 0}\n')
+    callback = quiet()
+    for _ in range(2):  # the same callback, too
+        fit(tmp_path, callback)
+        assert [row["step"] for row in lines(tmp_path)] == [0] * 4 + [3] * 4 + [6] * 4
+
+
+def test_fitting_on_with_the_same_parts_appends(tmp_path: Path) -> None:
+    source, callback = data(), quiet()
+    fit(tmp_path, callback, source=source, max_epochs=1)
+    fit(tmp_path, callback, source=source, max_epochs=1)
+    assert [row["step"] for row in lines(tmp_path)] == [0] * 4 + [3] * 4 + [6] * 4
+
+
+def test_no_file_is_written_if_none_is_wanted(tmp_path: Path) -> None:
+    fit(tmp_path, quiet(file=None))
+    assert not [*tmp_path.iterdir()]
+
+
+# Terminal -----------------------------------------------------------------------------------------
+
+
+def row(**own: Any) -> dict[str, Any]:
+    names = ("step", "chosen", "id", "prompt", "completion", "reward", "advantage", "length")
+    given = dict.fromkeys((*names, "finish", "origin", "age"), 0)
+    return given | {"step": 12, "prompt": "3+4=", "reward": None, "completion": "7"} | own
+
+
+@pytest.fixture(params=[True, False], ids=["rich", "plain"])
+def rich(request: Any, monkeypatch: Any) -> Iterator[bool]:
+    if not request.param:
+        monkeypatch.setattr(completion_table, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "rich", None)  # an import would fail
+    monkeypatch.setenv("COLUMNS", "200")
+    return request.param
+
+
+def test_what_a_model_writes_cannot_command_the_terminal(rich: bool) -> None:
+    text = shown([row(completion="a\x1b[2Jb\nc [bold]d[/] é", answer="7!")], ["answer"])
+    assert r"a\x1b[2Jb\nc [bold]d[/] é" in text
+    assert "\x1b" not in text
+    assert "rollout step 12" in text
+    assert "7!" in text
+    assert ("┃" in text) == rich
+
+
+def test_long_texts_lose_their_middle(rich: bool) -> None:
+    text = shown([row(completion="x" * 300 + "MIDDLE" + "y" * 300)])
+    assert "MIDDLE" not in text
+    assert "[...]" in text
+    assert 390 <= text.count("x") + text.count("y") <= 410
+    assert "-" in shown([row(reward=None)])
+    assert "0.3333" in shown([row(reward=1 / 3)])
+
+
+def test_columns_of_numbers_stay_whole_in_a_narrow_terminal(monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = shown([row(chosen="random", finish="length", origin="replayed", completion="x" * 200)])
+    assert max(map(len, text.splitlines())) <= 100
+    for whole in ("random", "length", "replayed", "advantage"):
+        assert whole in text
+
+
+def test_tables_are_printed_beside_a_progress_bar_or_without_one(
+    tmp_path: Path, capsys: Any
+) -> None:
+    class Bar(TQDMProgressBar):
+        def print(self, *told: Any, **_: Any) -> None:
+            print("bar:", *told)
+
+    seen: list[str] = []
+    for name, options in (
+        ("none", {}),
+        ("bar", {"enable_progress_bar": True}),
+        ("silent", {"enable_progress_bar": True, "rate": 0}),
+    ):
+        rate = options.pop("rate", 1)
+        bars = [Bar(refresh_rate=rate)] if options else []
+        fit(tmp_path / name, quiet(terminal=True), *bars, max_steps=2, **options)
+        seen.append(capsys.readouterr().out)
+    assert all(each.count("rollout step 0") == 1 for each in seen)
+    assert ["bar:" in each for each in seen] == [False, True, False]
+
+
+def test_a_terminal_without_the_characters_gets_question_marks(monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="ascii"))
+    assert completion_table._printable("┃ é 7") == "? ? 7"
+
+
+# Weights & Biases ---------------------------------------------------------------------------------
+
+
+def test_wandb_keeps_the_rows_of_all_steps(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="tables", offline=True, save_dir=tmp_path)
+    callback = quiet(file=None)
+    try:
+        fit(tmp_path, callback, logger=logger)
+        table = callback._tables[logger.experiment.id]
+        last = logger.experiment.summary["rollouts"]
+    finally:
+        wandb.finish()
+    assert [each[0] for each in table.data] == [0] * 4 + [3] * 4 + [6] * 4
+    assert table.columns[-1] == "answer"
+    # On disk each step's rows lie in a part of their own, and the last names those before it.
+    parts = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
+    steps = sorted({r[0] for r in json.loads(part.read_text())["data"]} for part in parts)
+    assert [*map(list, steps)] == [[0], [3], [6]]
+    assert (last["increment_num"], len(last["previous_increments_paths"])) == (2, 2)
+
+
+class Elsewhere(WandbLogger):
+    """A WandbLogger whose run is a note of what it was told."""
+
+    def __init__(self, run: Any) -> None:
+        self._run, self.logged = run, list[dict[str, Any]]()
+
+    @property
+    def experiment(self) -> Any:
+        return self._run
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.logged.append({**metrics, "rows": len(metrics["rollouts"].data), "step": step})
+
+
+def test_a_resumed_wandb_run_gets_no_step_twice_and_a_new_one_all_of_them() -> None:
+    earlier = [row(step=n) for n in (0, 3)]
+    for resumed, expected in ((True, [(9, 1)]), (False, [(6, 3), (9, 4)])):
+        callback = CompletionTable()
+        callback._earlier = earlier
+        run = SimpleNamespace(id="a", resumed=resumed, summary={"rollouts_step": 6})
+        logger = Elsewhere(run)
+        for number in (6, 9):  # 6 was logged before the run died, after its last checkpoint
+            callback._log(logger, [row(step=number)], number, 40)
+        assert [(each["rollouts_step"], each["rows"]) for each in logger.logged] == expected
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps is 0; it must be above 0"),
+        ({"rows": -1}, "rows is -1; it must be above 0"),
+        ({"file": "rollouts.csv"}, r"file is 'rollouts.csv'; it must end in .jsonl"),
+        ({"columns": ["age"]}, r"columns is \['age'\]; \['age'\] are the table's own"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        CompletionTable(**options)
+
+
+def test_a_column_that_is_not_there_is_named_before_training(tmp_path: Path) -> None:
+    seen = Witness()
+    with pytest.raises(ValueError, match=r"no \['anser'\]; it has .*'answer'.*: name some"):
+        fit(tmp_path, quiet(columns=["anser"]), seen)
+    assert not seen.steps
+
+
+def test_demonstrations_are_never_shown() -> None:
+    assert chosen(groups([1.0, 0.2, 0.1], [True, False, False]), 9, 0) == {1: "best", 2: "worst"}
+    assert replace(groups([1.0]), demonstration=torch.tensor([True])).rollouts == 1
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_write_each_step_once(tmp_path: Path) -> None:
+    """Runs this file as a program, in two processes."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=250, cwd=Path.cwd(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in lines(tmp_path)] == [0] * 4 + [3] * 4 + [6] * 4
+    assert done.stdout.count("rollout step 3") == 1
+
+
+if __name__ == "__main__":
+    fit(Path(sys.argv[1]), quiet(terminal=True), devices=2, strategy="ddp")
