@@ -63,6 +63,9 @@ class Template:
     Args:
         pickled: the reward.
 
+    Attributes:
+        process: its id.
+
     Raises:
         LoadError: if it cannot be loaded there.
     """
@@ -70,13 +73,14 @@ class Template:
     def __init__(self, pickled: bytes) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  our own interpreter
+            self._popen = subprocess.Popen(  # noqa: S603  our own interpreter
                 [sys.executable, "-P", "-u", "-c", _START, str(theirs.fileno()), _paths()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the parent, which then kills
             )
+        self.process = self._popen.pid
         self._control.settimeout(LOAD_LIMIT)
         try:
             self._control.sendall(LENGTH.pack(len(pickled)) + pickled)
@@ -85,7 +89,7 @@ class Template:
             self.close()
             raise LoadError(
                 f"the process that loads it ended or gave no sign for {LOAD_LIMIT} s "
-                f"(exit status {self._process.returncode}): {error}"
+                f"(exit status {self._popen.returncode}): {error}"
             ) from error
         if said:
             self.close()
@@ -114,10 +118,10 @@ class Template:
         """End all of them; waits until they are gone."""
         self._control.close()  # upon which it kills its workers and ends
         try:
-            self._process.wait(2)
+            self._popen.wait(2)
         except subprocess.TimeoutExpired:  # it still loads the reward, or was stopped
-            self._process.kill()
-            self._process.wait()
+            self._popen.kill()
+            self._popen.wait()
 
     def _received(self, size: int) -> bytes:
         parts = b""

@@ -348,8 +348,7 @@ class _Call:
 
     def _report(self) -> None:
         """Count what was lost, and log it."""
-        pool = self.pool
-        timeouts = sum(each.timeout for each in self.lost)
+        pool, timeouts = self.pool, sum(each.timeout for each in self.lost)
         pool.timeouts += timeouts
         pool.errors += len(self.lost) - timeouts
         pool.failures.extend(self.lost)

@@ -63,6 +63,31 @@ def test_gives_what_the_network_says_of_prompt_and_completion(
     assert RewardModel(str(folder))([], []) == []
 
 
+def test_padding_counts_for_nothing_in_a_model_that_looks_both_ways(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = character_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=1,
+        initializer_range=0.5,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = RewardModel(str(tmp_path))(PROMPTS, COMPLETIONS)
+    expected = by_hand(
+        tmp_path,
+        [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)],
+        return_token_type_ids=False,
+    )
+    torch.testing.assert_close(torch.tensor(found), expected[:, 0])
+
+
 def test_of_several_classes_it_is_the_chosen_ones_log_probability(tmp_path: Path) -> None:
     folder = saved(tmp_path, labels=3)
     texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]

@@ -26,6 +26,7 @@ from awkward_rewards import (
     Who,
 )
 
+from lit_adaptive.rollout._reward_processes import Crew
 from lit_adaptive.rollout.reward_pool import RewardError, RewardPool
 from lit_adaptive.rollout.rewards import ExactMatch, FunctionReward, Reward
 
@@ -281,6 +282,21 @@ def test_goes_on_when_a_stranger_kills_worker_or_template(which: int) -> None:
         assert (victims[1] in again) is (which == 0)
 
 
+def test_workers_of_a_template_that_is_gone_are_none_of_the_next_ones() -> None:
+    crew = Crew(Who(), "who")
+    first, second = crew.worker(), crew.worker()
+    os.kill(first.template.process, signal.SIGKILL)
+    assert gone(first.process, second.process)
+    assert crew.kill(first) == -signal.SIGKILL
+    third = crew.worker()
+    began = time.monotonic()
+    assert crew.kill(second) == -signal.SIGKILL
+    assert time.monotonic() - began < 1
+    assert alive(third.process)
+    assert third.template is not first.template
+    crew.close()
+
+
 def test_a_stopped_worker_is_too_slow() -> None:
     with RewardPool(Who(), workers=1, timeout_s=0.4, on_error="skip") as pool:
         worker, _ = processes_of(pool)
@@ -293,7 +309,8 @@ _PARENT = """
     import sys, threading, time
     sys.path.insert(0, {here!r})
     from awkward_rewards import Noting
-    from lit_adaptive.rollout.reward_pool import RewardPool
+    from lit_adaptive.rollout._reward_processes import Crew
+from lit_adaptive.rollout.reward_pool import RewardPool
     pool = RewardPool(Noting({file!r}), timeout_s=100)
     threading.Thread(target=lambda: pool(["p"], ["c"]), daemon=True).start()
     time.sleep(100)
@@ -325,7 +342,8 @@ def test_a_script_that_ends_by_itself_leaves_none(tmp_path: Path) -> None:
         import sys
         sys.path.insert(0, {str(HERE)!r})
         from awkward_rewards import Who
-        from lit_adaptive.rollout.reward_pool import RewardPool
+        from lit_adaptive.rollout._reward_processes import Crew
+from lit_adaptive.rollout.reward_pool import RewardPool
         pool = RewardPool(Who())
         print(*pool(["p", "p"], ["me", "parent"]))
     """
@@ -342,7 +360,8 @@ def test_a_reward_of_the_script_itself_works_and_the_script_runs_once(tmp_path: 
         textwrap.dedent(
             """
             print("once")
-            from lit_adaptive.rollout.reward_pool import RewardPool
+            from lit_adaptive.rollout._reward_processes import Crew
+from lit_adaptive.rollout.reward_pool import RewardPool
             from lit_adaptive.rollout.rewards import FunctionReward, Reward
 
             SCALE = 3
