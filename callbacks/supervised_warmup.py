@@ -88,4 +88,4 @@ class SupervisedWarmup(Callback):
                 group["lr"] = self.learning_rate * (1 - step / self.steps)
             optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())

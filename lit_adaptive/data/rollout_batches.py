@@ -166,3 +166,36 @@ class BatchMaker:
         at, _ = ranges((end - said).numpy(), said.numpy())
         flat[torch.from_numpy(at)] = ~groups.tokens[place]
         return laid_out(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)
+
+
+def prescored(
+    maker: BatchMaker,
+    trainer: Any,
+    names: frozenset[str],
+    layout: Layout,
+    seed: int,
+    constants: dict[str, Any],
+) -> dict[str, Tensor]:
+    """What a module says of every token before a step's first update: ``[K]`` each, on all ranks.
+
+    Args:
+        maker: of the step's batches.
+        trainer: with a module that has ``prescore``.
+        names: of what is wanted.
+        layout: of one pass over the step.
+        seed: of the order in which groups are dealt.
+        constants: what batches hold besides.
+    """
+    found = {name: torch.zeros(len(maker.groups.tokens)) for name in sorted(names)}
+    module = trainer.lightning_module
+    for part in parts(maker.groups, maker.trained, layout, seed):
+        batch = trainer.strategy.batch_to_device(maker.batch(part) | constants)
+        for name, values in module.prescore(batch, names).items():
+            found[name][maker.places(part.rollouts)] = values.float().cpu()
+    if layout.world_size == 1:
+        return found
+    reduce = trainer.strategy.reduce
+    return {
+        name: reduce(values.to(module.device), reduce_op="sum").cpu()
+        for name, values in found.items()
+    }

@@ -27,14 +27,15 @@ from lit_adaptive.data.columns import MapDataset
 from lit_adaptive.data.indexed import AdaptiveDataModule
 from lit_adaptive.data.prompts import Overlong, PromptDataset
 from lit_adaptive.data.randomness import mixed, reseed
-from lit_adaptive.data.rollout_batches import BatchMaker, Layout, parts
+from lit_adaptive.data.rollout_batches import BatchMaker, Layout, parts, prescored
 from lit_adaptive.data.rollout_metrics import step_metrics
+from lit_adaptive.data.rollout_options import check_options, scorer_of
 from lit_adaptive.data.rollout_step import Asking, RolloutStep, fresh_groups
 from lit_adaptive.replay.groups import RolloutGroups
 from lit_adaptive.replay.rollouts import RolloutBuffer
 from lit_adaptive.rollout.engines import Engine, TransformersEngine
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import ExactMatch, NumericMatch, Reward
+from lit_adaptive.rollout.rewards import Reward
 from lit_adaptive.rollout.scoring import Scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
@@ -77,7 +78,11 @@ class RolloutDataModule(AdaptiveDataModule):
         refill: so many times more prompts are drawn, until all groups are informative.
         mask_truncated: answers that were cut teach nothing; their rewards stay in the baseline.
         overlong_cache: DAPO's soft punishment of length sets in so many tokens before the limit.
-        **others: see ``AdaptiveDataModule``.
+        beta: how much of the sampler's bias weights correct, in [0, 1].
+        difficulty: see ``AdaptiveDataModule``.
+        scores: see ``AdaptiveDataModule``.
+        eval_batch_size: prompts answered at once where nothing is trained.
+        seed: of all that is random; by default that of ``seed_everything``.
 
     Attributes:
         step: the step under way, None before the first.
@@ -123,7 +128,10 @@ class RolloutDataModule(AdaptiveDataModule):
         mask_truncated: bool = False,
         overlong_cache: int = 0,
         beta: float = 0.0,
-        **others: Any,
+        difficulty: str | None = None,
+        scores: str | None = None,
+        eval_batch_size: int | None = None,
+        seed: int | None = None,
     ) -> None:
         def read(source: Any, tokenizer: Any, shown: str | None) -> PromptDataset:
             return PromptDataset(
@@ -153,7 +161,10 @@ class RolloutDataModule(AdaptiveDataModule):
             test_dataset=held_out[1],
             batch_size=batch_size,
             beta=beta,
-            **others,
+            difficulty=difficulty,
+            scores=scores,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
         )
         self.sampling = sampling or Sampling()
         self.group_size, self.demonstrations = group_size, int(demonstration is not None)
@@ -162,12 +173,8 @@ class RolloutDataModule(AdaptiveDataModule):
         self.drop_uninformative, self.refill = drop_uninformative, refill
         self.mask_truncated, self.overlong_cache = mask_truncated, overlong_cache
         self.steps_per_epoch = steps_per_epoch
-        self._check()
-        rewards = ExactMatch() if rewards is None else rewards
-        if not isinstance(rewards, Scorer):
-            ours = isinstance(rewards, ExactMatch | NumericMatch)  # they neither hang nor crash
-            rewards = Scorer([rewards], workers=0 if ours else 2)
-        self.scorer = rewards
+        check_options(self)
+        self.scorer = scorer_of(rewards)
         self.engine = engine or TransformersEngine()
         if replay is not None:
             replay.generator.manual_seed(mixed(self.seed, _REPLAY))
@@ -177,46 +184,6 @@ class RolloutDataModule(AdaptiveDataModule):
         self._served = 0  # micro-batches of this epoch
         self._resumed = False
         self._attached: Any = None
-
-    def _check(self) -> None:
-        """Refuse options that are out of range."""
-        for name, value, least in (
-            ("group_size", self.group_size, 1 + self.demonstrations),
-            ("inner_epochs", self.inner_epochs, 1),
-            ("minibatches", self.minibatches, 1),
-            ("refill", self.refill, 0),
-            ("overlong_cache", self.overlong_cache, 0),
-            ("steps_per_epoch", 1 if self.steps_per_epoch is None else self.steps_per_epoch, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if self.minibatches > self.batch_size:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, a step has {self.batch_size} groups on a "
-                "rank (batch_size): groups are not split, so lower minibatches"
-            )
-        if self.sampling.temperature <= 0:
-            raise ValueError(
-                f"temperature is {self.sampling.temperature}; greedy answers of a prompt are all "
-                "equal, so nothing can be learnt from them: set it above 0"
-            )
-        if not 0 <= self.replay_fraction < 1:
-            raise ValueError(
-                f"replay_fraction is {self.replay_fraction}; it must lie in [0, 1): some groups "
-                "must be fresh"
-            )
-        if not 0 <= self.replay_beta <= 1:
-            raise ValueError(f"replay_beta is {self.replay_beta}; it must lie in [0, 1]")
-        if self.replay_fraction > 0 and self.replay is None:
-            raise ValueError(
-                f"replay_fraction is {self.replay_fraction}, but there is no replay: give one "
-                "(replay: lit_adaptive.replay.RolloutBuffer), or set replay_fraction to 0"
-            )
-        if self.overlong_cache > self.sampling.max_new_tokens:
-            raise ValueError(
-                f"overlong_cache is {self.overlong_cache}; answers have at most "
-                f"{self.sampling.max_new_tokens} tokens (max_new_tokens)"
-            )
 
     # What it offers and needs --------------------------------------------------------------------
 
@@ -341,7 +308,10 @@ class RolloutDataModule(AdaptiveDataModule):
         step, self._number = self._mixed(model, layout), self._number + 1
         names = model.prescored(layout.minibatches * layout.inner_epochs)
         if names:
-            step.more = self._prescored(step, model, names, layout)
+            once = layout._replace(inner_epochs=1)
+            seed = self._seed(_DEAL, step.number)
+            found = prescored(self._maker(step), self.trainer, names, once, seed, self._constants)
+            step.more = model.settled(found)
         return step
 
     def _mixed(self, model: Any, layout: Layout) -> RolloutStep:
@@ -388,27 +358,6 @@ class RolloutDataModule(AdaptiveDataModule):
             self.overlong_cache,
             model.advantages,
         )
-
-    def _prescored(
-        self, step: RolloutStep, model: Any, names: frozenset[str], layout: Layout
-    ) -> dict[str, Tensor]:
-        """What the module must know of every token before the step's first update: ``[K]`` each."""
-        maker, count = self._maker(step), len(step.groups.tokens)
-        found = {name: torch.zeros(count) for name in sorted(names)}
-        once = layout._replace(inner_epochs=1)
-        move: Any = self.trainer.strategy.batch_to_device  # type: ignore[union-attr]
-        for part in parts(step.groups, maker.trained, once, self._seed(_DEAL, step.number)):
-            batch = move(maker.batch(part) | self._constants)
-            for name, values in model.prescore(batch, names).items():
-                found[name][maker.places(part.rollouts)] = values.float().cpu()
-        if layout.world_size > 1:
-            reduce: Any = self.trainer.strategy.reduce  # type: ignore[union-attr]
-            found = {
-                name: reduce(values.to(model.device), reduce_op="sum").cpu()
-                for name, values in found.items()
-            }
-        settled: dict[str, Tensor] = model.settled(found)
-        return settled
 
     # Memory --------------------------------------------------------------------------------------
 

@@ -1,0 +1,144 @@
+"""GRPO with replay: killed at bad moments and resumed, on two ranks, and whether it learns."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from test_ranks import TRAINER
+from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
+
+from lit_adaptive.rollout.engines import TransformersEngine
+from lit_adaptive.rollout.rewards import Reward
+
+CONFIGS = CONFIG.parent
+
+
+class Even(Reward):
+    """1 for completions of an even number of characters: a model that knows nothing gets some.
+
+    Args:
+        die_at: the process dies when asked for so many completions in all; -1: never.
+    """
+
+    def __init__(self, die_at: int = -1) -> None:
+        self.die_at, self.asked = die_at, 0
+
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> list[float | None]:
+        self.asked += len(completions)
+        if 0 <= self.die_at <= self.asked:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [float(len(text) % 2 == 0) for text in completions]
+
+
+class Dying(TransformersEngine):
+    """Dies in the midst of writing, at a version of the policy.
+
+    Args:
+        die_at: version.
+    """
+
+    def __init__(self, die_at: int = -1) -> None:
+        super().__init__(max_rows=8)
+        self.die_at = die_at
+
+    def _part(self, *asked: Any) -> Any:
+        found = super()._part(*asked)
+        if self.version == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+
+class DiesSaving(Callback):
+    """Dies when a checkpoint is half written.
+
+    Needs: nothing. Changes: nothing.
+    """
+
+    def __init__(self, at: int = -1) -> None:
+        self.at = at
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
+    return [
+        *("-m", "lit_adaptive", "fit", "--config", str(CONFIGS / "grpo_rr.yaml")),
+        *("--runs", str(folder / "runs"), "--trainer.max_epochs=2", "--data.steps_per_epoch=8"),
+        *("--data.dataset.size=64", "--data.val_dataset.size=16", "--data.batch_size=4"),
+        *("--data.group_size=4", "--data.inner_epochs=2", "--data.minibatches=2"),
+        *("--data.replay.policy=fresh", "--model.objective.clip_center=old"),
+        *("--data.sampler=lit_adaptive.samplers.PrioritizedSampler",),
+        *("--model.model.hidden_size=32", "--model.model.layers=1"),
+        "--data.rewards=lit_adaptive.rollout.scoring.Scorer",
+        "--data.rewards.rewards=[{class_path: test_rollouts.Even}]",
+        "--data.rewards.workers=0",
+        "--data.engine=test_rollouts.Dying",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.callbacks+=callbacks.PromptStatistics",
+        "--trainer.callbacks+=recorder.Recorder",
+        f"--trainer.callbacks.folder={folder}",
+        f"--trainer.callbacks.kill_at={kill_at}",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={folder}/checkpoints",
+        "--trainer.callbacks.every_n_train_steps=3",
+        "--trainer.callbacks.save_top_k=-1",
+        *more,
+    ]
+
+
+@pytest.mark.multiprocess
+def test_killed_in_training_ends_bit_equal_with_its_replay(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    _run(_fit(whole, -1))
+    _run(_fit(broken, 27), killed=True)
+    _run(_fit(broken, 69, f"--ckpt_path={_latest(broken)}"), killed=True)
+    _run(_fit(broken, -1, f"--ckpt_path={_latest(broken)}"))
+    # 16 steps of 2 passes, 2 minibatches and 2 micro-batches.
+    assert len(_steps(whole)) == 128
+    assert _steps(broken) == _steps(whole)
+    _assert_same_end(broken, whole)
+    end = torch.load(whole / "end-0.pt", weights_only=True)
+    assert len(end["data"]["replay"]["groups"]["prompt"]) > 4
+
+
+@pytest.mark.multiprocess
+def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    _run(_fit(whole, -1))
+    _run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
+    judging = "--data.rewards.rewards=[{class_path: test_rollouts.Even, init_args: {die_at: 40}}]"
+    _run(_fit(broken, -1, judging, f"--ckpt_path={_latest(broken)}"), killed=True)
+    saving = ["--trainer.callbacks+=test_rollouts.DiesSaving", "--trainer.callbacks.at=48"]
+    _run(_fit(broken, -1, *saving, f"--ckpt_path={_latest(broken)}"), killed=True)
+    _run(_fit(broken, -1, f"--ckpt_path={_latest(broken)}"))
+    assert _steps(broken) == _steps(whole)
+    _assert_same_end(broken, whole)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
+    # Answers follow from prompts' seeds, advantages from groups, divisors from the whole update:
+    # two ranks write the same rollouts and end with the same parameters.
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
+    ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=2"]
+    _run(_fit(one, -1, *more))
+    _run(_fit(two, -1, *more, *ranks))
+    ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    _assert_same(ends[0]["data"], ends[1]["data"])
+    alone = torch.load(one / "end-0.pt", weights_only=True)
+    for name in ("prompt", "tokens", "reward", "version"):
+        replays = [end["data"]["replay"]["groups"][name] for end in (alone, ends[0])]
+        assert replays[0].equal(replays[1]), name
+    for name, value in alone["parameters"].items():
+        if value.dtype.is_floating_point and name.startswith("language"):
+            torch.testing.assert_close(ends[0]["parameters"][name], value, rtol=1e-3, atol=2e-4)
