@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 from test_ranks import TRAINER
 from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
@@ -68,9 +69,22 @@ class DiesSaving(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _cold(folder: Path) -> Path:
+    """The recipe with two steps of warm-up, and nothing that only reports."""
+    config = yaml.safe_load((CONFIGS / "grpo_rr.yaml").read_text())
+    kept = ("callbacks.SupervisedWarmup", "callbacks.RolloutReplay")
+    callbacks = [c for c in config["trainer"]["callbacks"] if c["class_path"] in kept]
+    callbacks[0]["init_args"]["steps"] = 2
+    config["trainer"]["callbacks"] = callbacks
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cold.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
     return [
-        *("-m", "lit_adaptive", "fit", "--config", str(CONFIGS / "grpo_rr.yaml")),
+        *("-m", "lit_adaptive", "fit", "--config", str(_cold(folder))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=2", "--data.steps_per_epoch=8"),
         *("--data.dataset.size=64", "--data.val_dataset.size=16", "--data.batch_size=4"),
         *("--data.group_size=4", "--data.inner_epochs=2", "--data.minibatches=2"),
