@@ -61,10 +61,11 @@ class Awkward(Reward):
 
 
 class Who(Reward):
-    """The worker's process, or its parent's, or whether it has loaded a module."""
+    """The worker's process, its parent's, its threads, or whether it has loaded a module."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         known = {"me": float(os.getpid()), "parent": float(os.getppid())}
+        known["threads"] = float(os.environ.get("OMP_NUM_THREADS", "0"))
         return [known[c] if c in known else float(c in sys.modules) for c in completions]
 
 

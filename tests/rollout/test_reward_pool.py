@@ -244,6 +244,12 @@ def test_workers_import_neither_torch_nor_lightning_nor_the_test() -> None:
     assert found == [0, 0, 0, 0, 1]
 
 
+def test_workers_beside_each_other_have_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with RewardPool(Who()) as pool:
+        assert asked(pool, ["threads"] * 2) == [1, 1]
+
+
 def test_close_ends_all_processes_and_a_later_call_starts_new_ones() -> None:
     pool = RewardPool(Who())
     first = processes_of(pool)
