@@ -315,8 +315,7 @@ _PARENT = """
     import sys, threading, time
     sys.path.insert(0, {here!r})
     from awkward_rewards import Noting
-    from lit_adaptive.rollout._reward_processes import Crew
-from lit_adaptive.rollout.reward_pool import RewardPool
+    from lit_adaptive.rollout.reward_pool import RewardPool
     pool = RewardPool(Noting({file!r}), timeout_s=100)
     threading.Thread(target=lambda: pool(["p"], ["c"]), daemon=True).start()
     time.sleep(100)
@@ -348,8 +347,7 @@ def test_a_script_that_ends_by_itself_leaves_none(tmp_path: Path) -> None:
         import sys
         sys.path.insert(0, {str(HERE)!r})
         from awkward_rewards import Who
-        from lit_adaptive.rollout._reward_processes import Crew
-from lit_adaptive.rollout.reward_pool import RewardPool
+        from lit_adaptive.rollout.reward_pool import RewardPool
         pool = RewardPool(Who())
         print(*pool(["p", "p"], ["me", "parent"]))
     """
@@ -366,8 +364,7 @@ def test_a_reward_of_the_script_itself_works_and_the_script_runs_once(tmp_path: 
         textwrap.dedent(
             """
             print("once")
-            from lit_adaptive.rollout._reward_processes import Crew
-from lit_adaptive.rollout.reward_pool import RewardPool
+            from lit_adaptive.rollout.reward_pool import RewardPool
             from lit_adaptive.rollout.rewards import FunctionReward, Reward
 
             SCALE = 3
