@@ -76,9 +76,7 @@ class RolloutDraw(NamedTuple):
 
 
 class RolloutBuffer:
-    """The newest groups of rollouts that teach something, of up to ``capacity`` prompts.
-
-    Not made for several threads at once.
+    """The newest ``capacity`` groups of rollouts that teach something; for one thread at a time.
 
     Args:
         capacity: groups kept, above 0 (256 or 512 in the paper).
@@ -91,8 +89,8 @@ class RolloutBuffer:
         max_age: policy versions; older groups leave. None: no limit.
         tolerance: in [0, 0.5): mean rewards up to it, or from 1 minus it on, count as 0 or 1.
         deduplicate: keep only the newest group of each prompt.
-        storage: ``"memory"``; ``"pinned"``: page-locked, and what is drawn too, for copies to a
-            GPU that need not be waited for; or a folder, where a nameless file holds the tokens.
+        storage: ``"memory"``; ``"pinned"``: page-locked memory, for draws too; or a folder, where a
+            nameless file holds the tokens.
         seed: of the buffer's own generator.
 
     Attributes:
@@ -126,12 +124,11 @@ class RolloutBuffer:
         check_arguments(capacity, policy, signal, epsilon, max_age, tolerance)
         check_alpha(alpha)
         core.check_tau(tau)
-        self.capacity = capacity
+        self.capacity, self.storage = capacity, storage
         self.policy: Policy = policy
         self.signal: Signal = signal
         self.alpha, self.tau, self.epsilon = float(alpha), float(tau), float(epsilon)
         self.max_age, self.tolerance, self.deduplicate = max_age, float(tolerance), deduplicate
-        self.storage = storage
         self.generator = torch.Generator().manual_seed(seed)
         self.dropped_solved = self.dropped_failed = self.dropped_flat = 0
         self.replaced = self.evicted = self.expired = self.gone = 0

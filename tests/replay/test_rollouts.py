@@ -117,8 +117,8 @@ class Pair:
         priority = torch.randint(5, (len(key),), generator=self.random) / 2
         for place, value in zip(self.places(key), priority.tolist(), strict=True):
             self.twin.held[place]["base"] = value
-        strange = torch.cat([key, torch.tensor([-1, 10**12])])
-        assert self.buffer.update(strange, torch.cat([priority, torch.ones(2)])) == len(key)
+        strange = torch.cat([torch.tensor([-1, 10**12]), key])
+        assert self.buffer.update(strange, torch.cat([torch.ones(2), priority])) == len(key)
         self.twin.count("gone", 2)
 
     def resume(self) -> None:
