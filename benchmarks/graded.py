@@ -2,7 +2,7 @@
 
     python benchmarks/graded.py [--seeds 5] [--jobs 2]
 
-A tiny Llama (0.14 M parameters, from scratch) adds numbers of up to two digits. Its demonstrations
+A tiny Llama (0.5 M parameters, from scratch) adds numbers of up to two digits. Its demonstrations
 are correct (40 %), sloppy (35 %: off by one, or a digit wrong) or wrong (25 %), four to a question.
 First it clones all of them (the reference); then each method goes on from there for as many steps:
 
@@ -48,7 +48,7 @@ from lit_adaptive.rollout.generation import Sampling
 from lit_adaptive.samplers import RewardWeightedSampler, ShuffledSampler
 
 OUT = Path(__file__).parent / "results" / "graded.json"
-BATCH, CLONING, STEPS = 64, 1500, 300
+BATCH, CLONING, STEPS = 64, 3000, 200
 CLEAN = partial(RewardWeightedSampler, scheme="threshold", threshold=1.0)
 LOOSE = partial(RewardWeightedSampler, scheme="threshold", threshold=0.5)
 RWR = partial(RewardWeightedSampler, scheme="exponential", temperature=0.25)
@@ -109,7 +109,7 @@ def trained(
 ) -> tuple[IWSFT, DemonstrationsDataModule]:
     seed_everything(seed, verbose=False)
     module = IWSFT(
-        ConfiguredLM("llama", hidden_size=64, layers=2, heads=4, max_positions=32),
+        ConfiguredLM("llama", hidden_size=128, layers=2, heads=4, max_positions=32),
         learning_rate=rate,
         warmup=0.02,
         weights=start,

@@ -6,13 +6,16 @@ Each callback says what it needs and what it changes, in two lines of its docstr
 
 from callbacks.beta_anneal import BetaAnneal
 from callbacks.collector import TransitionCollector
+from callbacks.completion_table import CompletionTable
 from callbacks.completions import CompletionWriter
 from callbacks.curriculum_progress import CurriculumProgress
+from callbacks.entropy_guard import EntropyGuard
 from callbacks.evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
 from callbacks.monitors import SamplingMonitor
+from callbacks.pass_at_k import PassAtK
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.prompt_statistics import PromptStatistics
@@ -27,13 +30,16 @@ from callbacks.target_sync import TargetSync
 
 __all__ = [
     "BetaAnneal",
+    "CompletionTable",
     "CompletionWriter",
     "CurriculumProgress",
+    "EntropyGuard",
     "EpisodeEvaluation",
     "KeepScores",
     "LearningCurve",
     "LossRefresh",
     "OHEMSelector",
+    "PassAtK",
     "PredictionTable",
     "PriorityRefresh",
     "PromptStatistics",

@@ -115,6 +115,7 @@ class EntropyGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the bonus in force that the checkpoint had."""
+        self._total, self._tokens = 0.0, 0.0
         if self.bonus is not None:
             self._put_in_force(pl_module, self.bonus)
 
@@ -242,8 +243,6 @@ class EntropyGuard(Callback):
             "measured": self.measured,
             "below": self.below,
             "bonus": self.bonus,
-            "total": self._total,
-            "tokens": self._tokens,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -251,7 +250,6 @@ class EntropyGuard(Callback):
         self.average, self.beginning = state_dict["average"], state_dict["beginning"]
         self.measured, self.below = state_dict["measured"], state_dict["below"]
         self.bonus = state_dict["bonus"]
-        self._total, self._tokens = state_dict["total"], state_dict["tokens"]
 
 
 def _check_floor(floor: float, *, relative: bool) -> None:

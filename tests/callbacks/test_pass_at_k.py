@@ -265,19 +265,29 @@ def test_demonstrations_and_their_model_do_too(tmp_path: Path) -> None:
 # When, and how many -------------------------------------------------------------------------------
 
 
+class Counts(Callback):
+    """Notes after each validation how many questions were answered so far."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.found.append(len(getattr(pl_module, "answered", [])))
+
+
 def test_sanity_checks_ask_nothing_and_epochs_take_turns(tmp_path: Path) -> None:
-    asked: list[int] = []
+    for every, expected in ((1, [0, SIZE, 2 * SIZE]), (2, [0, 0, SIZE, SIZE, 2 * SIZE])):
+        counts = Counts()
+        callback = PassAtK(k=[1], samples=1, every_n_epochs=every)
+        options = {"max_epochs": 2 * every, "num_sanity_val_steps": 2}
+        trainer(tmp_path, callback, counts, **options).fit(watched(), rollouts())
+        assert counts.found == expected
 
-    class Counts(Callback):
-        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-            asked.append(len(getattr(pl_module, "answered", [])))
 
-    run = trainer(
-        tmp_path, PassAtK(k=[1], samples=1, every_n_epochs=2), Counts(),
-        max_epochs=4, num_sanity_val_steps=2,
-    )  # fmt: skip
-    run.fit(watched(), rollouts())
-    assert asked == [0, 0, SIZE, SIZE, 2 * SIZE]
+def test_who_validates_is_answered_in_any_epoch(tmp_path: Path) -> None:
+    run = trainer(tmp_path, PassAtK(k=[1], samples=1, every_n_epochs=2))
+    run.validate(watched(), rollouts(), verbose=False)
+    assert "pass@1" in told(run)
 
 
 def test_limits_are_kept_and_spread_over_the_set(tmp_path: Path) -> None:
@@ -345,6 +355,14 @@ def test_what_the_validation_set_lacks_is_named_before_training(tmp_path: Path) 
         IWSFT(plain, objective="nll", max_new_tokens=2), demonstrations(columns=[]),
         "ExactMatch needs the column 'answer', and validation batches have none",
     )  # fmt: skip
+
+
+def test_rows_that_only_fill_up_a_rank_are_not_asked() -> None:
+    callback, model = PassAtK(k=[1], samples=1, reward=Exact()), Scripted()
+    batch = {"index": torch.tensor([4, 5]), "counted": torch.tensor([True, False])}
+    texts = {"prompt": ["1+1=", "2+2="], "answer": ["2", "4"]}
+    callback.on_validation_batch_end(None, model, None, batch | texts, 0)  # type: ignore[arg-type]
+    assert callback._found == [(4, "1+1=", {"answer": "2"})]
 
 
 def test_batches_and_modules_that_lack_something_are_named() -> None:
