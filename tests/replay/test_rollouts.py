@@ -436,8 +436,8 @@ def test_update_changes_the_law_of_those_still_there() -> None:
     assert buffer.update(torch.cat([key, buffer.probabilities()[0]]), torch.arange(4.0)) == 3
     assert buffer.probabilities()[1].tolist() == pytest.approx([0.4, 0.6], abs=1e-6)
     double = buffer.probabilities()[0][[1, 1]]
-    buffer.update(double, torch.tensor([9.0, 3.0]))
-    assert buffer.probabilities()[1].tolist() == pytest.approx([0.25, 0.75], abs=1e-6)
+    buffer.update(double, torch.tensor([9.0, 8.0]))
+    assert buffer.probabilities()[1].tolist() == pytest.approx([0.2, 0.8], abs=1e-6)
 
 
 def test_what_is_drawn_is_a_copy() -> None:
