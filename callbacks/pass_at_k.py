@@ -158,7 +158,7 @@ class PassAtK(Callback):
     # Validation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an interrupted validation left."""
+        """Forget the questions of the last one."""
         self._found = []
 
     def on_validation_batch_end(
@@ -191,12 +191,11 @@ class PassAtK(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, judge and log over all ranks."""
-        found, self._found = self._found, []
         epoch = trainer.current_epoch + 1
         fitting = trainer.state.fn == TrainerFn.FITTING
         if trainer.sanity_checking or (fitting and epoch % self.every_n_epochs):
             return
-        asked = self._distinct(gathered_rows(found, trainer))
+        asked = self._distinct(gathered_rows(self._found, trainer))
         sampling = self._sampling(trainer, pl_module)
         self._reset(pl_module.device)
         size, ranks, rank = self.batch_prompts, trainer.world_size, trainer.global_rank

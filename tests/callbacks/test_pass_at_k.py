@@ -46,6 +46,7 @@ class Scripted(LightningModule):
     def __init__(self, applies: bool = True) -> None:
         super().__init__()
         self.asked: list[list[str]] = []
+        self.streams: list[float] = []
         self.sampling: Sampling | None = None
         self.applies = applies
 
@@ -55,6 +56,7 @@ class Scripted(LightningModule):
         assert not self.training
         assert not torch.is_grad_enabled()
         self.asked.append(prompts)
+        self.streams.append(float(torch.rand(())))
         self.sampling = sampling
         found = []
         for prompt in prompts:
@@ -155,6 +157,7 @@ def test_rates_are_those_of_all_choices_of_k(tmp_path: Path, source: Any) -> Non
     assert len(prompts) == SIZE  # each has three demonstrations, and is asked once
     assert [p for part in model.asked for p in part] == prompts
     assert [len(part) for part in model.asked] == [3, 3, 1]
+    assert len(set(model.streams)) == 3  # a stream of random numbers for each batch
     counts = [answer(prompt) % 10 for prompt in prompts]
     assert len(set(counts)) > 2
     expected = {
@@ -233,6 +236,7 @@ def test_a_policys_answers_are_judged_as_they_are(tmp_path: Path) -> None:
     assert len({text for row in texts for text in row}) > 30  # ... but each prompt otherwise
     rights = [[any(c.isdigit() for c in t) for t in row if not t[:1].isupper()] for row in texts]
     found = told(run)
+    assert found["pass_prompts"] == sum(len(row) > 0 for row in rights)
     for k in (1, 2):
         rates = [by_hand(row, k) for row in rights if len(row) >= k]
         assert found[f"pass@{k}"] == pytest.approx(sum(rates) / len(rates), abs=1e-6)

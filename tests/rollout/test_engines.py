@@ -112,7 +112,7 @@ def test_a_prompt_is_read_once_for_all_its_completions_and_short_ones_do_not_wai
 
 def test_nothing_asked_is_nothing_written(language: LanguageModel, prompts: PromptDataset) -> None:
     found = _ask(_engine(language, prompts, 12), prompts, [])
-    assert found.tokens == [] and found.log_probs == [] and found.finish == []
+    assert found.tokens == found.log_probs == found.finish == []
 
 
 def test_it_says_which_policy_wrote(language: LanguageModel, prompts: PromptDataset) -> None:

@@ -1,0 +1,104 @@
+"""Prompts from any source: what the model sees, what rewards get, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_adaptive.data import Arithmetic, PromptDataset
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def _file(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_columns_are_kept_as_they_are_for_rewards(tmp_path: Path) -> None:
+    rows = [
+        {"id": "b", "prompt": "1+1=", "answer": 2, "hints": ["two"]},
+        {"id": "a", "prompt": "10+10=", "answer": 20, "hints": []},
+    ]
+    found = PromptDataset(_file(tmp_path, rows), columns=["answer"])
+    assert found.ids == ["b", "a"]
+    batch = found.gather(torch.tensor([1, 0]))
+    assert batch["answer"] == [20, 2]
+    assert batch["hints"] == [[], ["two"]]
+    assert batch["prompt"] == ["10+10=", "1+1="]
+    assert batch["prompt_mask"].sum(1).tolist() == found.lengths[[1, 0]].tolist()
+    assert batch["prompt_mask"][:, -1].all()
+    for row, tokens in enumerate(found.tokens(torch.tensor([1, 0]))):
+        assert batch["prompt_ids"][row][batch["prompt_mask"][row]].equal(tokens.long())
+        assert found.tokenizer.decode(tokens, skip_special_tokens=True) == batch["prompt"][row]
+    assert found.column("answer").tolist() == [2.0, 20.0]
+    with pytest.raises(ValueError, match="no column 'hints' of numbers"):
+        found.column("hints")
+
+
+def test_conversations_end_where_the_assistant_begins(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
+    talks = PromptDataset(_file(tmp_path, [{"prompt": asked}]), chat_template=TEMPLATE)
+    assert talks.texts(torch.tensor([0]))[0]["prompt"] == "s:be brief;u:1+1;a:"
+    plain = PromptDataset(
+        _file(tmp_path, [{"prompt": "1+1"}]), chat=True, system="be brief", chat_template=TEMPLATE
+    )
+    assert plain.texts(torch.tensor([0]))[0]["prompt"] == "s:be brief;u:1+1;a:"
+
+
+def test_long_prompts_are_refused_dropped_or_lose_their_beginning(tmp_path: Path) -> None:
+    rows = [{"prompt": "1+1="}, {"prompt": "1111+1111="}, {"prompt": "2+2="}]
+    path = _file(tmp_path, rows)
+    lead = len(PromptDataset(path).tokens(torch.tensor([0]))[0]) - 4
+    most = lead + 5
+    with pytest.raises(ValueError, match=r"rows \[1\] of .* \(1 in all\).*max_length is"):
+        PromptDataset(path, max_length=most)
+    dropped = PromptDataset(path, max_length=most, overlong="drop")
+    assert len(dropped) == 2
+    assert dropped.dropped == 1
+    assert torch.as_tensor(dropped.ids).tolist() == [0, 2]
+    assert [row["prompt"] for row in dropped.texts(torch.tensor([0, 1]))] == ["1+1=", "2+2="]
+    cut = PromptDataset(path, max_length=most, overlong="truncate_left")
+    assert cut.shortened == 1
+    tokens = cut.tokens(torch.tensor([1]))[0]
+    assert len(tokens) == most
+    assert cut.tokenizer.decode(tokens, skip_special_tokens=True) == "1111="
+
+
+def test_demonstrations_are_closed_and_no_column_of_rewards() -> None:
+    found = PromptDataset(Arithmetic("train", size=5), demonstration="completion")
+    assert found.demonstrated
+    row = found.texts(torch.tensor([3]))[0]
+    assert "completion" not in row
+    tokens = found.demonstration(3)
+    assert tokens[-1] == found.tokenizer.eos_token_id
+    assert found.decoded([torch.tensor(tokens)]) == [row["answer"]]
+
+
+def test_fingerprint_tells_prompts_and_order_apart() -> None:
+    one, same, other = (PromptDataset(Arithmetic("train", size=9, seed=s)) for s in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"question": "1"}], {}, "has no column 'prompt'; it has"),
+        ([{"prompt": "1"}], {"columns": ["answer"]}, "has no column 'answer'"),
+        ([{"prompt": "1"}, {"prompt": ""}], {}, r"is empty in rows \[1\]"),
+        ([{"prompt": "1"}], {"max_length": 0}, "max_length is 0; it must be above 0"),
+        ([{"prompt": "1"}], {"chat": True}, "no chat template"),
+        ([{"prompt": "1", "shown": ""}], {"demonstration": "shown"}, r"is empty in rows \[0\]"),
+    ],
+)
+def test_refuses(
+    rows: list[dict[str, Any]], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptDataset(_file(tmp_path, rows), **options)
