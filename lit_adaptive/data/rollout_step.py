@@ -57,8 +57,10 @@ class RolloutStep:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "RolloutStep":
         """A step as it was saved."""
-        whole = {name: RolloutGroups.from_state_dict(state[name]) for name in ("groups", "fresh")}
-        return cls(**{**state, **whole})
+        own = dict(state)
+        for name in ("groups", "fresh"):
+            own[name] = RolloutGroups.from_state_dict(state[name])
+        return cls(**own)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _check(found: Completions, count: int, engine: str) -> None:
     wrong = [
         row
         for row, (tokens, each) in enumerate(zip(found.tokens, found.log_probs, strict=True))
-        if each is None or len(each) != len(tokens) or not bool(torch.isfinite(each).all())
+        if len(each) != len(tokens) or not bool(torch.isfinite(each).all())
     ]
     if wrong:
         raise ValueError(

@@ -140,8 +140,9 @@ class GRPO(GeneratingModule):
         """These ``[K]`` of a batch, by the policy as it is."""
         with self.decoding():
             found = self._read(self.policy, batch, entropy="entropy" in names)
-        assert found.entropy is not None or "entropy" not in names
-        values = {"old_log_probs": found.log_prob, "entropy": found.entropy}
+        values: dict[str, Tensor] = {"old_log_probs": found.log_prob}
+        if found.entropy is not None:
+            values["entropy"] = found.entropy
         return {name: values[name] for name in names}
 
     def settled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
