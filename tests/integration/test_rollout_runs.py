@@ -92,9 +92,9 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
         *("--data.sampler=lit_adaptive.samplers.PrioritizedSampler",),
         *("--model.model.hidden_size=32", "--model.model.layers=1"),
         "--data.rewards=lit_adaptive.rollout.scoring.Scorer",
-        "--data.rewards.rewards=[{class_path: test_rollouts.Even}]",
+        "--data.rewards.rewards=[{class_path: test_rollout_runs.Even}]",
         "--data.rewards.workers=0",
-        "--data.engine=test_rollouts.Dying",
+        "--data.engine=test_rollout_runs.Dying",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.callbacks+=callbacks.PromptStatistics",
         "--trainer.callbacks+=recorder.Recorder",
@@ -128,9 +128,9 @@ def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     _run(_fit(whole, -1))
     _run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
-    judging = "--data.rewards.rewards=[{class_path: test_rollouts.Even, init_args: {die_at: 40}}]"
+    judging = "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
     _run(_fit(broken, -1, judging, f"--ckpt_path={_latest(broken)}"), killed=True)
-    saving = ["--trainer.callbacks+=test_rollouts.DiesSaving", "--trainer.callbacks.at=48"]
+    saving = ["--trainer.callbacks+=test_rollout_runs.DiesSaving", "--trainer.callbacks.at=48"]
     _run(_fit(broken, -1, *saving, f"--ckpt_path={_latest(broken)}"), killed=True)
     _run(_fit(broken, -1, f"--ckpt_path={_latest(broken)}"))
     assert _steps(broken) == _steps(whole)
