@@ -309,6 +309,14 @@ def test_limits_are_kept_and_spread_over_the_set(tmp_path: Path) -> None:
         assert told(run)["pass_prompts"] == len(expected)
 
 
+def test_the_second_validation_forgets_the_first(tmp_path: Path) -> None:
+    callback = PassAtK(k=[1], samples=1, reward=Exact())
+    for limit, expected in ((1.0, SIZE), (1, 3)):
+        run = trainer(tmp_path, callback, limit_val_batches=limit)
+        run.validate(Scripted(), rollouts(), verbose=False)
+        assert told(run)["pass_prompts"] == expected
+
+
 # Refusals -----------------------------------------------------------------------------------------
 
 
