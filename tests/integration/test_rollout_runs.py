@@ -1,7 +1,10 @@
 """GRPO with replay: killed at bad moments and resumed, on two ranks, and whether it learns."""
 
+import csv
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +131,9 @@ def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     _run(_fit(whole, -1))
     _run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
-    judging = "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
+    judging = (
+        "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
+    )
     _run(_fit(broken, -1, judging, f"--ckpt_path={_latest(broken)}"), killed=True)
     saving = ["--trainer.callbacks+=test_rollout_runs.DiesSaving", "--trainer.callbacks.at=48"]
     _run(_fit(broken, -1, *saving, f"--ckpt_path={_latest(broken)}"), killed=True)
@@ -156,3 +161,22 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     for name, value in alone["parameters"].items():
         if value.dtype.is_floating_point and name.startswith("language"):
             torch.testing.assert_close(ends[0]["parameters"][name], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_recipe_learns_from_rewards(tmp_path: Path) -> None:
+    # The warmed-up policy answers a quarter to a third of the questions rightly.
+    recipe = str(CONFIGS / "grpo_rr.yaml")
+    command = ["-m", "lit_adaptive", "fit", "--config", recipe, "--runs", str(tmp_path)]
+    subprocess.run([sys.executable, *command, "--trainer.max_epochs=16"], check=True, timeout=1100)
+    (file,) = tmp_path.glob("grpo_rr/*/metrics.csv")
+    rows = list(csv.DictReader(file.open()))
+    rewards = [float(row["train/reward"]) for row in rows if row["train/reward"]]
+    answered = [float(row["val/exact_match"]) for row in rows if row["val/exact_match"]]
+    written = [float(row["train/generated_tokens"]) for row in rows if row["train/reward"]]
+    assert sum(rewards[:4]) / 4 < 0.4
+    assert answered[-1] > 0.8
+    rollouts = [float(row["train/rollouts"]) for row in rows if row["train/reward"]]
+    assert rollouts[-1] < 0.55 * 400 * 32 * 8  # half of what GRPO without replay writes
+    assert written == sorted(written)
