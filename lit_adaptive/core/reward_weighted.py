@@ -180,7 +180,7 @@ def nested_masses(
     better = standing.first[standing.run]  # how many of the group have a greater reward
     held = torch.zeros(len(reward), dtype=torch.float64, device=reward.device)
     for share in shares:
-        # The allowance: 0.1 * 30 is a little above 3, and means 3.
+        # The allowance: 0.07 * 100 is a little above 7, and means 7.
         wanted = (share * standing.size - 1e-9).ceil().clamp_min(1)
         held += better < wanted
     return torch.empty_like(held).scatter(0, standing.order, held)
