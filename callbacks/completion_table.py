@@ -23,6 +23,7 @@ _OWN: tuple[str, ...] = (
 )
 _DIGITS = 6  # of rewards and advantages
 _SHOWN = 400  # characters of a text in the terminal
+_FACTS = 20  # characters of the column of facts there
 _TABLE, _LAST = "rollouts", "rollouts_step"  # names in Weights & Biases
 
 
@@ -236,23 +237,21 @@ def shown(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
         columns: shown beside the table's own.
     """
     title = f"rollout step {rows[0]['step']}"
-    names = [name for name in (*_OWN, *columns) if name not in ("step", "id")]
-    cells = [[_cell(row[name]) for name in names] for row in rows]
+    told = [
+        ["\n".join(_facts(row, columns)), _cell(row["prompt"]), _cell(row["completion"])]
+        for row in rows
+    ]
     if find_spec("rich") is None:
-        told = [
-            "\n".join(f"  {name}: {cell}" for name, cell in zip(names, each, strict=True))
-            for each in cells
-        ]
-        return "\n\n".join([title, *told])
+        return "\n\n".join([title, *(f"{own}\n> {asked}\n< {said}" for own, asked, said in told)])
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, show_lines=True)
-    for name in names:
-        texts = name in ("prompt", "completion", *columns)
-        table.add_column(name, overflow="fold", no_wrap=not texts)
-    for each in cells:
+    table.add_column(width=_FACTS, overflow="fold")
+    for name in ("prompt", "completion"):
+        table.add_column(name, overflow="fold")
+    for each in told:
         table.add_row(*map(Text, each))
     console = Console(
         file=io.StringIO(),
@@ -263,6 +262,17 @@ def shown(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")
+
+
+def _facts(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    return [
+        row["chosen"],
+        f"reward {_cell(row['reward'])}",
+        f"advantage {_cell(row['advantage'])}",
+        f"{row['length']} tokens, {row['finish']}",
+        f"{row['origin']}, age {row['age']}",
+        *(f"{name}: {_cell(row[name])}" for name in columns),
+    ]
 
 
 def _cell(value: Any) -> str:

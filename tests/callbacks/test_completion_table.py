@@ -105,9 +105,16 @@ def quiet(**options: Any) -> CompletionTable:
 # What is shown ------------------------------------------------------------------------------------
 
 
-def test_every_third_step_is_written_as_it_was(tmp_path: Path) -> None:
-    seen, source = Witness(), data()
+def test_every_third_step_is_written_as_it_was(tmp_path: Path, monkeypatch: Any) -> None:
+    seen, source, seeds = Witness(), data(), set[int]()
+
+    def noted(groups: RolloutGroups, count: int, seed: int) -> dict[int, str]:
+        seeds.add(seed)
+        return chosen(groups, count, seed)
+
+    monkeypatch.setattr(completion_table, "chosen", noted)
     fit(tmp_path, quiet(), seen, source=source)
+    assert len(seeds) == 3  # each step's random ones are others
     found = lines(tmp_path)
     assert [row["step"] for row in found] == [0] * 4 + [3] * 4 + [6] * 4
     assert sorted(seen.steps) == [*range(8)]
@@ -275,7 +282,11 @@ def test_no_file_is_written_if_none_is_wanted(tmp_path: Path) -> None:
 def row(**own: Any) -> dict[str, Any]:
     names = ("step", "chosen", "id", "prompt", "completion", "reward", "advantage", "length")
     given = dict.fromkeys((*names, "finish", "origin", "age"), 0)
-    return given | {"step": 12, "prompt": "3+4=", "reward": None, "completion": "7"} | own
+    return (
+        given
+        | {"step": 12, "chosen": "best", "prompt": "3+4=", "reward": None, "completion": "7"}
+        | own
+    )
 
 
 @pytest.fixture(params=[True, False], ids=["rich", "plain"])
@@ -305,12 +316,17 @@ def test_long_texts_lose_their_middle(rich: bool) -> None:
     assert "0.3333" in shown([row(reward=1 / 3)])
 
 
-def test_columns_of_numbers_stay_whole_in_a_narrow_terminal(monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    text = shown([row(chosen="random", finish="length", origin="replayed", completion="x" * 200)])
-    assert max(map(len, text.splitlines())) <= 100
-    for whole in ("random", "length", "replayed", "advantage"):
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_shows_all_of_it(monkeypatch: Any, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    told = {"chosen": "random", "finish": "length", "origin": "replayed", "age": 12}
+    numbers = {"length": 1024, "reward": 0.25, "advantage": -1.5}
+    text = shown([row(prompt="é" * 130, completion="ü" * 210, **told, **numbers)])
+    assert max(map(len, text.splitlines())) <= width
+    assert (text.count("é"), text.count("ü")) == (130, 210)
+    for whole in ("random", "reward 0.25", "advantage -1.5", "1024 tokens, length"):
         assert whole in text
+    assert "replayed, age 12" in text
 
 
 def test_tables_are_printed_beside_a_progress_bar_or_without_one(
