@@ -91,24 +91,21 @@ class PromptStatistics(Callback):
             data.update({"index": prompt}, self._priority(prompt, deviation))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
-            seen = self.visits > 0
             known = self.mean[~self.mean.isnan()]
-            found = {"prompts/seen_unique": float(seen.sum())}
+            found = {"prompts/seen_unique": float((self.visits > 0).sum())}
             if len(known):
                 found["prompts/mean_reward"] = float(known.mean())
             pl_module.log_dict({f"train/{name}": value for name, value in found.items()})
 
     def _learn(self, fresh: Any) -> tuple[Tensor, Tensor]:
         """The prompts whose statistics changed ``[k]``, and their rewards' deviation ``[k]``."""
-        mean = fresh.mean_reward.float()
+        mean, groups = fresh.mean_reward.float(), fresh.group
         found: dict[int, float] = {}
-        groups = fresh.group
         for group, prompt in enumerate(fresh.prompt.tolist()):
             self.visits[prompt] += 1
-            now = float(mean[group])
+            now, before = float(mean[group]), float(self.mean[prompt])
             if now != now:  # no reward applied to any of its answers
                 continue
-            before = float(self.mean[prompt])
             new = now if before != before else self.decay * before + (1 - self.decay) * now
             self.mean[prompt] = new
             rewards = fresh.reward[groups == group]
@@ -116,9 +113,9 @@ class PromptStatistics(Callback):
         return torch.tensor([*found], dtype=torch.int64), torch.tensor([*found.values()])
 
     def _priority(self, prompt: Tensor, deviation: Tensor) -> Tensor:
-        mean = self.mean[prompt]
         if self.signal == "spread":
             return deviation.double() + self.epsilon
+        mean = self.mean[prompt]
         outside = (mean < 0) | (mean > 1)
         if bool(outside.any()):
             raise ValueError(
@@ -126,8 +123,8 @@ class PromptStatistics(Callback):
                 f"{mean[outside][:8].tolist()}; {self.signal} is made of rates in [0, 1]: set "
                 "signal to spread, or scale the rewards"
             )
-        value = mean * (1 - mean) if self.signal == "learnability" else 1 - mean
-        return value.double() + self.epsilon
+        failure = 1 - mean.double()
+        return (mean * failure if self.signal == "learnability" else failure) + self.epsilon
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the mean rewards of the prompts that were visited; the others' are missing."""
@@ -145,9 +142,9 @@ class PromptStatistics(Callback):
             write_scores(folder / self.file, chosen, self.mean[known].double())
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics of all prompts."""
+        """Of all prompts."""
         return {"mean": self.mean.clone(), "visits": self.visits.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Go on."""
         self.mean, self.visits = state_dict["mean"].clone(), state_dict["visits"].clone()

@@ -27,16 +27,19 @@ from lit_adaptive.data.columns import MapDataset
 from lit_adaptive.data.indexed import AdaptiveDataModule
 from lit_adaptive.data.prompts import Overlong, PromptDataset
 from lit_adaptive.data.randomness import mixed, reseed
-from lit_adaptive.data.rollout_batches import BatchMaker, Layout, parts, prescored
+from lit_adaptive.data.rollout_asking import Asking
+from lit_adaptive.data.rollout_batches import BatchMaker, prescored
+from lit_adaptive.data.rollout_layout import Layout, parts
 from lit_adaptive.data.rollout_metrics import step_metrics
 from lit_adaptive.data.rollout_options import check_options, scorer_of
-from lit_adaptive.data.rollout_step import Asking, RolloutStep, fresh_groups
+from lit_adaptive.data.rollout_step import RolloutStep, fresh_groups
 from lit_adaptive.replay.groups import RolloutGroups
 from lit_adaptive.replay.rollouts import RolloutBuffer
-from lit_adaptive.rollout.engines import Engine, TransformersEngine
+from lit_adaptive.rollout.engines import Engine
 from lit_adaptive.rollout.generation import Sampling
 from lit_adaptive.rollout.rewards import Reward
 from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.transformers_engine import TransformersEngine
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
 _FRESH, _DEAL, _REPLAY = 1, 2, 3  # streams of random numbers
@@ -94,6 +97,7 @@ class RolloutDataModule(AdaptiveDataModule):
     """
 
     dataset: PromptDataset
+    _attached: Any
 
     def __init__(
         self,
@@ -180,10 +184,8 @@ class RolloutDataModule(AdaptiveDataModule):
             replay.generator.manual_seed(mixed(self.seed, _REPLAY))
         self.step: RolloutStep | None = None
         self.counters = {"generated_tokens": 0.0, "rollouts": 0.0, "num_tokens": 0.0}
-        self._number = 0
-        self._served = 0  # micro-batches of this epoch
-        self._resumed = False
-        self._attached: Any = None
+        self._number, self._served = 0, 0  # steps begun; micro-batches of this epoch
+        self._resumed, self._attached = False, None
 
     # What it offers and needs --------------------------------------------------------------------
 

@@ -4,11 +4,7 @@ A token that is to be predicted is stored as ``~token`` (hence negative), so one
 and mask. On disk a store is a folder; what is not finished has another name and is never read.
 """
 
-import hashlib
-import io
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +15,10 @@ import pyarrow as pa
 Tokens = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
-_FORMAT = 1  # of the files; a store of another one is made anew
-_TEXTS = ("prompt", "completion", "other", "id")
-_SCHEMA: Any = pa.schema([(name, pa.large_string()) for name in _TEXTS])
-_PER_ROW = ("length", "target_count", "prompt_length", "row", "group")
+FORMAT = 1  # of the files; a store of another one is made anew
+TEXTS = ("prompt", "completion", "other", "id")
+SCHEMA: Any = pa.schema([(name, pa.large_string()) for name in TEXTS])
+PER_ROW = ("length", "target_count", "prompt_length", "row", "group")
 
 
 class Part(NamedTuple):
@@ -73,7 +69,7 @@ class TokenStore:
         self.tokens = tokens
         self.meta = meta
         self.folder = folder
-        self.arrays = {name: arrays[name] for name in _PER_ROW}
+        self.arrays = {name: arrays[name] for name in PER_ROW}
         self.numbers = {name: arrays[f"number {i}"] for i, name in enumerate(meta["numbers"])}
         self.start = np.concatenate([[0], np.cumsum(self.arrays["length"])])
         self._buffer = rows
@@ -86,7 +82,7 @@ class TokenStore:
 
     def __reduce__(self) -> Any:
         if self.folder is not None:  # a worker process maps the files again
-            return _opened, (self.folder,)
+            return opened, (self.folder,)
         arrays = dict(self.arrays)
         arrays |= {f"number {i}": each for i, each in enumerate(self.numbers.values())}
         return TokenStore, (self.tokens, self._buffer, arrays, self.meta)
@@ -108,88 +104,20 @@ class TokenStore:
         return pa.chunked_array([batch["id"] for batch in batches], pa.large_string())
 
 
-class StoreWriter:
-    """Writes a store part by part, to ``folder``, or to memory without one."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._partial: Path | None = None
-        self._sink: Any = io.BytesIO()
-        rows: Any = pa.BufferOutputStream()
-        if folder is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            name = tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent)
-            self._partial = Path(name)
-            self._sink = (self._partial / "tokens.bin").open("wb")
-            rows = pa.OSFile(str(self._partial / "rows.arrow"), "wb")
-        self._rows = rows
-        self._texts = pa.ipc.new_file(rows, _SCHEMA)
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._arrays: dict[str, list[Any]] = {name: [] for name in _PER_ROW}
-        self._numbers: dict[str, list[Any]] = {}
-        self._texts_only: set[str] = set()
-        self._size = 0
-
-    def add(self, part: Part) -> None:
-        """Append ``part``."""
-        self._digest.update(part.tokens.data)
-        self._sink.write(part.tokens.data)
-        for name in _PER_ROW:
-            self._arrays[name].append(getattr(part, name))
-        self._texts.write_batch(pa.record_batch([*part.texts], schema=_SCHEMA))
-        self._texts_only |= part.textual
-        size = len(part.length)
-        for name, values in part.numbers.items():
-            before = self._numbers.setdefault(name, [np.full(self._size, np.nan)])
-            before.append(values)
-        for name, parts in self._numbers.items():
-            if name not in part.numbers:
-                parts.append(np.full(size, np.nan))
-        self._size += size
-
-    def close(self, **meta: Any) -> TokenStore:
-        """Finish; a folder gets its name only now."""
-        self._texts.close()
-        numbers = [name for name in self._numbers if name not in self._texts_only]
-        arrays = {name: np.concatenate(parts) for name, parts in self._arrays.items()}
-        for i, name in enumerate(numbers):
-            arrays[f"number {i}"] = np.concatenate(self._numbers[name])
-        for name in ("length", "target_count", "prompt_length"):
-            self._digest.update(arrays[name].tobytes())
-        meta |= {"fingerprint": self._digest.hexdigest(), "numbers": numbers}
-        if self._partial is None:
-            tokens = np.frombuffer(self._sink.getbuffer(), np.int32)
-            return TokenStore(tokens, self._rows.getvalue(), arrays, meta)
-        self._sink.close()
-        self._rows.close()
-        savez: Any = np.savez  # whose further arguments are arrays by name
-        savez(self._partial / "arrays.npz", **arrays)
-        (self._partial / "meta.json").write_text(json.dumps(meta | {"format": _FORMAT}))
-        assert self.folder is not None
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._partial.rename(self.folder)
-        return _opened(self.folder)
-
-    def abandon(self) -> None:
-        """Leave nothing behind."""
-        if self._partial is not None:
-            self._sink.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
-
-
 def opened_store(folder: Path) -> TokenStore | None:
     """The store in ``folder``; None if there is none, or one of another format or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        if meta["format"] != _FORMAT:
+        if meta["format"] != FORMAT:
             return None
-        store = _opened(folder)
+        store = opened(folder)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     return store if len(store.tokens) == store.start[-1] else None
 
 
-def _opened(folder: Path) -> TokenStore:
+def opened(folder: Path) -> TokenStore:
+    """The store in ``folder``, which is known to be whole."""
     meta = json.loads((folder / "meta.json").read_text())
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         arrays = dict(file)

@@ -20,7 +20,8 @@ from lit_adaptive.data.samples import (
     refuse_some,
     samples_of,
 )
-from lit_adaptive.data.token_store import Part, StoreWriter, TokenStore, opened_store
+from lit_adaptive.data.store_writer import StoreWriter
+from lit_adaptive.data.token_store import Part, TokenStore, opened_store
 
 _REMEDY = "raise max_length, or set overlong to truncate_left, truncate_right or drop"
 

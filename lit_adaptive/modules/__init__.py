@@ -4,13 +4,14 @@ from lit_adaptive.modules.adapters import LoRA
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
+from lit_adaptive.modules.configured import ConfiguredLM
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.grpo_objective import PolicyObjective
 from lit_adaptive.modules.iw_sft import IWSFT
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.networks import MLP, MinAtarConv, NatureConv, QNetwork
-from lit_adaptive.modules.recipes import CausalLM, ConfiguredLM, PretrainedLM
+from lit_adaptive.modules.recipes import CausalLM, PretrainedLM
 
 __all__ = [
     "DQN",

@@ -241,19 +241,22 @@ class PolicyObjective:
             losses = losses - self.entropy_bonus * entropy * counted
         if self.mismatch != "none":
             shares["mismatch_changed"] = (matched != 1).float()
-        count = batch[
-            "sequence_count" if self.loss_type in ("grpo", "gspo", "dr_grpo") else "token_count"
-        ]
-        loss = aggregate(
+        loss = self._aggregated(losses, counted, batch, max_length)
+        return Found(loss, policy, counted, divergence, shares)
+
+    def _aggregated(self, losses: Tensor, counted: Tensor, batch: Batch, max_length: int) -> Tensor:
+        """Divided by the count of the whole update."""
+        of_sequences = self.loss_type in ("grpo", "gspo", "dr_grpo")
+        count = batch["sequence_count" if of_sequences else "token_count"]
+        return aggregate(
             losses,
-            sequence,
-            size,
+            batch["sequence"],
+            len(batch["index"]),
             loss_type=self.loss_type,
             count=max(float(count), 1e-9),
             max_length=max_length,
             counted=counted,
         )
-        return Found(loss, policy, counted, divergence, shares)
 
     def _policy_losses(
         self,

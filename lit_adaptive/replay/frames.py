@@ -32,10 +32,7 @@ def as_bytes(leaf: Tensor, rows: int) -> Bytes:
 
 
 def same(kept: list[Bytes], row: Array, rows: list[Bytes]) -> Array:
-    """Which ``rows`` are in all leaves bitwise those ``kept`` at ``row`` ``[M]`` int32: ``[M]``.
-
-    False where ``row`` is -1.
-    """
+    """Which ``rows`` are bitwise those ``kept`` at ``row`` ``[M]`` int32, False at -1: ``[M]``."""
     equal = np.ones(row.size, np.bool_)
     for old, new in zip(kept, rows, strict=True):
         if isinstance(old, Tensor):

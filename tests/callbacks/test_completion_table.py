@@ -321,9 +321,10 @@ def test_a_narrow_terminal_shows_all_of_it(monkeypatch: Any, width: int) -> None
     monkeypatch.setenv("COLUMNS", str(width))
     told = {"chosen": "random", "finish": "length", "origin": "replayed", "age": 12}
     numbers = {"length": 1024, "reward": 0.25, "advantage": -1.5}
-    text = shown([row(prompt="é" * 130, completion="ü" * 210, **told, **numbers)])
+    own = row(prompt="é" * 130, completion="ü" * 210, answer="ö" * 90, **told, **numbers)
+    text = shown([own], ["answer"])
     assert max(map(len, text.splitlines())) <= width
-    assert (text.count("é"), text.count("ü")) == (130, 210)
+    assert [text.count(each) for each in "éüö"] == [130, 210, 90]
     for whole in ("random", "reward 0.25", "advantage -1.5", "1024 tokens, length"):
         assert whole in text
     assert "replayed, age 12" in text

@@ -9,13 +9,14 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from callbacks import RolloutReplay
 from lit_adaptive.core.grpo_aggregate import aggregate
 from lit_adaptive.data import Arithmetic, RolloutDataModule
-from lit_adaptive.data.rollout_batches import BatchMaker, Layout, parts
+from lit_adaptive.data.rollout_batches import BatchMaker
+from lit_adaptive.data.rollout_layout import Layout, parts
 from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer, RolloutGroups
-from lit_adaptive.rollout.engines import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, Sampling
 from lit_adaptive.rollout.rewards import Reward
 from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.transformers_engine import TransformersEngine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),

@@ -15,8 +15,8 @@ from lightning.pytorch import Callback
 from test_ranks import TRAINER
 from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
 
-from lit_adaptive.rollout.engines import TransformersEngine
 from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.transformers_engine import TransformersEngine
 
 CONFIGS = CONFIG.parent
 
@@ -171,7 +171,7 @@ def test_the_recipe_learns_from_rewards(tmp_path: Path) -> None:
     command = ["-m", "lit_adaptive", "fit", "--config", recipe, "--runs", str(tmp_path)]
     subprocess.run([sys.executable, *command, "--trainer.max_epochs=16"], check=True, timeout=1100)
     (file,) = tmp_path.glob("grpo_rr/*/metrics.csv")
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     rewards = [float(row["train/reward"]) for row in rows if row["train/reward"]]
     answered = [float(row["val/exact_match"]) for row in rows if row["val/exact_match"]]
     written = [float(row["train/generated_tokens"]) for row in rows if row["train/reward"]]

@@ -186,7 +186,7 @@ def test_entropy_bonus_adds_the_gradient_of_the_entropy() -> None:
 def test_mismatch_of_engine_and_trainer_is_weighed(
     mode: Any, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_adaptive.rollout import engines
+    from lit_adaptive.rollout import transformers_engine as engines
 
     shift = 0.3  # the trainer's law gives each token e^0.3 = 1.35 times the engine's probability
     plain = engines.generate

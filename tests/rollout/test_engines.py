@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lit_adaptive.data import Arithmetic, PromptDataset
 from lit_adaptive.modules import ConfiguredLM, LanguageModel
-from lit_adaptive.rollout.engines import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, Sampling
 from lit_adaptive.rollout.tokenizers import stop_ids
+from lit_adaptive.rollout.transformers_engine import TransformersEngine
 
 
 class Policy:

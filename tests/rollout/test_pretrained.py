@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_adaptive.modules import ConfiguredLM, LanguageModel, LoRA, PretrainedLM
+from lit_adaptive.modules.head_check import check_head
 from lit_adaptive.rollout import pretrained
 from lit_adaptive.rollout.pretrained import load_model, load_tokenizer, located
 
@@ -128,7 +129,7 @@ def test_a_head_that_does_more_is_refused(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         language.model.get_output_embeddings().weight.mul_(30)
     with pytest.raises(ValueError, match="makes its logits in a way that is not known here"):
-        language.check_head()
+        check_head(language)
 
 
 def test_smoothing_is_refused_where_logits_are_capped():

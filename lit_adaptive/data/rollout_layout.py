@@ -1,0 +1,82 @@
+"""From groups of rollouts to the batches of a step's optimizer updates.
+
+A step's groups are the same on every rank. For each pass over them they are dealt into minibatches,
+one for each optimizer update; of a minibatch each rank takes its share of groups, and cuts it into
+as many micro-batches as gradients are accumulated over. Whole groups go to a minibatch and a rank.
+A micro-batch carries the divisors of the whole update, so the update does not depend on the cut.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_adaptive.data.packing import ranges
+from lit_adaptive.data.randomness import mixed
+from lit_adaptive.replay.groups import RolloutGroups
+
+
+class Layout(NamedTuple):
+    """How a step is cut.
+
+    Attributes:
+        inner_epochs: passes over the step's groups.
+        minibatches: updates in a pass.
+        accumulate: micro-batches of an update.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    inner_epochs: int
+    minibatches: int
+    accumulate: int
+    rank: int
+    world_size: int
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.inner_epochs * self.minibatches * self.accumulate
+
+
+class Part(NamedTuple):
+    """A micro-batch, before it is made: which rollouts ``[B]``, and its update's divisors."""
+
+    rollouts: Tensor
+    tokens: float
+    sequences: float
+
+
+def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> Iterator[Part]:
+    """This rank's micro-batches of a step, in order.
+
+    Args:
+        groups: of all ranks.
+        trained: ``[N]`` bool, the rollouts whose tokens count.
+        layout: how the step is cut.
+        seed: of the order in which groups are dealt into several minibatches.
+    """
+    total = groups.prompt_lengths[groups.group] + groups.lengths
+    first = groups.size.cumsum(0) - groups.size
+    share = layout.accumulate * layout.world_size
+    for epoch in range(layout.inner_epochs):
+        order = torch.arange(len(groups))
+        if layout.minibatches > 1:
+            source = torch.Generator().manual_seed(mixed(seed, epoch))
+            order = torch.randperm(len(groups), generator=source)
+        for chunk in order.tensor_split(layout.minibatches):
+            everyone = _members(chunk, first, groups.size)
+            counted = everyone[trained[everyone]]
+            tokens = float(groups.lengths[counted].sum()) / share
+            sequences = len(counted) / share
+            mine = _members(chunk[layout.rank :: layout.world_size], first, groups.size)
+            mine = mine[total[mine].argsort(descending=True, stable=True)]
+            for cut in mine.tensor_split(layout.accumulate):
+                yield Part(cut, tokens, sequences)
+
+
+def _members(chosen: Tensor, first: Tensor, size: Tensor) -> Tensor:
+    """The rollouts of the ``chosen`` groups, in their order."""
+    place, _ = ranges(first[chosen].numpy(), size[chosen].numpy())
+    return torch.from_numpy(place)
