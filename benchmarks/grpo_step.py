@@ -110,6 +110,7 @@ def ours(steps: int, fraction: float) -> dict[str, float]:
         gradient_clip_val=1.0,
         callbacks=[*([RolloutReplay()] if fraction else []), clock],
     )
+    ConfiguredLM("llama", **MODEL).make(data.tokenizer)  # TRL's model too is built before
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     trainer.fit(model, data)
     lengths = statistics.mean(clock.lengths)
