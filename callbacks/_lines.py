@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 
 def gathered_rows(rows: list[Any], trainer: Trainer) -> list[Any]:
@@ -21,6 +22,15 @@ def gathered_rows(rows: list[Any], trainer: Trainer) -> list[Any]:
 def run_directory(trainer: Trainer) -> Path:
     """Where the run's files are. All ranks must ask."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def folder_of_logs(trainer: Trainer) -> Path:
+    """Where the CSV logger writes, else the root; asks no other rank, so that one may ask alone."""
+    folder = Path(trainer.default_root_dir)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            folder = Path(logger.log_dir)
+    return folder
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

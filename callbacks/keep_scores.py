@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+
+from callbacks._lines import folder_of_logs
 
 
 class KeepScores(Callback):
@@ -33,9 +34,5 @@ class KeepScores(Callback):
         """Write, on one rank: all have the same."""
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                folder = Path(logger.log_dir)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.write_scores(folder / self.path)
+        data.write_scores(folder_of_logs(trainer) / self.path)

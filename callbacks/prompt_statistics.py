@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from callbacks._lines import folder_of_logs
+from lit_adaptive.core.freshness import learnability
 from lit_adaptive.data.tables import write_scores
 
 Signal = Literal["learnability", "failure", "spread"]
@@ -99,7 +100,8 @@ class PromptStatistics(Callback):
 
     def _learn(self, fresh: Any) -> tuple[Tensor, Tensor]:
         """The prompts whose statistics changed ``[k]``, and their rewards' deviation ``[k]``."""
-        mean, groups = fresh.mean_reward.float(), fresh.group
+        mean = fresh.mean_reward.float()
+        spread = learnability(fresh.reward, fresh.group, len(fresh)).sqrt().float()
         found: dict[int, float] = {}
         for group, prompt in enumerate(fresh.prompt.tolist()):
             self.visits[prompt] += 1
@@ -108,8 +110,7 @@ class PromptStatistics(Callback):
                 continue
             new = now if before != before else self.decay * before + (1 - self.decay) * now
             self.mean[prompt] = new
-            rewards = fresh.reward[groups == group]
-            found[prompt] = float(rewards[~rewards.isnan()].std(correction=0))
+            found[prompt] = float(spread[group])
         return torch.tensor([*found], dtype=torch.int64), torch.tensor([*found.values()])
 
     def _priority(self, prompt: Tensor, deviation: Tensor) -> Tensor:
@@ -130,16 +131,12 @@ class PromptStatistics(Callback):
         """Write the mean rewards of the prompts that were visited; the others' are missing."""
         if self.file is None or not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                folder = Path(logger.log_dir)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         known = (~self.mean.isnan()).nonzero().flatten()
         if len(known):
             ids = data.ids
             chosen = ids[known] if isinstance(ids, Tensor) else [ids[i] for i in known.tolist()]
-            write_scores(folder / self.file, chosen, self.mean[known].double())
+            write_scores(folder_of_logs(trainer) / self.file, chosen, self.mean[known].double())
 
     def state_dict(self) -> dict[str, Any]:
         """Of all prompts."""

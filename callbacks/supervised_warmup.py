@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks._shared import own_stream
 from lit_adaptive.data.randomness import mixed
 from lit_adaptive.data.tokenized import TokenizedDemonstrations
+from lit_adaptive.modules.language_model import read
+from lit_adaptive.modules.optimization import adamw, scheduled
 
 _STREAM = 7
 
@@ -70,22 +72,20 @@ class SupervisedWarmup(Callback):
 
     def _fine_tune(self, shown: TokenizedDemonstrations, model: Any, trainer: Trainer) -> float:
         parameters = [each for each in model.policy.parameters() if each.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        optimizer = adamw(parameters, self.learning_rate, 0.0, (0.9, 0.999), fused=False)
+        falling = scheduled(optimizer, "linear", 0.0, self.steps)
         loss = torch.zeros(())
         order = torch.empty(0, dtype=torch.int64)
-        for step in range(self.steps):
+        for _ in range(self.steps):
             while len(order) < self.batch_size:
                 order = torch.cat([order, torch.randperm(len(shown))])
             index, order = order[: self.batch_size], order[self.batch_size :]
             batch: Any = trainer.strategy.batch_to_device(shown.gather(index))
-            names = ("input_ids", "position_ids", "position", "target")
-            found, _ = model.policy(*(batch[name] for name in names))
-            loss = -found.log_prob.mean()
+            loss = -read(model.policy, batch)[0].log_prob.mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 - step / self.steps)
             optimizer.step()
+            falling.step()
         optimizer.zero_grad()
         return float(loss.detach())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_adaptive.data.packing import laid_out, ranges
 from lit_adaptive.data.rollout_layout import Layout, Part, parts
-from lit_adaptive.replay.groups import RolloutGroups
+from lit_adaptive.replay.groups import RolloutGroups, ragged_positions
 
 
 class BatchMaker:
@@ -45,13 +45,10 @@ class BatchMaker:
             more,
         )
         self._group = groups.group
-        self._start = groups.lengths.cumsum(0) - groups.lengths
-        self._prompt_start = groups.prompt_lengths.cumsum(0) - groups.prompt_lengths
 
     def places(self, rollouts: Tensor) -> Tensor:
         """Where the tokens of ``rollouts`` ``[B]`` stand among the step's: ``[K]``."""
-        place, _ = ranges(self._start[rollouts].numpy(), self.groups.lengths[rollouts].numpy())
-        return torch.from_numpy(place)
+        return ragged_positions(self.groups.lengths, rollouts)
 
     def batch(self, part: Part) -> dict[str, Any]:
         """The batch of a part, which may have no rollouts."""
@@ -89,8 +86,8 @@ class BatchMaker:
         end = length.cumsum(0)
         flat = torch.empty(int(end[-1]), dtype=torch.int32)
         at, _ = ranges((end - length).numpy(), asked.numpy())
-        source, _ = ranges(self._prompt_start[group].numpy(), asked.numpy())
-        flat[torch.from_numpy(at)] = groups.prompt_tokens[torch.from_numpy(source)]
+        source = ragged_positions(groups.prompt_lengths, group)
+        flat[torch.from_numpy(at)] = groups.prompt_tokens[source]
         at, _ = ranges((end - said).numpy(), said.numpy())
         flat[torch.from_numpy(at)] = ~groups.tokens[place]
         return laid_out(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_adaptive.data.packing import ranges
 from lit_adaptive.data.randomness import mixed
-from lit_adaptive.replay.groups import RolloutGroups
+from lit_adaptive.replay.groups import RolloutGroups, ragged_positions
 
 
 class Layout(NamedTuple):
@@ -58,7 +57,6 @@ def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> 
         seed: of the order in which groups are dealt into several minibatches.
     """
     total = groups.prompt_lengths[groups.group] + groups.lengths
-    first = groups.size.cumsum(0) - groups.size
     share = layout.accumulate * layout.world_size
     for epoch in range(layout.inner_epochs):
         order = torch.arange(len(groups))
@@ -66,17 +64,11 @@ def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> 
             source = torch.Generator().manual_seed(mixed(seed, epoch))
             order = torch.randperm(len(groups), generator=source)
         for chunk in order.tensor_split(layout.minibatches):
-            everyone = _members(chunk, first, groups.size)
+            everyone = ragged_positions(groups.size, chunk)
             counted = everyone[trained[everyone]]
             tokens = float(groups.lengths[counted].sum()) / share
             sequences = len(counted) / share
-            mine = _members(chunk[layout.rank :: layout.world_size], first, groups.size)
+            mine = ragged_positions(groups.size, chunk[layout.rank :: layout.world_size])
             mine = mine[total[mine].argsort(descending=True, stable=True)]
             for cut in mine.tensor_split(layout.accumulate):
                 yield Part(cut, tokens, sequences)
-
-
-def _members(chosen: Tensor, first: Tensor, size: Tensor) -> Tensor:
-    """The rollouts of the ``chosen`` groups, in their order."""
-    place, _ = ranges(first[chosen].numpy(), size[chosen].numpy())
-    return torch.from_numpy(place)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_adaptive.core.reductions import means, sums
+from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.rollout.generation import Sampling
@@ -75,13 +76,8 @@ class GeneratingModule(PolicyModule):
                     metrics["exact_match"].update(reward)
 
     def _score(self, batch: dict[str, Any], metrics: Any, counted: Tensor) -> None:
-        found, _ = self.policy(
-            batch["input_ids"],
-            batch["position_ids"],
-            batch["position"],
-            batch["target"],
-            top_k=1,
-        )
+        found, _ = read(self.policy, batch, top_k=1)
+        assert found.top_token is not None  # asked for
         sequence = batch["sequence"]
         size = len(batch["index"])
         right = (found.top_token[:, 0] == batch["target"]).float()

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.logprobs import TokenLogProbs
 from lit_adaptive.core.reductions import means
-from lit_adaptive.modules.generator import GeneratingModule
 from lit_adaptive.modules.grpo_objective import Found, PolicyObjective
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.optimization import (
     Optimization,
     OptimizerFactory,
@@ -24,13 +24,14 @@ from lit_adaptive.modules.optimization import (
     SchedulerFactory,
 )
 from lit_adaptive.modules.recipes import CausalLM
+from lit_adaptive.modules.referenced import ReferencedModule
 from lit_adaptive.rollout.rewards import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["frozen", "adapter_off"]
 
 
-class GRPO(GeneratingModule):
+class GRPO(ReferencedModule):
     """Trains a policy on groups of rollouts; returns how far it has moved from each of them.
 
     Logs ``policy_loss``, ``entropy``, ``kl``, ``clip_ratio/*``, ``ratio/*``, what the step of
@@ -103,7 +104,6 @@ class GRPO(GeneratingModule):
                 "or choose reference frozen"
             )
         self.reference: Reference = reference
-        self._frozen: tuple[LanguageModel, ...] = ()  # a tuple: no part of the state
         self._step_metrics: dict[str, float] = {}
 
     # The models ----------------------------------------------------------------------------------
@@ -115,16 +115,10 @@ class GRPO(GeneratingModule):
         self.language = self.built()
         models = [self.language]
         if self.objective.kl_beta > 0 and self.reference == "frozen":
-            self._frozen = (self.built().requires_grad_(requires_grad=False).eval(),)
-            models += self._frozen
+            models.append(self._freeze())
         if self.device_mesh is not None:
             for each in models:
                 each.shard(self.device_mesh["data_parallel"])
-
-    def on_fit_start(self) -> None:
-        """The frozen reference goes where the model is."""
-        for frozen in self._frozen:
-            frozen.to(self.device)
 
     # What the datamodule asks --------------------------------------------------------------------
 
@@ -139,7 +133,7 @@ class GRPO(GeneratingModule):
     def prescore(self, batch: Batch, names: frozenset[str]) -> dict[str, Tensor]:
         """These ``[K]`` of a batch, by the policy as it is."""
         with self.decoding():
-            found = self._read(self.policy, batch, entropy="entropy" in names)
+            found = self._read(batch, entropy="entropy" in names)
         values: dict[str, Tensor] = {"old_log_probs": found.log_prob}
         if found.entropy is not None:
             values["entropy"] = found.entropy
@@ -151,32 +145,20 @@ class GRPO(GeneratingModule):
 
     # Training ------------------------------------------------------------------------------------
 
-    def _read(self, language: LanguageModel, batch: Batch, *, entropy: bool = False) -> Any:
-        return language(
-            batch["input_ids"],
-            batch["position_ids"],
-            batch["position"],
-            batch["target"],
-            entropy=entropy,
-            temperature=batch["temperature"],
-        )[0]
+    def _read(self, batch: Batch, *, entropy: bool) -> TokenLogProbs:
+        return read(self.policy, batch, entropy=entropy, temperature=batch["temperature"])[0]
 
-    @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor | None:
         if self.objective.kl_beta == 0:
             return None
-        if self.reference == "adapter_off":
-            with self.policy.model.disable_adapter():
-                found: Tensor = self._read(self.policy, batch).log_prob
-        else:
-            found = self._read(self._frozen[0], batch).log_prob
-        return found
+        temperature = batch["temperature"]
+        return self._reference_log_probs(batch, self.reference, temperature=temperature)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch, and each rollout's mean ratio to the policy that wrote it."""
         self._step_metrics = batch.get("metrics", self._step_metrics)
         logging = self._logs_now()
-        found = self._read(self.policy, batch, entropy=logging or self.objective.wants_entropy)
+        found = self._read(batch, entropy=logging or self.objective.wants_entropy)
         told = self.objective.loss(
             found.log_prob, found.entropy, self._reference(batch), batch, batch["max_new_tokens"]
         )
@@ -216,14 +198,6 @@ class GRPO(GeneratingModule):
         self.log_dict({f"train/{n}": v for n, v in everything.items()}, batch_size=1)
         if "reward" in self._step_metrics:
             self.log("reward", self._step_metrics["reward"], prog_bar=True, logger=False)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, or what was given."""
-        return self.optimization.configured(
-            self.policy.parameters(),
-            lambda: self.trainer.estimated_stepping_batches,
-            fused=self.device_mesh is None,
-        )
 
 
 def _of_replayed(ratio: Tensor, clipped: Tensor) -> dict[str, Tensor]:

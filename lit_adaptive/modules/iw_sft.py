@@ -29,8 +29,7 @@ from lit_adaptive.core.iw_sft import (
 )
 from lit_adaptive.core.logprobs import TokenLogProbs
 from lit_adaptive.core.reductions import Reduction, means, reduced
-from lit_adaptive.modules.generator import GeneratingModule
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.language_model import LanguageModel, read
 from lit_adaptive.modules.optimization import (
     Optimization,
     OptimizerFactory,
@@ -38,13 +37,14 @@ from lit_adaptive.modules.optimization import (
     SchedulerFactory,
 )
 from lit_adaptive.modules.recipes import CausalLM
+from lit_adaptive.modules.referenced import ReferencedModule
 from lit_adaptive.rollout.rewards import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["cached", "frozen", "adapter_off"]
 
 
-class IWSFT(GeneratingModule):
+class IWSFT(ReferencedModule):
     """Fine-tunes on demonstrations with iw-SFT, DFT or plain SFT; returns each sample's own loss.
 
     Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy`` and, of the weights of tokens,
@@ -138,7 +138,6 @@ class IWSFT(GeneratingModule):
         self.reduction: Reduction = reduction
         self.count = count
         self.average: LanguageModel | None = None
-        self._frozen: tuple[LanguageModel, ...] = ()  # a tuple: no part of the state
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -164,9 +163,7 @@ class IWSFT(GeneratingModule):
         self.language = self.built()
         parts = [self.language]
         if self.objective == "iw" and self.reference == "frozen":
-            frozen = self.built().requires_grad_(requires_grad=False).eval()
-            self._frozen = (frozen,)
-            parts.append(frozen)
+            parts.append(self._freeze())
         if self.objective == "iw" and self.q_decay is not None:
             self.average = self.built().requires_grad_(requires_grad=False)
             self.average.load_state_dict(self.language.state_dict())  # adapters begin at random
@@ -174,11 +171,6 @@ class IWSFT(GeneratingModule):
         for part in parts:
             if self.device_mesh is not None:
                 part.shard(self.device_mesh["data_parallel"])
-
-    def on_fit_start(self) -> None:
-        """The frozen reference goes where the model is."""
-        for frozen in self._frozen:
-            frozen.to(self.device)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step, and the moving average after it."""
@@ -191,35 +183,19 @@ class IWSFT(GeneratingModule):
 
     # The objective -------------------------------------------------------------------------------
 
-    def _read(self, language: LanguageModel, batch: Batch, **more: Any) -> Any:
-        return language(
-            batch["input_ids"],
-            batch["position_ids"],
-            batch["position"],
-            batch["target"],
-            **more,
-        )
-
     def token_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of each completion token: ``[K]``."""
-        found: TokenLogProbs = self._read(self.policy, batch)[0]
-        return found.log_prob
+        return read(self.policy, batch)[0].log_prob
 
     def per_sample_loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of each sample's tokens: ``[B]``."""
         return means(-self.token_log_probs(batch), batch["sequence"], len(batch["index"]))
 
-    @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor | None:
         """The reference's log-probabilities ``[K]``; None before they were scored."""
         if self.reference == "cached":
             return batch.get("ref_log_probs")
-        if self.reference == "adapter_off":
-            with self.policy.model.disable_adapter():
-                found: TokenLogProbs = self._read(self.policy, batch)[0]
-        else:
-            found = self._read(self._frozen[0], batch)[0]
-        return found.log_prob
+        return self._reference_log_probs(batch, self.reference)
 
     @torch.no_grad()
     def _weights(self, log_prob: Tensor, batch: Batch) -> Weights | None:
@@ -232,7 +208,7 @@ class IWSFT(GeneratingModule):
             return None
         if self.average is not None:
             # Whoever switches this module to evaluation and back leaves it with dropout.
-            log_prob = self._read(self.average.eval(), batch)[0].log_prob
+            log_prob = read(self.average.eval(), batch)[0].log_prob
         return importance_weights(
             log_prob,
             reference,
@@ -254,7 +230,7 @@ class IWSFT(GeneratingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and each sample's own."""
         logging = self._logs_now()
-        found, mean = self._read(
+        found, mean = read(
             self.policy, batch, top_k=int(logging), smoothing=self.label_smoothing > 0
         )
         losses = smoothed_losses(found.log_prob, mean, self.label_smoothing)
@@ -304,11 +280,3 @@ class IWSFT(GeneratingModule):
                 "iw/ess": w.sum().square() / (len(w) * w.square().sum().clamp(min=1e-30)),
             }
         self.log_dict(values, batch_size=len(batch["index"]))
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, or what was given."""
-        return self.optimization.configured(
-            self.policy.parameters(),
-            lambda: self.trainer.estimated_stepping_batches,
-            fused=self.device_mesh is None,
-        )

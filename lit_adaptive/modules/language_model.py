@@ -124,3 +124,13 @@ class LanguageModel(nn.Module):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "decode")
+
+
+def read(
+    language: LanguageModel, batch: dict[str, Any], **more: Any
+) -> tuple[TokenLogProbs, Tensor | None]:
+    """What a model says of a batch's targets; ``more`` as ``LanguageModel.forward`` has it."""
+    found: tuple[TokenLogProbs, Tensor | None] = language(
+        batch["input_ids"], batch["position_ids"], batch["position"], batch["target"], **more
+    )
+    return found

@@ -56,15 +56,10 @@ class Reward(ABC):
         """
 
 
-class ExactMatch(Reward):
-    """1 where the completion is the answer, else 0; spaces at the ends do not count.
+class AnswerReward(Reward):
+    """Compares each completion with the answer in its row."""
 
-    Args:
-        column: holds the answers. None is an answer that is not known: the reward does not apply.
-    """
-
-    def __init__(self, column: str = "answer") -> None:
-        self.column = column
+    column: str
 
     def __call__(
         self,
@@ -74,13 +69,27 @@ class ExactMatch(Reward):
     ) -> list[float | None]:
         """1.0 or 0.0 for each completion, or None."""
         answers = asked_column(columns, self.column, self)
-        return [
-            None if answer is None else float(completion.strip() == str(answer).strip())
-            for completion, answer in zip(completions, answers, strict=True)
-        ]
+        return [self._one(*pair) for pair in zip(completions, answers, strict=True)]
+
+    @abstractmethod
+    def _one(self, completion: str, answer: Any) -> float | None: ...
 
 
-class NumericMatch(Reward):
+class ExactMatch(AnswerReward):
+    """1 where the completion is the answer, else 0; spaces at the ends do not count.
+
+    Args:
+        column: holds the answers. None is an answer that is not known: the reward does not apply.
+    """
+
+    def __init__(self, column: str = "answer") -> None:
+        self.column = column
+
+    def _one(self, completion: str, answer: Any) -> float | None:
+        return None if answer is None else float(completion.strip() == str(answer).strip())
+
+
+class NumericMatch(AnswerReward):
     """1 where the completion's final number is the answer's, else 0.
 
     The final number is the one after GSM8K's mark ``####``, or else the last in the text. Thousands
@@ -101,16 +110,6 @@ class NumericMatch(Reward):
             raise ValueError(f"tolerance is {tolerance}; it must not be negative, and finite")
         self.column = column
         self.tolerance = tolerance
-
-    def __call__(
-        self,
-        prompts: list[str],  # noqa: ARG002
-        completions: list[str],
-        **columns: list[Any],
-    ) -> list[float | None]:
-        """1.0 or 0.0 for each completion, or None."""
-        answers = asked_column(columns, self.column, self)
-        return [self._one(*pair) for pair in zip(completions, answers, strict=True)]
 
     def _one(self, completion: str, answer: Any) -> float | None:
         right = None if answer is None else final_number(str(answer))

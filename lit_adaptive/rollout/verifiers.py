@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 from lit_adaptive.rollout.reasoning import ReasoningGym
 from lit_adaptive.rollout.rewards import (
+    AnswerReward,
     NumericMatch,
     Reward,
     asked_column,
@@ -65,7 +66,7 @@ class GSM8KMatch(NumericMatch):
         return super()._one(completion, answer)
 
 
-class MathVerify(Reward):
+class MathVerify(AnswerReward):
     r"""1 where the completion's answer equals the right one as mathematics, else 0.
 
     By the package math-verify, as most papers on reasoning do: ``\frac{1}{2}``, ``0.5`` and ``1/2``
@@ -93,16 +94,6 @@ class MathVerify(Reward):
     def prepare(self) -> None:
         """Load the package, and let it build its tables."""
         self._one(r"\boxed{\frac{1}{2}}", r"\frac{2}{4}")
-
-    def __call__(
-        self,
-        prompts: list[str],  # noqa: ARG002
-        completions: list[str],
-        **columns: list[Any],
-    ) -> list[float | None]:
-        """1.0 or 0.0 for each completion, or None."""
-        answers = asked_column(columns, self.column, self)
-        return [self._one(*pair) for pair in zip(completions, answers, strict=True)]
 
     def _one(self, completion: str, answer: Any) -> float | None:
         right = () if answer is None else _right_answer(str(answer))
