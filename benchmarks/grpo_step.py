@@ -1,11 +1,12 @@
 """What a step of GRPO costs: ours against TRL's GRPOTrainer, and what replay saves.
 
-    python benchmarks/grpo_step.py [--rounds 3] [--steps 12]
+    python benchmarks/grpo_step.py [--model tiny|smollm2] [--rounds 3] [--steps 12]
 
-Same tiny Llama (0.86 M parameters, weights drawn alike), prompts, group size, length limit, loss
+Same model (a tiny Llama of 0.86 M parameters, weights drawn alike, or SmolLM2-135M), prompts, group size, length limit, loss
 (GRPO, advantage over its group's deviation, no KL), precision (float32) and optimizer, one reward
 (exact match), in one run, interleaved; each in a process of its own, so that peak memory is its own.
-A step is 32 prompts with 8 answers of at most 12 tokens, one update. Time is the median between the
+A step is 32 prompts with 8 answers of at most 12 tokens, or 2 prompts of reasoning-gym with 8 answers
+of at most 64, and one update. Memory is what a process holds at most beyond the model. Time is the median between the
 ends of two steps, everything between them in it; ratios are of the fastest rounds. Nothing is learnt
 in so few steps, so both write equally long answers: mean lengths are printed. ``replay`` is ours with
 half of the groups replayed, after the first steps have filled the replay. Needs the extra ``peers``.
@@ -22,7 +23,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("WANDB_DISABLED", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,24 +31,45 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 OUT = Path(__file__).parent / "results" / "grpo_step.json"
-PROMPTS, GROUP, TOKENS, SKIP = 32, 8, 12, 3
-MODEL: dict[str, Any] = {
-    "hidden_size": 128,
-    "layers": 3,
-    "heads": 4,
-    "max_positions": 64,
-    "seed": 0,
+GROUP = 8
+
+
+class Setting(NamedTuple):
+    """What is trained on what."""
+
+    tokenizer: str
+    prompts: int
+    tokens: int
+    skip: int  # steps until all is warm
+    chat: bool
+
+    def questions(self) -> Any:
+        from lit_adaptive.data import Arithmetic, ReasoningTask
+
+        if not self.chat:
+            return Arithmetic("train", size=2000, digits=3, operators="+")
+        sums = {"min_terms": 2, "max_terms": 2, "max_digits": 2}
+        return ReasoningTask("chain_sum", size=200, config=sums)
+
+    def recipe(self) -> Any:
+        from lit_adaptive.modules import ConfiguredLM, PretrainedLM
+
+        if self.chat:
+            return PretrainedLM("smollm2")
+        sizes = {"hidden_size": 128, "layers": 3, "heads": 4, "max_positions": 64, "seed": 0}
+        return ConfiguredLM("llama", **sizes)  # type: ignore[arg-type]
+
+
+SETTINGS = {
+    "tiny": Setting("characters", prompts=32, tokens=12, skip=3, chat=False),
+    "smollm2": Setting("smollm2", prompts=2, tokens=64, skip=1, chat=True),
 }
 
 
-def _questions() -> Any:
-    from lit_adaptive.data import Arithmetic
-
-    return Arithmetic("train", size=2000, digits=3, operators="+")
-
-
-def _told(marks: list[float], length: float, before: float, generation: float) -> dict[str, float]:
-    kept = marks[SKIP:]
+def _told(
+    marks: list[float], length: float, before: float, generation: float, skip: int
+) -> dict[str, float]:
+    kept = marks[skip:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(kept)),
@@ -57,12 +79,12 @@ def _told(marks: list[float], length: float, before: float, generation: float) -
     }
 
 
-def ours(steps: int, fraction: float) -> dict[str, float]:
+def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     from lightning.pytorch import Callback, Trainer, seed_everything
 
     from callbacks import RolloutReplay
     from lit_adaptive.data import RolloutDataModule
-    from lit_adaptive.modules import GRPO, ConfiguredLM
+    from lit_adaptive.modules import GRPO
     from lit_adaptive.replay import RolloutBuffer
     from lit_adaptive.rollout.generation import Sampling
     from lit_adaptive.rollout.rewards import Reward
@@ -87,17 +109,19 @@ def ours(steps: int, fraction: float) -> dict[str, float]:
     warnings.filterwarnings("ignore")
     seed_everything(0, verbose=False)
     data = RolloutDataModule(
-        _questions(),
+        setting.questions(),
+        tokenizer=setting.tokenizer,
+        chat=setting.chat,
         columns=["answer"],
-        batch_size=PROMPTS,
+        batch_size=setting.prompts,
         group_size=GROUP,
-        sampling=Sampling(TOKENS),
+        sampling=Sampling(setting.tokens),
         steps_per_epoch=steps,
         rewards=Scorer([Even()], workers=0),
         replay=RolloutBuffer(512) if fraction else None,
         replay_fraction=fraction,
     )
-    model = GRPO(ConfiguredLM("llama", **MODEL), learning_rate=1e-9)
+    model = GRPO(setting.recipe(), learning_rate=1e-9)
     clock = Clock()
     trainer = Trainer(
         max_epochs=1,
@@ -110,19 +134,19 @@ def ours(steps: int, fraction: float) -> dict[str, float]:
         gradient_clip_val=1.0,
         callbacks=[*([RolloutReplay()] if fraction else []), clock],
     )
-    ConfiguredLM("llama", **MODEL).make(data.tokenizer)  # TRL's model too is built before
+    setting.recipe().make(data.tokenizer)  # TRL's model too is built before
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     trainer.fit(model, data)
     lengths = statistics.mean(clock.lengths)
-    return _told(clock.marks, lengths, before, statistics.median(clock.generation[SKIP:]))
+    generation = statistics.median(clock.generation[setting.skip :])
+    return _told(clock.marks, lengths, before, generation, setting.skip)
 
 
-def theirs(steps: int, _: float) -> dict[str, float]:
+def theirs(setting: Setting, steps: int, _: float) -> dict[str, float]:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from lit_adaptive.modules import ConfiguredLM
     from lit_adaptive.rollout.pretrained import load_tokenizer
 
     class Clock(TrainerCallback):
@@ -134,20 +158,24 @@ def theirs(steps: int, _: float) -> dict[str, float]:
 
     lengths: list[float] = []
 
-    def even(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def even(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
         lengths.append(statistics.mean(len(ids) for ids in completion_ids))
-        return [float(len(text) % 2 == 0) for text in completions]
+        texts = [each[0]["content"] if setting.chat else each for each in completions]
+        return [float(len(text) % 2 == 0) for text in texts]
 
     warnings.filterwarnings("ignore")
-    tokenizer = load_tokenizer("characters")
-    questions = _questions()
-    rows = [{"prompt": questions[i]["prompt"]} for i in range(len(questions))]
+    tokenizer = load_tokenizer(setting.tokenizer)
+    questions = setting.questions()
+    asked = [questions[i]["prompt"] for i in range(len(questions))]
+    rows = [
+        {"prompt": [{"role": "user", "content": each}] if setting.chat else each} for each in asked
+    ]
     config = GRPOConfig(
         output_dir="/tmp/trl_grpo",
         max_steps=steps,
-        per_device_train_batch_size=PROMPTS * GROUP,
+        per_device_train_batch_size=setting.prompts * GROUP,
         num_generations=GROUP,
-        max_completion_length=TOKENS,
+        max_completion_length=setting.tokens,
         learning_rate=1e-9,
         beta=0.0,
         loss_type="grpo",
@@ -164,7 +192,7 @@ def theirs(steps: int, _: float) -> dict[str, float]:
     )
     clock = Clock()
     trainer = GRPOTrainer(
-        model=ConfiguredLM("llama", **MODEL).make(tokenizer),
+        model=setting.recipe().make(tokenizer),
         reward_funcs=even,
         args=config,
         train_dataset=Dataset.from_list(rows),
@@ -173,7 +201,7 @@ def theirs(steps: int, _: float) -> dict[str, float]:
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     trainer.train()
-    return _told(clock.marks, statistics.mean(lengths), before, float("nan"))
+    return _told(clock.marks, statistics.mean(lengths), before, float("nan"), setting.skip)
 
 
 RUNS: dict[str, tuple[Any, float]] = {
@@ -181,15 +209,16 @@ RUNS: dict[str, tuple[Any, float]] = {
 }  # fmt: skip
 
 
-def _run(name: str, steps: int) -> dict[str, float]:
+def _run(name: str, model: str, steps: int) -> dict[str, float]:
     torch.set_num_threads(1)
     function, fraction = RUNS[name]
-    found: dict[str, float] = function(steps, fraction)
+    found: dict[str, float] = function(SETTINGS[model], steps, fraction)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=[*SETTINGS], default="tiny")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args()
@@ -197,7 +226,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, runs in every.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                runs.append(alone.submit(_run, name, args.steps).result())
+                runs.append(alone.submit(_run, name, args.model, args.steps).result())
                 print(name, {k: round(v, 4) for k, v in runs[-1].items()}, flush=True)
     best = {name: min(runs, key=lambda run: run["seconds"]) for name, runs in every.items()}
     memory = {name: statistics.median(r["memory_mb"] for r in runs) for name, runs in every.items()}
@@ -211,7 +240,9 @@ def main() -> None:
     }
     print(json.dumps(found, indent=1))
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"ratios": found, "fastest": best, "runs": every}, indent=1))
+    whole = json.loads(OUT.read_text()) if OUT.exists() else {}
+    whole[args.model] = {"ratios": found, "fastest": best, "runs": every}
+    OUT.write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

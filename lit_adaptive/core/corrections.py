@@ -40,6 +40,9 @@ def inverse_probability_weights(probability: Tensor, *, size: int, beta: float =
         raise ValueError(f"size is {size}; the number of items that could be drawn is above 0")
     if probability.requires_grad or probability.dtype is not torch.float64:
         probability = probability.detach().to(torch.float64)
+    if beta == 0:  # without the compiled code, whose loading costs 30 MB
+        _refuse_improbable(probability)
+        return torch.ones_like(probability)
     if not probability.is_cpu:
         _refuse_improbable(probability)
         return (probability * size).pow(-beta)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,10 +129,12 @@ def _check(found: Completions, count: int, engine: str) -> None:
             f"{engine} gave {len(found.tokens)} completions where {count} were asked for: give "
             "`samples` for each prompt"
         )
+    given: list[Any] = [*(found.log_probs or ())]
+    given += [None] * (count - len(given))
     wrong = [
         row
-        for row, (tokens, each) in enumerate(zip(found.tokens, found.log_probs, strict=True))
-        if len(each) != len(tokens) or not bool(torch.isfinite(each).all())
+        for row, (tokens, each) in enumerate(zip(found.tokens, given, strict=True))
+        if each is None or len(each) != len(tokens) or not bool(torch.isfinite(each).all())
     ]
     if wrong:
         raise ValueError(

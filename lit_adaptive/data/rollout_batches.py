@@ -1,5 +1,6 @@
 """Batches of a step's rollouts, as modules are given them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from lit_adaptive.data.packing import laid_out, ranges
 from lit_adaptive.data.rollout_layout import Layout, Part, parts
+from lit_adaptive.data.shared_prompts import Answers, laid_out_together
 from lit_adaptive.replay.groups import RolloutGroups, ragged_positions
 
 
@@ -25,6 +27,7 @@ class BatchMaker:
         trained: ``[N]`` bool, the rollouts whose tokens count.
         version: of the policy at the step.
         pad: the id that fills up rows.
+        pair_cost: see ``data.shared_prompts``; None: a row for each rollout.
         more: further values of each token ``[K]`` by name.
     """
 
@@ -35,16 +38,18 @@ class BatchMaker:
         version: int,
         *,
         pad: int,
+        pair_cost: float | None = None,
         more: dict[str, Tensor],
     ) -> None:
-        self.groups, self.trained, self.version, self.pad, self.more = (
-            groups,
-            trained,
-            version,
-            pad,
-            more,
-        )
+        self.groups, self.trained, self.version, self.pad = groups, trained, version, pad
+        self.pair_cost, self.more = pair_cost, more
         self._group = groups.group
+        self._prompt_start = groups.prompt_lengths.cumsum(0) - groups.prompt_lengths
+
+    def parts(self, layout: Layout, seed: int) -> Iterator[Part]:
+        """See ``data.rollout_layout.parts``."""
+        together = self.pair_cost is not None
+        return parts(self.groups, self.trained, layout, seed, together=together)
 
     def places(self, rollouts: Tensor) -> Tensor:
         """Where the tokens of ``rollouts`` ``[B]`` stand among the step's: ``[K]``."""
@@ -82,6 +87,18 @@ class BatchMaker:
                 "sequence": none,
             }
         asked, said = groups.prompt_lengths[group], groups.lengths[rollouts]
+        if self.pair_cost is not None:
+            answers = Answers(
+                groups.tokens[place].numpy(),
+                said.numpy(),
+                group.numpy(),
+                groups.prompt_tokens.numpy(),
+                self._prompt_start[group].numpy(),
+                asked.numpy(),
+            )
+            found = laid_out_together(answers, pad=self.pad, pair_cost=self.pair_cost)
+            if found is not None:
+                return found
         length = asked + said
         end = length.cumsum(0)
         flat = torch.empty(int(end[-1]), dtype=torch.int32)
@@ -113,7 +130,7 @@ def prescored(
     """
     found = {name: torch.zeros(len(maker.groups.tokens)) for name in sorted(names)}
     module = trainer.lightning_module
-    for part in parts(maker.groups, maker.trained, layout, seed):
+    for part in maker.parts(layout, seed):
         batch = trainer.strategy.batch_to_device(maker.batch(part) | constants)
         for name, values in module.prescore(batch, names).items():
             found[name][maker.places(part.rollouts)] = values.float().cpu()

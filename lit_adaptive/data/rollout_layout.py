@@ -47,16 +47,24 @@ class Part(NamedTuple):
     sequences: float
 
 
-def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> Iterator[Part]:
+def parts(
+    groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int, *, together: bool = False
+) -> Iterator[Part]:
     """This rank's micro-batches of a step, in order.
+
+    The longest come first: what does not fit into memory shows at once, and rows of a micro-batch
+    are about equally long.
 
     Args:
         groups: of all ranks.
         trained: ``[N]`` bool, the rollouts whose tokens count.
         layout: how the step is cut.
         seed: of the order in which groups are dealt into several minibatches.
+        together: a group's rollouts stand together, sorted by its longest.
     """
     total = groups.prompt_lengths[groups.group] + groups.lengths
+    longest = torch.zeros(len(groups), dtype=torch.int64)
+    longest = longest.scatter_reduce(0, groups.group, total, "amax") if together else longest
     share = layout.accumulate * layout.world_size
     for epoch in range(layout.inner_epochs):
         order = torch.arange(len(groups))
@@ -70,5 +78,14 @@ def parts(groups: RolloutGroups, trained: Tensor, layout: Layout, seed: int) -> 
             sequences = len(counted) / share
             mine = ragged_positions(groups.size, chunk[layout.rank :: layout.world_size])
             mine = mine[total[mine].argsort(descending=True, stable=True)]
+            if together:
+                group = groups.group[mine]
+                mine = mine[_sorted_by(longest[group], group)]
             for cut in mine.tensor_split(layout.accumulate):
                 yield Part(cut, tokens, sequences)
+
+
+def _sorted_by(length: Tensor, group: Tensor) -> Tensor:
+    """The order of falling length, equal ones by group, stable."""
+    by_group = group.argsort(stable=True)
+    return by_group[length[by_group].argsort(descending=True, stable=True)]

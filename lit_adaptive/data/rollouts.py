@@ -29,7 +29,7 @@ from lit_adaptive.data.prompts import Overlong, PromptDataset
 from lit_adaptive.data.randomness import mixed, reseed
 from lit_adaptive.data.rollout_asking import Asking
 from lit_adaptive.data.rollout_batches import BatchMaker, prescored
-from lit_adaptive.data.rollout_layout import Layout, parts
+from lit_adaptive.data.rollout_layout import Layout
 from lit_adaptive.data.rollout_metrics import step_metrics
 from lit_adaptive.data.rollout_options import check_options, scorer_of
 from lit_adaptive.data.rollout_step import RolloutStep, fresh_groups
@@ -81,6 +81,8 @@ class RolloutDataModule(AdaptiveDataModule):
         refill: so many times more prompts are drawn, until all groups are informative.
         mask_truncated: answers that were cut teach nothing; their rewards stay in the baseline.
         overlong_cache: DAPO's soft punishment of length sets in so many tokens before the limit.
+        share_prompts: answers of a group are trained on behind one copy of their prompt, where the
+            model can and it is cheaper; the results are the same.
         beta: how much of the sampler's bias weights correct, in [0, 1].
         difficulty: see ``AdaptiveDataModule``.
         scores: see ``AdaptiveDataModule``.
@@ -131,6 +133,7 @@ class RolloutDataModule(AdaptiveDataModule):
         refill: int = 0,
         mask_truncated: bool = False,
         overlong_cache: int = 0,
+        share_prompts: bool = True,
         beta: float = 0.0,
         difficulty: str | None = None,
         scores: str | None = None,
@@ -176,7 +179,7 @@ class RolloutDataModule(AdaptiveDataModule):
         self.replay, self.replay_fraction, self.replay_beta = replay, replay_fraction, replay_beta
         self.drop_uninformative, self.refill = drop_uninformative, refill
         self.mask_truncated, self.overlong_cache = mask_truncated, overlong_cache
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.share_prompts = steps_per_epoch, share_prompts
         check_options(self)
         self.scorer = scorer_of(rewards)
         self.engine = engine or TransformersEngine()
@@ -194,15 +197,8 @@ class RolloutDataModule(AdaptiveDataModule):
         """See ``lit_adaptive.contract``."""
         names = {"behavior_log_probs", "advantage", "age", "off_policy", "position", "target"}
         names |= {"input_ids", "position_ids", "sequence", "index", "weight", "probability"}
-        offered = {f"batch.{name}" for name in names}
-        offered |= {
-            "data.step",
-            "data.finished_step",
-            "data.sampler",
-            "data.beta",
-            "data.tokenizer",
-            "data.texts",
-        }
+        own = ("step", "finished_step", "sampler", "beta", "tokenizer", "texts")
+        offered = {f"batch.{name}" for name in names} | {f"data.{name}" for name in own}
         if self.replay is not None:
             offered.add("data.replay")
         if self.sampler.learns:
@@ -271,7 +267,7 @@ class RolloutDataModule(AdaptiveDataModule):
                 self.step = self._begin(layout)
             step = self.step
             maker = self._maker(step)
-            rest = list(parts(step.groups, maker.trained, layout, self._seed(_DEAL, step.number)))
+            rest = list(maker.parts(layout, self._seed(_DEAL, step.number)))
             for part in rest[step.position :]:
                 if self._served >= self.steps_per_epoch * layout.batches:
                     return  # the next epoch goes on with this step
@@ -298,7 +294,9 @@ class RolloutDataModule(AdaptiveDataModule):
         if self.mask_truncated:
             trained = groups.stopped | groups.demonstration
         pad = int(self.tokenizer.pad_token_id)
-        return BatchMaker(groups, trained, step.number, pad=pad, more=step.more)
+        model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        cost = getattr(model, "pair_cost", None) if self.share_prompts else None
+        return BatchMaker(groups, trained, step.number, pad=pad, pair_cost=cost, more=step.more)
 
     def _begin(self, layout: Layout) -> RolloutStep:
         """The next step."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_adaptive.core.logprobs import TokenLogProbs, token_log_probs
@@ -15,11 +16,15 @@ class LanguageModel(nn.Module):
 
     Args:
         model: a causal language model of transformers, with or without peft's adapters.
+
+    Attributes:
+        pair_cost: see ``modules.shared_reading``; None: it does not read shared prompts.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.pair_cost: float | None = None
         config = self.base.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
@@ -50,6 +55,7 @@ class LanguageModel(nn.Module):
         position: Tensor,
         target: Tensor,
         *,
+        segment: Tensor | None = None,
         entropy: bool = False,
         top_k: int = 0,
         smoothing: bool = False,
@@ -62,6 +68,7 @@ class LanguageModel(nn.Module):
             position_ids: ``[R, T]`` int64; where it does not go on by 1, another sequence begins.
             position: ``[K]`` int64, flat places in ``[R * T]`` whose hidden state predicts.
             target: ``[K]`` int64, what follows there.
+            segment: ``[R, T]`` int64 of rows with shared prompts (``data.shared_prompts``).
             entropy: also the entropy ``[K]``.
             top_k: also so many of the likeliest tokens.
             smoothing: also the mean log-probability over the vocabulary ``[K]``, with gradient.
@@ -70,7 +77,10 @@ class LanguageModel(nn.Module):
         base = self.base
         body = getattr(base, base.base_model_prefix)
         hidden = body(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
+            input_ids=input_ids,
+            attention_mask=None if segment is None else _seen(segment),
+            position_ids=position_ids,
+            use_cache=False,
         ).last_hidden_state
         chosen = hidden.flatten(0, 1)[position]
         head = base.get_output_embeddings()
@@ -131,6 +141,16 @@ def read(
 ) -> tuple[TokenLogProbs, Tensor | None]:
     """What a model says of a batch's targets; ``more`` as ``LanguageModel.forward`` has it."""
     found: tuple[TokenLogProbs, Tensor | None] = language(
-        batch["input_ids"], batch["position_ids"], batch["position"], batch["target"], **more
+        *(batch[name] for name in ("input_ids", "position_ids", "position", "target")),
+        segment=batch.get("segment"),
+        **more,
     )
     return found
+
+
+def _seen(segment: Tensor) -> Tensor:
+    """What each token attends to, ``[R, 1, T, T]`` bool: its prompt, its answer so far, itself."""
+    width = segment.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
+    key = segment[:, None, :]
+    return (before & ((key == 0) | (key == segment[:, :, None])))[:, None]

@@ -59,6 +59,11 @@ class PolicyModule(AdaptiveModule):
         """The datamodule's."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
+    @property
+    def pair_cost(self) -> float | None:
+        """See ``modules.shared_reading``; None: prompts are to be read with each answer."""
+        return self.policy.pair_cost
+
     def built(self) -> LanguageModel:
         """A new language model, with the weights that training begins with."""
         language = self.recipe.build(self.tokenizer)

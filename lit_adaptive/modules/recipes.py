@@ -8,6 +8,7 @@ import torch
 from lit_adaptive.modules.adapters import LoRA
 from lit_adaptive.modules.head_check import check_head
 from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.shared_reading import pair_cost
 from lit_adaptive.rollout.pretrained import load_model
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -50,6 +51,7 @@ class CausalLM(ABC):
             model = self.lora.applied(model)
         language = LanguageModel(model)
         check_head(language)
+        language.pair_cost = pair_cost(language)
         return language
 
 

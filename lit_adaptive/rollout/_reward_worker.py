@@ -166,6 +166,7 @@ def _received(control: socket.socket, size: int) -> bytes:
 
 def _fork(reward: Reward, descriptor: int, control: socket.socket) -> int:
     gc.freeze()  # what the workers share stays shared
+    template = os.getpid()
     process = os.fork()
     if process:
         os.close(descriptor)
@@ -177,7 +178,8 @@ def _fork(reward: Reward, descriptor: int, control: socket.socket) -> int:
         if sys.platform == "linux":  # should the template be killed alone
             ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
         control.close()
-        _work(reward, Connection(descriptor))
+        if os.getppid() == template:  # else it was killed before this one asked to go with it
+            _work(reward, Connection(descriptor))
     finally:
         os._exit(0)
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _COMPACT = 0.25  # share of finished rows at which the others go on alone
+_TILE = 512  # entries of the vocabulary that are summed up together
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,30 @@ def truncated(logits: Tensor, top_p: float, top_k: int) -> Tensor:
     return logits
 
 
-def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
-    """A token of each law ``softmax(logits)`` ``[B, V]``, by inverting its distribution: ``[B]``.
+def drawn(mass: Tensor, uniform: Tensor) -> Tensor:
+    """A token of each row with probability in proportion to ``mass``, by inverting its law: ``[B]``.
+
+    Tiles of the vocabulary are summed up as ``mass`` is, tiles and the entries of the tile that is
+    met in float64.
 
     Args:
-        logits: ``[B, V]``.
+        mass: ``[B, V]``, at least 0 and finite, somewhere above 0 in each row.
         uniform: ``[B]`` in [0, 1), one for each row, so no row's token depends on its neighbours.
     """
-    mass = logits.double().softmax(-1)
-    bounds = mass.cumsum(-1)
+    count, size = mass.shape
+    width = min(_TILE, size)
+    tiles = nn.functional.pad(mass, (0, -size % width)).view(count, -1, width)
+    sums = tiles.sum(-1).double()
+    bounds = sums.cumsum(-1)
     target = uniform.to(bounds)[:, None] * bounds[:, -1:]
+    tile = _first_above(sums, bounds, target)
+    own = tiles[torch.arange(count, device=mass.device), tile].double()
+    before = (bounds - sums).gather(-1, tile[:, None])
+    return tile * width + _first_above(own, own.cumsum(-1), target - before)
+
+
+def _first_above(mass: Tensor, bounds: Tensor, target: Tensor) -> Tensor:
+    """Where ``bounds``, the sums of ``mass`` ``[B, n]``, first exceed ``target`` ``[B, 1]``."""
     found = torch.searchsorted(bounds, target, right=True)[:, 0]
     last = (mass > 0).long().cumsum(-1).argmax(-1)  # rounding may lead past the last that counts
     return torch.minimum(found, last)
@@ -139,14 +154,14 @@ class _Rows:
 def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens ``[B]`` and their log-probabilities ``[B]``."""
     logits = logits.float()
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
+    law = logits.log_softmax(-1)
     if uniform is None:
         token = logits.argmax(-1)
     else:
-        token = drawn(truncated(logits, sampling.top_p, sampling.top_k), uniform)
-    chosen = logits.gather(-1, token[:, None])[:, 0]
-    return token, chosen - logits.logsumexp(-1)
+        token = drawn(truncated(law, sampling.top_p, sampling.top_k).exp(), uniform)
+    return token, law.gather(-1, token[:, None])[:, 0]
 
 
 def _cache() -> Any:

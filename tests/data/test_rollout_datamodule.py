@@ -434,16 +434,31 @@ def test_another_module_is_refused_by_name() -> None:
 
 
 class Silent(TransformersEngine):
-    """Forgets the log-probabilities."""
+    """Forgets the log-probabilities, in one way or another."""
+
+    def __init__(self, forget: Any) -> None:
+        super().__init__()
+        self.forget = forget
 
     def generate(self, *asked: Any) -> Completions:
         found = super().generate(*asked)
-        return found._replace(log_probs=[each[:0] for each in found.log_probs])
+        return found._replace(log_probs=self.forget(found.log_probs))
 
 
-def test_an_engine_without_log_probs_is_refused() -> None:
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda given: None,
+        lambda given: [None] * len(given),
+        lambda given: given[:-1],
+        lambda given: [each[:0] for each in given],
+        lambda given: [each * torch.nan for each in given],
+    ],
+    ids=["none", "nones", "too few", "empty", "nan"],
+)
+def test_an_engine_without_log_probs_is_refused(forget: Any) -> None:
     with pytest.raises(ValueError, match="Silent gave no finite log-probability"):
-        run(data(engine=Silent()))
+        run(data(engine=Silent(forget)))
 
 
 def test_a_replay_of_another_model_is_refused() -> None:

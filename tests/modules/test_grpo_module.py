@@ -54,6 +54,7 @@ def run(
     *,
     rate: float = 1e-3,
     lora: bool = False,
+    accumulate: int = 1,
     **more: Any,
 ) -> tuple[Kept, GRPO]:
     seed_everything(3, verbose=False)
@@ -87,19 +88,28 @@ def run(
         enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
         callbacks=[*replayed, kept],
     )
     trainer.fit(model, data)
     return kept, model
 
 
+def _laws(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
+    """Before every token, by the model's own logits, answer by answer: log-probs ``[K, V]``."""
+    found, width = [], batch["input_ids"].shape[1]
+    for i in range(len(batch["index"])):
+        own = batch["sequence"] == i
+        said, first = batch["target"][own], int(batch["position"][own][0])
+        prompt = batch["input_ids"][first // width, : first % width + 1]
+        logits = model.policy.model(input_ids=torch.cat([prompt, said])[None]).logits[0]
+        found.append((logits[len(prompt) - 1 : -1] / batch["temperature"]).log_softmax(-1))
+    return torch.cat(found)
+
+
 def _log_probs(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
-    """Of every token by the model's own logits, at the sampling temperature: ``[K]``."""
-    logits = model.policy.model(
-        input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"])
-    ).logits
-    law = (logits / batch["temperature"]).log_softmax(-1).flatten(0, 1)[batch["position"]]
-    return law.gather(-1, batch["target"][:, None])[:, 0]
+    """Of every token, likewise: ``[K]``."""
+    return _laws(model, batch).gather(-1, batch["target"][:, None])[:, 0]
 
 
 def _gradient(model: GRPO, loss: torch.Tensor) -> torch.Tensor:
@@ -123,6 +133,19 @@ def test_a_fresh_step_is_the_policy_gradient_written_out(kind: Any) -> None:
         }.get(kind, lengths.sum())  # fmt: skip
         terms = terms - own / divisor
     torch.testing.assert_close(kept.gradients[0], _gradient(model, terms), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_prompt_read_once_for_its_answers_gives_the_same_gradient(accumulate: int) -> None:
+    shared, apart = (
+        run(PolicyObjective(kl_beta=0.1), accumulate=accumulate, share_prompts=share)[0]
+        for share in (True, False)
+    )
+    assert "segment" in shared.batches[0]
+    assert "segment" not in apart.batches[0]
+    tokens = [sum(b["input_ids"].numel() for b in kept.batches) for kept in (shared, apart)]
+    assert tokens[0] < 0.75 * tokens[1]
+    torch.testing.assert_close(shared.gradients[0], apart.gradients[0], rtol=1e-3, atol=1e-6)
 
 
 def test_psr_keeps_right_answers_and_nsr_wrong_ones() -> None:
@@ -157,10 +180,7 @@ def test_high_entropy_tokens_alone_are_trained_over_the_batch_or_the_step() -> N
     batch = step.batches[0]
     count = len(batch["target"])
     assert int(batch["forking"].sum()) == -(-count // 5)
-    logits = model.policy.model(
-        input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"])
-    ).logits
-    law = (logits / 0.9).log_softmax(-1).flatten(0, 1)[batch["position"]]
+    law = _laws(model, batch)
     entropy = -(law.exp() * law).sum(-1)
     assert entropy[batch["forking"] > 0].min() >= entropy[batch["forking"] == 0].max() - 1e-5
     chosen = batch["forking"]
@@ -173,10 +193,7 @@ def test_entropy_bonus_adds_the_gradient_of_the_entropy() -> None:
     base, _ = run(PolicyObjective(loss_type="dapo"), rate=1e-30)
     more, model = run(PolicyObjective(loss_type="dapo", entropy_bonus=0.3), rate=1e-30)
     batch = more.batches[0]
-    logits = model.policy.model(
-        input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"])
-    ).logits
-    law = (logits / 0.9).log_softmax(-1).flatten(0, 1)[batch["position"]]
+    law = _laws(model, batch)
     bonus = 0.3 * (law.exp() * law).sum(-1).mean()
     difference = more.gradients[0] - base.gradients[0]
     torch.testing.assert_close(difference, _gradient(model, bonus), rtol=1e-2, atol=1e-5)

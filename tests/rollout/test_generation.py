@@ -275,46 +275,26 @@ def test_top_p_and_top_k_keep_what_the_slow_twin_keeps(
 
 
 def test_a_token_is_drawn_where_its_part_of_the_unit_interval_holds_the_number() -> None:
-    logits = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]).log()
+    mass = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0])
     # 1.0 stands for sums that round differently, as a GPU's: still a token that has probability.
     uniform = torch.tensor([0.0, 0.2, 0.26, 0.7, 0.76, 1 - 2**-53, 1.0], dtype=torch.float64)
-    found = drawn(logits.expand(7, -1), uniform)
+    found = drawn(mass.expand(7, -1), uniform)
     assert found.tolist() == [1, 1, 2, 2, 4, 4, 4]
 
 
-def test_prompts_are_padded_on_the_left() -> None:
-    ids, mask = left_padded([[5, 6, 7], torch.tensor([8])], 3)
-    assert ids.tolist() == [[5, 6, 7], [3, 3, 8]]
-    assert mask.tolist() == [[True, True, True], [False, False, True]]
-    assert ids.dtype == torch.int64
-    assert mask.dtype == torch.bool
-
-
-def test_an_empty_prompt_is_named() -> None:
-    with pytest.raises(ValueError, match=r"prompts \[1\] of 2 are empty"):
-        left_padded([[5], []], 0)
-    with pytest.raises(ValueError, match="of 0 are empty"):
-        left_padded([], 0)
-
-
-def test_a_prompt_padded_on_the_right_is_named(model: Any) -> None:
-    ids = torch.tensor([[5, 6], [7, PAD]])
-    with pytest.raises(ValueError, match=r"prompts \[1\] are empty or padded on the right"):
-        generate(Decoder(model), ids, ids != PAD, Sampling(3), [STOP])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be above 0"),
-        ({"temperature": -1.0}, r"temperature is -1\.0; it must be at least 0"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": float("inf")}, "temperature is inf"),
-        ({"top_p": 0.0}, r"top_p is 0\.0; it must lie in \(0, 1\]"),
-        ({"top_p": 1.5}, r"top_p is 1\.5"),
-        ({"top_k": -1}, "top_k is -1; it must be at least 0"),
-    ],
+@given(
+    # Below, at and around multiples of the tile, 512.
+    size=st.sampled_from([1, 7, 511, 512, 513, 1024, 1300, 3000]),
+    support=st.floats(0.001, 1.0),
+    seed=st.integers(0, 10_000),
 )
-def test_wrong_sampling_is_named(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Sampling(**wrong)
+def test_draws_by_tiles_are_those_of_one_sum(size: int, support: float, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    # Whole numbers: every sum is exact, so the two must agree to the last bit.
+    mass = torch.randint(1, 100, (20, size), generator=source).float()
+    mass *= torch.rand(20, size, generator=source) < support
+    mass[torch.arange(20), torch.randint(size, (20,), generator=source)] += 1
+    uniform = torch.rand(20, generator=source, dtype=torch.float64)
+    total = mass.double().sum(-1, keepdim=True)
+    expected = (mass.double().cumsum(-1) <= uniform[:, None] * total).sum(-1)
+    assert drawn(mass, uniform).equal(expected)
