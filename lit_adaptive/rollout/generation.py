@@ -103,7 +103,7 @@ def truncated(logits: Tensor, top_p: float, top_k: int) -> Tensor:
 
 
 def drawn(mass: Tensor, uniform: Tensor) -> Tensor:
-    """A token of each row with probability in proportion to ``mass``, by inverting its law: ``[B]``.
+    """A token of each row, as likely as its ``mass`` says, by inverting the law: ``[B]``.
 
     Tiles of the vocabulary are summed up as ``mass`` is, tiles and the entries of the tile that is
     met in float64.
