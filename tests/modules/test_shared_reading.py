@@ -50,9 +50,9 @@ def test_plain_attention_does(model: Any) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        MistralForCausalLM(MistralConfig(**GATED, sliding_window=4)),
+        MistralForCausalLM(MistralConfig(**GATED, sliding_window=64)),
         Qwen2ForCausalLM(
-            Qwen2Config(**GATED, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+            Qwen2Config(**GATED, use_sliding_window=True, sliding_window=64, max_window_layers=1)
         ),
         LlamaForCausalLM._from_config(LlamaConfig(**GATED), attn_implementation="eager"),
         MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2)),
