@@ -11,7 +11,8 @@ many tokens. ``signs``: GRPO, PSR, NSR and W-REINFORCE. Measured every 50 steps:
 (unbiased, of 64 samples), entropy, generated tokens, wall-clock with everything in it but the
 measuring. Told after as many steps as the first method took and, on the line between two measurements,
 after as many tokens and after as many seconds: mean over seeds, and the paired difference to the first
-method with its 95 % t-interval; and of the tokens of each age, how many a clip of 0.2 around 1 leaves out.
+method with its 95 % t-interval; and of the answers of each age, how many have a mean
+ratio outside 1 ± 0.2.
 """
 
 import argparse
@@ -69,7 +70,7 @@ PARTS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any] | None]]] = {
 
 
 class Watch(Callback):
-    """Measures now and then, outside the clock; counts clipped tokens by age."""
+    """Measures now and then, outside the clock; counts answers outside the clip by age."""
 
     def __init__(self) -> None:
         self.curve: list[dict[str, float]] = []
@@ -214,13 +215,50 @@ def at(curve: list[dict[str, float]], axis: str, place: float, measure: str) -> 
     return float(np.interp(place, [c[axis] for c in curve], [c[measure] for c in curve]))
 
 
+def picture(found: dict[str, Any], part: str) -> None:
+    """Accuracy against tokens and against seconds; the clipped share, or the entropy."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for name in found["table"]:
+        curves = [run[name]["curve"] for run in found["runs"]]
+        means = {
+            key: [float(np.mean([c[i][key] for c in curves])) for i in range(len(curves[0]))]
+            for key in curves[0][0]
+        }
+        tokens = [each / 1000 for each in means["tokens"]]
+        axes[0].plot(tokens, means["pass@1"], marker=".", label=name)
+        axes[1].plot(means["seconds"], means["pass@1"], marker=".")
+        if part == "signs":
+            axes[2].plot(means["step"], means["entropy"], marker=".")
+        elif len(ages := found["table"][name]["outside by age"]) > 1:
+            points = sorted((int(age), share) for age, share in ages.items() if int(age) <= 40)
+            axes[2].plot(*zip(*points, strict=True), color=axes[0].lines[-1].get_color())
+    last = (
+        ("step", "entropy of an answer")
+        if part == "signs"
+        else ("age of an answer", "share with mean ratio outside 1 ± 0.2")
+    )
+    labels = ("thousand generated tokens", "pass@1"), ("seconds", "pass@1"), last
+    for axis, (x, y) in zip(axes, labels, strict=True):
+        axis.set(xlabel=x, ylabel=y)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(RESULTS / f"rollout_{part}.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--part", choices=[*PARTS], default="replay")
+    parser.add_argument("--plot", action="store_true", help="only draw what was measured")
     args = parser.parse_args()
+    out = RESULTS / f"rollout_{args.part}.json"
+    if args.plot:
+        picture(json.loads(out.read_text()), args.part)
+        return
     with tempfile.TemporaryDirectory() as folder:
         pool = ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"))
         one = partial(run, part=args.part, steps=args.steps, folder=folder)
@@ -232,8 +270,9 @@ def main() -> None:
             pairs = row[f"difference of pass@1 at {axis}"]
             print(f"{name:26s} {axis:8s}", *cells, f"pass@1 {pairs[0]:+.3f} ± {pairs[1]:.3f}")
     RESULTS.mkdir(exist_ok=True)
-    out = RESULTS / f"rollout_{args.part}.json"
-    out.write_text(json.dumps({"seeds": args.seeds, "table": table, "runs": runs}, indent=1))
+    found = {"seeds": args.seeds, "table": table, "runs": runs}
+    out.write_text(json.dumps(found, indent=1))
+    picture(found, args.part)
 
 
 if __name__ == "__main__":

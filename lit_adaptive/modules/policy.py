@@ -60,6 +60,11 @@ class PolicyModule(AdaptiveModule):
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     @property
+    def transformer(self) -> Any:
+        """The transformers model itself; adapters, if any, are in it."""
+        return self.policy.base
+
+    @property
     def pair_cost(self) -> float | None:
         """See ``modules.shared_reading``; None: prompts are to be read with each answer."""
         return self.policy.pair_cost

@@ -28,6 +28,11 @@ class Policy(Protocol):
         """Of transformers, with a pad token."""
         ...
 
+    @property
+    def transformer(self) -> Any:
+        """The transformers model itself; adapters, if any, are in it."""
+        ...
+
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
     ) -> Tensor:

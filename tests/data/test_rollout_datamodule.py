@@ -352,6 +352,66 @@ def test_parts_cover_each_rollout_once_a_pass_and_divide_by_the_whole_update(
         assert torch.cat(pass_).sort().values.tolist() == [*range(10)]
 
 
+class Told(TransformersEngine):
+    """Notes which version of the policy it was told of before it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.versions: list[int] = []
+
+    def generate(self, *asked: Any) -> Completions:
+        self.versions.append(self.version)
+        return super().generate(*asked)
+
+
+def test_the_engine_is_told_of_each_new_policy_before_it_writes() -> None:
+    engine = Told()
+    watch, _ = run(data(engine=engine))
+    assert engine.versions == [*range(6)]
+    assert [step.fresh.version.unique().tolist() for step in watch.steps] == [[n] for n in range(6)]
+
+
+class Noise(Callback):
+    """Takes from the global stream of random numbers."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.rand(7)
+
+
+def test_what_is_random_in_an_update_depends_on_its_step_alone() -> None:
+    # Clip-Cov chooses tokens at random, within training_step.
+    objective = PolicyObjective(covariance="clip", covariance_share=0.3, covariance_low=-9.0)
+    losses = [
+        [float(b["loss"]) for b in run(data(inner_epochs=2), *more, objective=objective)[0].batches]
+        for more in ((), (Noise(),))
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) > 6
+
+
+def test_some_of_a_step_is_always_fresh() -> None:
+    module = data(replay=RolloutBuffer(64), replay_fraction=0.99, steps_per_epoch=8)
+    watch, _ = run(module, RolloutReplay(), max_epochs=1)
+    replayed = [len(step.keys) for step in watch.steps]
+    assert max(replayed) == 5  # of 6 groups
+    assert all(len(step.fresh) == 6 - n for step, n in zip(watch.steps, replayed, strict=True))
+
+
+def test_a_groups_rollouts_stand_together_if_asked_longest_group_first() -> None:
+    groups = _groups()
+    total = groups.prompt_lengths[groups.group] + groups.lengths
+    longest = [int(total[groups.group == g].max()) for g in range(len(groups))]
+    (part,) = parts(
+        groups, torch.ones(10, dtype=torch.bool), Layout(1, 1, 1, 0, 1), 0, together=True
+    )
+    order = groups.group[part.rollouts].unique_consecutive().tolist()
+    assert sorted(order) == [*range(len(groups))]  # each in one piece
+    assert [longest[g] for g in order] == sorted(longest, reverse=True)
+    for g in order:
+        own = part.rollouts[groups.group[part.rollouts] == g]
+        assert total[own].tolist() == sorted(total[own].tolist(), reverse=True)
+
+
 def test_a_batch_is_laid_out_prompt_then_answer() -> None:
     groups = _groups()
     trained = torch.ones(10, dtype=torch.bool)
