@@ -294,7 +294,7 @@ def _groups() -> RolloutGroups:
     source = torch.Generator().manual_seed(0)
     size = torch.tensor([3, 2, 4, 1])
     lengths = torch.tensor([1, 5, 2, 3, 0, 4, 4, 1, 2, 6])
-    prompt_lengths = torch.tensor([2, 4, 3, 1])
+    prompt_lengths = torch.tensor([2, 4, 3, 5])
     tokens, asked = int(lengths.sum()), int(prompt_lengths.sum())
     return RolloutGroups(
         prompt=torch.tensor([7, 3, 9, 3]),
