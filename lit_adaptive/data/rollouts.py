@@ -292,7 +292,7 @@ class RolloutDataModule(AdaptiveDataModule):
         groups = step.groups
         trained = torch.ones(groups.rollouts, dtype=torch.bool)
         if self.mask_truncated:
-            trained = groups.stopped | groups.demonstration
+            trained = groups.stopped  # as demonstrations are
         pad = int(self.tokenizer.pad_token_id)
         model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         cost = getattr(model, "pair_cost", None) if self.share_prompts else None

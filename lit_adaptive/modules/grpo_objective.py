@@ -235,10 +235,10 @@ class PolicyObjective:
         if reference is not None:
             ratio = ratios(log_prob, behavior, sequence, size)
             divergence = kl(log_prob, reference, estimator=self.kl_estimator, ratio=ratio)
-            losses = losses + self.kl_beta * divergence * counted
+            losses = losses + self.kl_beta * divergence
         if self.entropy_bonus > 0:
             assert entropy is not None
-            losses = losses - self.entropy_bonus * entropy * counted
+            losses = losses - self.entropy_bonus * entropy
         if self.mismatch != "none":
             shares["mismatch_changed"] = (matched != 1).float()
         loss = self._aggregated(losses, counted, batch, max_length)

@@ -246,10 +246,14 @@ def test_equal_rewards_change_nothing_and_are_told(drop: bool) -> None:
 
 
 def test_cut_answers_teach_nothing_but_stay_in_the_baseline() -> None:
-    watch, _ = run(data(mask_truncated=True, sampling=Sampling(2)), max_epochs=1)
+    watch, model = run(data(mask_truncated=True, sampling=Sampling(30)), max_epochs=1)
     batch = watch.batches[0]
     cut = ~batch["trained"]
     assert bool(cut.any())
+    assert not bool(cut.all())
+    last = batch["sequence"].diff(append=torch.tensor([-1])).nonzero().flatten()
+    ended = torch.isin(batch["target"][last], torch.tensor(model.stops()))
+    assert cut.equal(~ended)
     assert float(batch["token_count"]) == float(
         torch.bincount(batch["sequence"], minlength=24)[~cut].sum()
     )
@@ -266,6 +270,29 @@ def test_long_answers_are_punished_softly() -> None:
     watch, _ = run(data(overlong_cache=4, rewards=Scorer([Never()], workers=0)), max_epochs=1)
     fresh = watch.steps[0].fresh
     torch.testing.assert_close(fresh.reward, ((1 - fresh.lengths) / 4).clamp(-1, 0))
+
+
+def test_demonstrations_are_not_punished_for_their_length() -> None:
+    module = data(
+        overlong_cache=4, rewards=Scorer([Never()], workers=0), demonstration="completion"
+    )
+    fresh = run(module, max_epochs=1)[0].steps[0].fresh
+    expected = ((1 - fresh.lengths) / 4).clamp(-1, 0)
+    assert bool((expected[fresh.demonstration] < 0).any())
+    torch.testing.assert_close(fresh.reward, torch.where(fresh.demonstration, 0.0, expected))
+
+
+def test_the_replays_own_weights_and_its_age_limit_reach_the_batch() -> None:
+    replay = RolloutBuffer(64, policy="prioritized", max_age=2)
+    watch, _ = run(
+        data(replay=replay, replay_fraction=0.5, replay_beta=1.0, steps_per_epoch=9),
+        RolloutReplay(),
+        max_epochs=1,
+    )
+    weights, ages = (torch.cat([b[name] for b in watch.batches]) for name in ("weight", "age"))
+    assert bool((weights[ages == 0] == 1).all())
+    assert bool((weights[ages > 0] < 1).any())
+    assert int(ages.max()) == 2
 
 
 def test_a_demonstration_takes_the_place_of_an_answer() -> None:
