@@ -81,9 +81,15 @@ def test_demonstrations_are_closed_and_no_column_of_rewards() -> None:
     assert found.decoded([torch.tensor(tokens)]) == [row["answer"]]
 
 
-def test_fingerprint_tells_prompts_and_order_apart() -> None:
+def test_fingerprint_tells_prompts_and_order_apart(tmp_path: Path) -> None:
     one, same, other = (PromptDataset(Arithmetic("train", size=9, seed=s)) for s in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint
+    borders = []  # the same tokens in all, cut in other places
+    for name, prompts in (("one", ["12", "3"]), ("two", ["1", "23"]), ("three", ["3", "12"])):
+        (tmp_path / name).mkdir()
+        path = _file(tmp_path / name, [{"prompt": each} for each in prompts])
+        borders.append(PromptDataset(path).fingerprint)
+    assert len({*borders}) == 3
 
 
 @pytest.mark.parametrize(

@@ -416,6 +416,26 @@ def test_what_is_random_in_an_update_depends_on_its_step_alone() -> None:
     assert len(set(losses[0])) > 6
 
 
+class Offered(RolloutBuffer):
+    """Notes the versions of the groups that it is offered."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.versions: list[list[int]] = []
+
+    def add(self, groups: RolloutGroups) -> Any:
+        self.versions.append(groups.version.tolist())
+        return super().add(groups)
+
+
+def test_a_group_is_offered_to_the_replay_once() -> None:
+    replay = Offered(64)
+    module = data(replay=replay, replay_fraction=0.5, steps_per_epoch=8)
+    watch, _ = run(module, RolloutReplay(), max_epochs=1)
+    assert any(len(step.keys) for step in watch.steps)
+    assert replay.versions == [[n] * len(step.fresh) for n, step in enumerate(watch.steps)]
+
+
 def test_some_of_a_step_is_always_fresh() -> None:
     module = data(replay=RolloutBuffer(64), replay_fraction=0.99, steps_per_epoch=8)
     watch, _ = run(module, RolloutReplay(), max_epochs=1)

