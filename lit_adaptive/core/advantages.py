@@ -286,8 +286,8 @@ def _refuse_lone(group: Tensor, size: int, *, scale: str, leave_one_out: bool) -
         what = "leave_one_out needs others" if leave_one_out else "one has no standard deviation"
         raise ValueError(
             f"groups {lone[:8].tolist()} have 1 rollout; {what}: generate at least 2 for each "
-            "prompt, or choose scale 'none' or 'batch' without leave_one_out, or "
-            "psr_nsr_advantages, which has no baseline"
+            "prompt (group_size), or choose scale 'none' or 'batch' without leave_one_out, or "
+            "advantages that need no baseline (psr_nsr_advantages; of a policy objective: signs)"
         )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from lit_adaptive.rollout.rewards import ExactMatch, NumericMatch, Reward
 from lit_adaptive.rollout.scoring import Scorer
 
@@ -49,6 +51,20 @@ def check_options(module: Any) -> None:
             f"overlong_cache is {module.overlong_cache}; answers have at most "
             f"{module.sampling.max_new_tokens} tokens (max_new_tokens)"
         )
+
+
+def check_objective(model: Any, group_size: int) -> None:
+    """Have ``model`` make advantages of a group.
+
+    Raises:
+        ValueError: if it refuses groups of this size.
+    """
+    try:
+        model.advantages(torch.zeros(group_size), torch.zeros(group_size, dtype=torch.int64), 1)
+    except ValueError as error:
+        raise ValueError(
+            f"group_size is {group_size}, and the objective refuses such groups: {error}"
+        ) from error
 
 
 def scorer_of(rewards: Reward | Scorer | None) -> Scorer:

@@ -17,6 +17,7 @@ Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1)
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from lit_adaptive.data.rollout_asking import Asking
 from lit_adaptive.data.rollout_batches import BatchMaker, prescored
 from lit_adaptive.data.rollout_layout import Layout
 from lit_adaptive.data.rollout_metrics import step_metrics
-from lit_adaptive.data.rollout_options import check_options, scorer_of
+from lit_adaptive.data.rollout_options import check_objective, check_options, scorer_of
 from lit_adaptive.data.rollout_step import RolloutStep, fresh_groups
 from lit_adaptive.replay.groups import RolloutGroups
 from lit_adaptive.replay.rollouts import RolloutBuffer
@@ -91,7 +92,6 @@ class RolloutDataModule(AdaptiveDataModule):
 
     Attributes:
         step: the step under way, None before the first.
-        replay: as given.
         counters: cumulative ``generated_tokens``, ``rollouts`` and ``num_tokens``.
 
     Raises:
@@ -140,32 +140,28 @@ class RolloutDataModule(AdaptiveDataModule):
         eval_batch_size: int | None = None,
         seed: int | None = None,
     ) -> None:
-        def read(source: Any, tokenizer: Any, shown: str | None) -> PromptDataset:
-            return PromptDataset(
-                source,
-                tokenizer,
-                prompt=prompt,
-                id=id,
-                columns=columns,
-                demonstration=shown,
-                chat=chat,
-                system=system,
-                chat_template=chat_template,
-                max_length=max_prompt_length,
-                overlong=overlong,
-            )
-
-        train = read(dataset, tokenizer, demonstration)
+        read = partial(
+            PromptDataset,
+            prompt=prompt,
+            id=id,
+            columns=columns,
+            chat=chat,
+            system=system,
+            chat_template=chat_template,
+            max_length=max_prompt_length,
+            overlong=overlong,
+        )
+        train = read(dataset, tokenizer, demonstration=demonstration)
         self.tokenizer = train.tokenizer
-        held_out = [
-            None if each is None else read(each, self.tokenizer, None)
+        others = [
+            None if each is None else read(each, self.tokenizer)
             for each in (val_dataset, test_dataset)
         ]
         super().__init__(
             train,
             sampler,
-            val_dataset=held_out[0],
-            test_dataset=held_out[1],
+            val_dataset=others[0],
+            test_dataset=others[1],
             batch_size=batch_size,
             beta=beta,
             difficulty=difficulty,
@@ -231,6 +227,12 @@ class RolloutDataModule(AdaptiveDataModule):
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of prompts as ``texts`` gives them."""
         return self.dataset.encode_prompts(prompts)
+
+    def setup(self, stage: str) -> None:
+        """Refuse, before training, what the objective cannot learn from."""
+        super().setup(stage)
+        if stage == "fit" and self.trainer is not None:
+            check_objective(self.trainer.lightning_module, self.group_size)
 
     # Serving -------------------------------------------------------------------------------------
 

@@ -552,6 +552,15 @@ class Silent(TransformersEngine):
         return found._replace(log_probs=self.forget(found.log_probs))
 
 
+def test_groups_that_the_objective_refuses_are_refused_before_any_answer() -> None:
+    engine = Told()
+    for objective in (PolicyObjective(), PolicyObjective(scale="none", leave_one_out=True)):
+        with pytest.raises(ValueError, match=r"group_size is 1, .* generate at least 2"):
+            run(data(group_size=1, engine=engine), objective=objective)
+    assert engine.versions == []
+    run(data(group_size=1), objective=PolicyObjective(scale="none"), max_epochs=1)
+
+
 @pytest.mark.parametrize(
     "forget",
     [
