@@ -5,8 +5,8 @@
 Same model (weights drawn alike), same batch, precision (float32) and optimizer (AdamW), one run,
 interleaved: each round trains each of them for some steps in this process, and the median time
 between the ends of two steps counts; everything between them is in it (loading, logging, hooks).
-Ratios are of the fastest rounds, which other work on the machine disturbs least. TRL trains on completions only, unpadded to the same lengths.
-Needs the extra `peers` and `trl`.
+Ratios are of the fastest rounds, which other work on the machine disturbs least. TRL trains on
+completions only, unpadded to the same lengths. Needs the extra `peers` and `trl`.
 """
 
 import argparse
@@ -160,7 +160,14 @@ def main() -> None:
             }
             print(name, json.dumps(found[name], indent=1))
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"batch": BATCH, "steps": args.steps, "models": found}, indent=1))
+    whole = json.loads(OUT.read_text()) if OUT.exists() else {}
+    steps = {name: args.steps for name in found}
+    whole = {
+        "batch": BATCH,
+        "steps": whole.get("steps", {}) | steps,
+        "models": whole.get("models", {}) | found,
+    }
+    OUT.write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":
