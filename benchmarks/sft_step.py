@@ -161,7 +161,7 @@ def main() -> None:
             print(name, json.dumps(found[name], indent=1))
     OUT.parent.mkdir(exist_ok=True)
     whole = json.loads(OUT.read_text()) if OUT.exists() else {}
-    steps = {name: args.steps for name in found}
+    steps = dict.fromkeys(found, args.steps)
     whole = {
         "batch": BATCH,
         "steps": whole.get("steps", {}) | steps,
