@@ -2,10 +2,9 @@
 
 import torch
 
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.language_model import LanguageModel, evaluating
 
 
-@torch.no_grad()
 def check_head(language: LanguageModel) -> None:
     """Four tokens' log-probabilities must be what the model's own logits say.
 
@@ -16,15 +15,13 @@ def check_head(language: LanguageModel) -> None:
     device = base.get_input_embeddings().weight.device
     if device.type == "meta":
         return
-    training = language.training
-    language.eval()
     ids = torch.arange(4, device=device).remainder(base.config.vocab_size)[None]
     places = torch.arange(3, device=device)
-    ours, _ = language(ids, torch.arange(4, device=device)[None], places, ids[0, 1:])
     everything = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    logits = language.model(**everything, use_cache=False).logits[0, :-1].float()
+    with evaluating(language):
+        ours, _ = language(ids, torch.arange(4, device=device)[None], places, ids[0, 1:])
+        logits = language.model(**everything, use_cache=False).logits[0, :-1].float()
     theirs = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-    language.train(training)
     if not torch.allclose(ours.log_prob, theirs, atol=0.1, rtol=0.02):
         raise ValueError(
             f"{type(base).__name__} makes its logits in a way that is not known here: "

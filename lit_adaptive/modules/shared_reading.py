@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.language_model import LanguageModel, evaluating
 
 # Of attention's products a mask throws half away, and its kernels reach less of a processor's speed
 # than a layer's other products: measured on CPU, a pair costs 1 / (4 D) to 1 / (6 D) of a token.
@@ -29,27 +29,23 @@ def pair_cost(language: LanguageModel) -> float | None:
     return _TOKENS_PER_PAIR / config.hidden_size if _reads_alike(language) else None
 
 
-@torch.no_grad()
 def _reads_alike(language: LanguageModel) -> bool:
     """Two answers of two tokens behind a prompt of three, in one row and in two."""
     device = language.base.get_input_embeddings().weight.device
     if device.type == "meta":
         return True
-    training = language.training
-    language.eval()
     size = language.base.config.get_text_config().vocab_size
     ids = torch.arange(7, device=device).remainder(size)
     order = [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 1, 1, 2, 2]
     together, positions, segment = (torch.tensor([each], device=device) for each in order)
     target, place = ids[:4], torch.tensor([3, 4, 5, 6], device=device)
-    try:
-        shared, _ = language(ids[together], positions, place, target, segment=segment)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # takes no such mask
-        language.train(training)
-        return False
     apart = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]], device=device)
     every = torch.arange(5, device=device).expand(2, -1)
-    single, _ = language(ids[apart], every, torch.tensor([3, 4, 8, 9], device=device), target)
-    language.train(training)
+    with evaluating(language):
+        try:
+            shared, _ = language(ids[together], positions, place, target, segment=segment)
+        except (TypeError, ValueError, RuntimeError, IndexError):  # takes no such mask
+            return False
+        single, _ = language(ids[apart], every, torch.tensor([3, 4, 8, 9], device=device), target)
     near = 1e-4 if language.base.dtype == torch.float32 else 0.05
     return torch.allclose(shared.log_prob, single.log_prob, atol=near, rtol=near)
