@@ -147,7 +147,7 @@ def digits(epochs: int, rounds: int) -> dict[str, Any]:
 
 
 def build(name: str, runs: str, more: list[str]) -> Any:
-    from lit_adaptive.cli import AdaptiveCLI
+    from lit_adaptive.cli.main import AdaptiveCLI
 
     class Built(AdaptiveCLI):
         def _run_subcommand(self, subcommand: str) -> None:

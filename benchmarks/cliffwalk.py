@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from lit_adaptive.core.kernels.heap import put
 from lit_adaptive.samplers import PrioritizedSampler, RankPrioritizedSampler
-from lit_adaptive.samplers._heap_numba import put
 
 KINDS = ("uniform", "greedy", "rank", "proportional", "oracle")
 UNIFORM, GREEDY, RANK, PROPORTIONAL, ORACLE = range(5)

@@ -84,7 +84,7 @@ def bare(batches: int) -> float:
     model.trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     model.trainer.datamodule = data
     model.configure_model()
-    from lit_adaptive.rollout.streams import EnvironmentStreams
+    from lit_adaptive.rollout.environments.streams import EnvironmentStreams
 
     streams = EnvironmentStreams(
         data.make_environment, range(ENVIRONMENTS), total=ENVIRONMENTS, seed=1

@@ -87,8 +87,8 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     from lit_adaptive.modules import GRPO
     from lit_adaptive.replay import RolloutBuffer
     from lit_adaptive.rollout.generation import Sampling
-    from lit_adaptive.rollout.rewards import Reward
-    from lit_adaptive.rollout.scoring import Scorer
+    from lit_adaptive.rollout.rewards.base import Reward
+    from lit_adaptive.rollout.rewards.scorer import Scorer
 
     class Even(Reward):
         def __call__(self, prompts: Any, completions: list[str], **_: Any) -> list[float | None]:
@@ -147,7 +147,7 @@ def theirs(setting: Setting, steps: int, _: float) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from lit_adaptive.rollout.pretrained import load_tokenizer
+    from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:

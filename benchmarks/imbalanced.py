@@ -46,7 +46,7 @@ from lit_adaptive.samplers import (
     ShuffledSampler,
     UniformSampler,
 )
-from lit_adaptive.samplers.protocol import Draw, IndexSampler
+from lit_adaptive.samplers.base import Draw, IndexSampler
 
 BATCH, STEPS, RATE = 32, 800, 3e-3
 PER_SHARES = [0.01] * 5 + [1.0] * 5

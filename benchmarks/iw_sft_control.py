@@ -44,7 +44,7 @@ from lit_adaptive.core.iw_sft import (
     importance_weights,
     self_normalized,
 )
-from lit_adaptive.core.reductions import means, reduced
+from lit_adaptive.core.segments import means, reduced
 from lit_adaptive.samplers import RewardWeightedSampler, UniformSampler
 
 TRAJECTORIES, EPISODES, HORIZON = 400, 32, 500

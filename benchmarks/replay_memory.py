@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lit_adaptive.core.sumtree import SumTree
+from lit_adaptive.core.sum_tree import SumTree
 from lit_adaptive.replay import ReplayBuffer, TransitionRing
 from lit_adaptive.samplers import PrioritizedSampler
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from lit_adaptive.replay.groups import RolloutGroups
-from lit_adaptive.replay.rollouts import Policy, RolloutBuffer
+from lit_adaptive.replay.rollouts.buffer import Policy, RolloutBuffer
+from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
 DRAWN, ROLLOUTS, PROMPT = 64, 8, 64
 

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
-from lit_adaptive.rollout.pretrained import load_tokenizer
+from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
 OUT = Path(__file__).parent / "results" / "sft_step.json"
 BATCH = 8

@@ -4,29 +4,29 @@ Each callback says what it needs and what it changes, in two lines of its docstr
 ``needs`` and ``provides`` that ``lit_adaptive.contract`` checks before training.
 """
 
+from callbacks.batch_selector import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
 from callbacks.beta_anneal import BetaAnneal
-from callbacks.collector import TransitionCollector
 from callbacks.completion_table import CompletionTable
-from callbacks.completions import CompletionWriter
+from callbacks.completion_writer import CompletionWriter
 from callbacks.curriculum_progress import CurriculumProgress
 from callbacks.entropy_guard import EntropyGuard
-from callbacks.evaluation import EpisodeEvaluation
+from callbacks.episode_evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
-from callbacks.monitors import SamplingMonitor
 from callbacks.pass_at_k import PassAtK
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.prompt_statistics import PromptStatistics
-from callbacks.reference_logprobs import ReferenceLogProbs
+from callbacks.reference_log_probs import ReferenceLogProbs
 from callbacks.rejection_sampling import RejectionSampling
 from callbacks.reward_refresh import RewardRefresh
 from callbacks.rollout_replay import RolloutReplay
 from callbacks.sample_report import SampleReport
-from callbacks.selection import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
+from callbacks.sampling_monitor import SamplingMonitor
 from callbacks.supervised_warmup import SupervisedWarmup
 from callbacks.target_sync import TargetSync
+from callbacks.transition_collector import TransitionCollector
 
 __all__ = [
     "BetaAnneal",

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_adaptive.data.randomness import reseed
+from lit_adaptive.data.seeding import reseed
 
 
 def gathered(

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks._lines import run_directory, write_lines
-from lit_adaptive.data.randomness import mixed
-from lit_adaptive.replay.groups import RolloutGroups
+from callbacks._jsonl import run_directory, write_lines
+from lit_adaptive.data.seeding import mixed
+from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
 _OWN: tuple[str, ...] = (
     *("step", "chosen", "id", "prompt", "completion", "reward", "advantage", "length", "finish"),

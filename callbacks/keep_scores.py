@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks._lines import folder_of_logs
+from callbacks._jsonl import folder_of_logs
 
 
 class KeepScores(Callback):

@@ -9,12 +9,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
-from callbacks._lines import gathered_rows
+from callbacks._jsonl import gathered_rows
 from callbacks._shared import own_stream
 from lit_adaptive.core.advantages import pass_at_k
-from lit_adaptive.data.randomness import mixed
+from lit_adaptive.data.seeding import mixed
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
 
 _REMEDY = (
     "give the datamodule a val_dataset, and prompts to it (lit_adaptive.data.RolloutDataModule or "
@@ -52,7 +52,7 @@ class PassAtK(Callback):
         k: each from 1 to ``samples``.
         samples: answers to a prompt, above 0.
         temperature: above 0, if there are several samples.
-        top_p: see ``lit_adaptive.rollout.generation.Sampling``.
+        top_p: see ``lit_adaptive.rollout.Sampling``.
         top_k: the same.
         max_new_tokens: of an answer; by default that of the datamodule's ``sampling``, or else of
             the module's greedy answers.
@@ -151,7 +151,7 @@ class PassAtK(Callback):
         if found is None:
             raise ValueError(
                 f"reward is None, and a {type(pl_module).__name__} has none of its own: set "
-                "PassAtK's reward, such as lit_adaptive.rollout.rewards.ExactMatch"
+                "PassAtK's reward, such as lit_adaptive.rollout.ExactMatch"
             )
         return found
 

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._lines import gathered_rows, run_directory
+from callbacks._jsonl import gathered_rows, run_directory
 
 
 class PredictionTable(Callback):

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._lines import folder_of_logs
+from callbacks._jsonl import folder_of_logs
 from lit_adaptive.core.freshness import learnability
-from lit_adaptive.data.tables import write_scores
+from lit_adaptive.data.sources.tables import write_scores
 
 Signal = Literal["learnability", "failure", "spread"]
 

@@ -7,11 +7,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._lines import gathered_rows, run_directory, write_lines
+from callbacks._jsonl import gathered_rows, run_directory, write_lines
 from callbacks._shared import first_of_each, own_stream
-from lit_adaptive.data.randomness import mixed
+from lit_adaptive.data.seeding import mixed
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import ExactMatch, Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
 class RejectionSampling(Callback):

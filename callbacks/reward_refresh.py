@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._shared import first_of_each, gathered, own_stream
-from lit_adaptive.data.randomness import mixed
-from lit_adaptive.rollout.rewards import ExactMatch, Reward, checked_rewards
+from lit_adaptive.data.seeding import mixed
+from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
 class RewardRefresh(Callback):

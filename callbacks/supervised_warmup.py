@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks._shared import own_stream
-from lit_adaptive.data.randomness import mixed
-from lit_adaptive.data.tokenized import TokenizedDemonstrations
+from lit_adaptive.data.seeding import mixed
+from lit_adaptive.data.text.demonstration_dataset import TokenizedDemonstrations
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.optimization import adamw, scheduled
 

@@ -1,6 +1,6 @@
 """``python -m lit_adaptive`` is ``lit-adaptive``."""
 
-from lit_adaptive.cli import main
+from lit_adaptive.cli.main import main
 
 if __name__ == "__main__":
     main()

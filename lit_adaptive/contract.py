@@ -20,8 +20,9 @@ def _names(part: object, kind: str) -> frozenset[str]:
 
 def _label(part: object) -> str:
     cls = type(part)
-    module = cls.__module__.rsplit(".", 1)[0] if "." in cls.__module__ else cls.__module__
-    return f"{module}.{cls.__qualname__}"
+    names = cls.__module__.split(".")
+    package = names[:2] if names[0] == "lit_adaptive" else names[:-1] or names
+    return ".".join([*package, cls.__qualname__])
 
 
 def unmet_needs(parts: Iterable[object]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from lit_adaptive.cli import RUN_DIR
+from lit_adaptive.cli.main import RUN_DIR
 
 # The first call of a compiled loop compiles it: no example has a deadline.
 hypothesis.settings.register_profile("lit-adaptive", deadline=None)

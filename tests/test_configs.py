@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_adaptive.cli import AdaptiveCLI
+from lit_adaptive.cli.main import AdaptiveCLI
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

@@ -17,7 +17,7 @@ shrink steps, but by a factor that differs from batch to batch: no longer unbias
 import torch
 from torch import Tensor
 
-from lit_adaptive.core._weights_numba import inverse_weights
+from lit_adaptive.core.kernels.weights import inverse_weights
 
 
 def inverse_probability_weights(probability: Tensor, *, size: int, beta: float = 1.0) -> Tensor:

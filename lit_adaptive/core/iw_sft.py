@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.core.reductions import Reduction, means, reduced
+from lit_adaptive.core.segments import Reduction, means, reduced
 
 Objective = Literal["iw", "dft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]

@@ -16,7 +16,7 @@ Where this departs from the paper, and why:
 import torch
 from torch import Tensor
 
-from lit_adaptive.core._weights_numba import weights
+from lit_adaptive.core.kernels.weights import weights
 
 
 def proportional_priorities(td_error: Tensor, *, epsilon: float) -> Tensor:

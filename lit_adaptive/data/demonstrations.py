@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.chat import Turns
-from lit_adaptive.data.columns import MapDataset
-from lit_adaptive.data.encoding import Overlong
-from lit_adaptive.data.indexed import AdaptiveDataModule
-from lit_adaptive.data.tokenized import TokenizedDemonstrations
+from lit_adaptive.data.map_style import AdaptiveDataModule
+from lit_adaptive.data.sources.columns import MapDataset
+from lit_adaptive.data.text.chat import Turns
+from lit_adaptive.data.text.demonstration_dataset import TokenizedDemonstrations
+from lit_adaptive.data.text.encoding import Overlong
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
 __all__ = ["DemonstrationsDataModule", "TokenizedDemonstrations"]

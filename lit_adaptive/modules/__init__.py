@@ -7,11 +7,11 @@ from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifi
 from lit_adaptive.modules.configured import ConfiguredLM
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
-from lit_adaptive.modules.grpo_objective import PolicyObjective
 from lit_adaptive.modules.iw_sft import IWSFT
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.networks import MLP, MinAtarConv, NatureConv, QNetwork
-from lit_adaptive.modules.recipes import CausalLM, PretrainedLM
+from lit_adaptive.modules.model_builders import CausalLM, PretrainedLM
+from lit_adaptive.modules.objective import PolicyObjective
+from lit_adaptive.modules.q_networks import MLP, MinAtarConv, NatureConv, QNetwork
 
 __all__ = [
     "DQN",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lit_adaptive.modules.adapters import LoRA
-from lit_adaptive.modules.recipes import CausalLM
+from lit_adaptive.modules.model_builders import CausalLM
 
 
 class ConfiguredLM(CausalLM):

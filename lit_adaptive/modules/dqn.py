@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lit_adaptive.core.td import double_q_errors, huber, q_errors
 from lit_adaptive.modules.base import AdaptiveModule
-from lit_adaptive.modules.networks import MLP, QNetwork
+from lit_adaptive.modules.q_networks import MLP, QNetwork
 
 NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
 """Given an observation's shape and the number of actions, a network (``class_path`` in YAML)."""

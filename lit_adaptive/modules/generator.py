@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_adaptive.core.reductions import means, sums
+from lit_adaptive.core.segments import means, sums
 from lit_adaptive.modules.language_model import read
+from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.policy import PolicyModule
-from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import ExactMatch, Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 _GREEDY = 0.0
 _NAMES = ("nll", "token_accuracy", "exact_match")

@@ -13,19 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.logprobs import TokenLogProbs
-from lit_adaptive.core.reductions import means
-from lit_adaptive.modules.grpo_objective import Found, PolicyObjective
+from lit_adaptive.core.log_probs import TokenLogProbs
+from lit_adaptive.core.segments import means
 from lit_adaptive.modules.language_model import read
+from lit_adaptive.modules.model_builders import CausalLM
+from lit_adaptive.modules.objective import Found, PolicyObjective
 from lit_adaptive.modules.optimization import (
     Optimization,
     OptimizerFactory,
     Schedule,
     SchedulerFactory,
 )
-from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.modules.referenced import ReferencedModule
-from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.rewards.base import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["frozen", "adapter_off"]

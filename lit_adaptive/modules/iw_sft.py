@@ -27,18 +27,18 @@ from lit_adaptive.core.iw_sft import (
     self_normalized,
     smoothed_losses,
 )
-from lit_adaptive.core.logprobs import TokenLogProbs
-from lit_adaptive.core.reductions import Reduction, means, reduced
+from lit_adaptive.core.log_probs import TokenLogProbs
+from lit_adaptive.core.segments import Reduction, means, reduced
 from lit_adaptive.modules.language_model import LanguageModel, read
+from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.optimization import (
     Optimization,
     OptimizerFactory,
     Schedule,
     SchedulerFactory,
 )
-from lit_adaptive.modules.recipes import CausalLM
 from lit_adaptive.modules.referenced import ReferencedModule
-from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.rewards.base import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["cached", "frozen", "adapter_off"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.core.logprobs import TokenLogProbs, token_log_probs
+from lit_adaptive.core.log_probs import TokenLogProbs, token_log_probs
 
 
 class LanguageModel(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.recipes import CausalLM
+from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.rollout.generation import Completions, Sampling, generate, left_padded
-from lit_adaptive.rollout.tokenizers import stop_ids
+from lit_adaptive.rollout.models.tokenizers import stop_ids
 
 _PREFIX = "language."
 

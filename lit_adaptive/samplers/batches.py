@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from lit_adaptive.samplers.protocol import Draw, IndexSampler
+from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
 class BatchDraw(NamedTuple):

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lit_adaptive.core import _boosting_numba as loops
 from lit_adaptive.core.boosting import boosted, forgotten, gains
-from lit_adaptive.core.sumtree import SumTree
+from lit_adaptive.core.kernels import boosting as loops
+from lit_adaptive.core.sum_tree import SumTree
 from lit_adaptive.samplers._indices import checked_indices
-from lit_adaptive.samplers.protocol import AdaptiveSampler
+from lit_adaptive.samplers.base import AdaptiveSampler
 
 _WIDEST = 1e30  # of weights: their sum over 1e9 samples stays far inside float64
 

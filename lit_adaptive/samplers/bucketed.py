@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.samplers._indices import checked_indices
-from lit_adaptive.samplers.passes import ShuffledSampler
-from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw, SamplerFactory
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
+from lit_adaptive.samplers.shuffled import ShuffledSampler
 
 
 class BucketedSampler(AdaptiveSampler):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lit_adaptive.core.curriculum import competence, pace, self_paced, staged, within
 from lit_adaptive.samplers._indices import checked_indices
-from lit_adaptive.samplers.passes import ShuffledSampler
-from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw, SamplerFactory
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
+from lit_adaptive.samplers.shuffled import ShuffledSampler
 
 
 class CurriculumSampler(AdaptiveSampler):

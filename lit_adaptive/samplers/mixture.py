@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw, IndexSampler, SamplerFactory
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw, IndexSampler, SamplerFactory
 
 
 class MixtureSampler(AdaptiveSampler):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.prioritized import check_alpha, masses
-from lit_adaptive.core.sumtree import SumTree
+from lit_adaptive.core.sum_tree import SumTree
 from lit_adaptive.samplers._indices import checked_indices
-from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw
 
 KIND = "prioritized"
 

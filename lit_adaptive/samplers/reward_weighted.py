@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.sumtree import SumTree
+from lit_adaptive.core.sum_tree import SumTree
 from lit_adaptive.samplers._indices import checked_indices
 from lit_adaptive.samplers._reward_law import RewardLaw, Scheme
-from lit_adaptive.samplers.protocol import AdaptiveSampler, Draw
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw
 
 _WIDEST = 200.0  # exponents beyond this call for another offset
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core._compiled import compiled
+from lit_adaptive.core.kernels.compiled import compiled
 from lit_adaptive.samplers._indices import checked_indices
-from lit_adaptive.samplers.protocol import Draw, IndexSampler
+from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
 class UniformSampler(IndexSampler):

@@ -24,10 +24,10 @@ from callbacks.rollout_replay import RolloutReplay
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM
 from lit_adaptive.replay import RolloutBuffer
-from lit_adaptive.replay.groups import RolloutGroups
+from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),

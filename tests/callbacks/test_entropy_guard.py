@@ -19,8 +19,8 @@ from callbacks.entropy_guard import EntropyGuard
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),

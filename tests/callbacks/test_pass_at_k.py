@@ -18,8 +18,8 @@ from callbacks.pass_at_k import PassAtK
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
 from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 

@@ -14,7 +14,7 @@ from callbacks import RejectionSampling
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward
+from lit_adaptive.rollout.rewards.base import Reward
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 

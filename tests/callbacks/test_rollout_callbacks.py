@@ -12,8 +12,8 @@ from lit_adaptive.data import Arithmetic, RolloutDataModule, read_scores
 from lit_adaptive.modules import GRPO, ConfiguredLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import PrioritizedSampler
 
 pytestmark = [

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core import _boosting_numba as loops
 from lit_adaptive.core.boosting import boosted, forgotten, gains
+from lit_adaptive.core.kernels import boosting as loops
 
 finite = st.floats(-1e6, 1e6)
 

@@ -16,7 +16,7 @@ from lit_adaptive.core.iw_sft import (
     self_normalized,
     smoothed_losses,
 )
-from lit_adaptive.core.reductions import means, reduced, sums
+from lit_adaptive.core.segments import means, reduced, sums
 
 V = 7
 

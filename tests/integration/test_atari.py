@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_adaptive.cli import AdaptiveCLI
+from lit_adaptive.cli.main import AdaptiveCLI
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "dqn_atari_per.yaml"
 

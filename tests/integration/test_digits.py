@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ranks import TRAINER
-from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
+from resumed_runs import (
+    CONFIG,
+    TRAINER,
+    assert_same,
+    assert_same_end,
+    latest_checkpoint,
+    run,
+    steps_of,
+)
 
 CONFIGS = CONFIG.parent
 
@@ -76,13 +83,13 @@ RUNS = {
 def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
     recipe, more = RUNS[name]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(_digits(whole, recipe, -1, *more))
-    _run(_digits(broken, recipe, 19, *more), killed=True)
-    _run(_digits(broken, recipe, 43, *more, f"--ckpt_path={_latest(broken)}"), killed=True)
-    _run(_digits(broken, recipe, -1, *more, f"--ckpt_path={_latest(broken)}"))
-    assert _steps(broken) == _steps(whole)
-    assert len(_steps(whole)) == 64
-    _assert_same_end(broken, whole)
+    run(_digits(whole, recipe, -1, *more))
+    run(_digits(broken, recipe, 19, *more), killed=True)
+    run(_digits(broken, recipe, 43, *more, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
+    run(_digits(broken, recipe, -1, *more, f"--ckpt_path={latest_checkpoint(broken)}"))
+    assert steps_of(broken) == steps_of(whole)
+    assert len(steps_of(whole)) == 64
+    assert_same_end(broken, whole)
 
 
 @pytest.mark.multiprocess
@@ -99,13 +106,13 @@ def test_resumed_from_an_epochs_last_batch_nothing_of_the_epoch_is_lost(tmp_path
         "--model.lr_scheduler.step_size=1",
         "--model.lr_scheduler.gamma=0.5",
     ]
-    _run(_digits(whole, "uniform", -1, *more))
+    run(_digits(whole, "uniform", -1, *more))
     boundary = next((whole / "checkpoints").glob("*step=24.ckpt"))  # 3 epochs of 8 steps
-    _run(_digits(broken, "uniform", -1, *more, f"--ckpt_path={boundary}"))
-    resumed, uninterrupted = _steps(broken), _steps(whole)
+    run(_digits(broken, "uniform", -1, *more, f"--ckpt_path={boundary}"))
+    resumed, uninterrupted = steps_of(broken), steps_of(whole)
     assert sorted(resumed) == list(range(48, 64))
     assert resumed == {step: uninterrupted[step] for step in resumed}
-    _assert_same_end(broken, whole)
+    assert_same_end(broken, whole)
 
 
 @pytest.mark.multiprocess
@@ -114,10 +121,10 @@ def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--trainer.max_epochs=2"]
     command = _digits(whole, recipe, -1, *ranks)
-    _run(command)
+    run(command)
     ends = [torch.load(whole / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    _assert_same(ends[0], ends[1])
-    steps = [_steps(whole, rank) for rank in (0, 1)]
+    assert_same(ends[0], ends[1])
+    steps = [steps_of(whole, rank) for rank in (0, 1)]
     assert steps[0].keys() == steps[1].keys()
     assert len(steps[0]) == 32
     for step, mine in steps[0].items():
@@ -125,8 +132,8 @@ def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_
         assert len(mine["index"]) == len(theirs["index"]) == 32
         assert mine["index"] != theirs["index"]
     saved = min((whole / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime_ns)
-    _run(_digits(broken, recipe, -1, *ranks, f"--ckpt_path={saved}"))
+    run(_digits(broken, recipe, -1, *ranks, f"--ckpt_path={saved}"))
     for rank in (0, 1):
-        resumed, uninterrupted = _steps(broken, rank), _steps(whole, rank)
+        resumed, uninterrupted = steps_of(broken, rank), steps_of(whole, rank)
         assert len(resumed) > 16
         assert resumed == {step: uninterrupted[step] for step in resumed}

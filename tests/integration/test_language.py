@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_ranks import TRAINER
-from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
+from resumed_runs import (
+    CONFIG,
+    TRAINER,
+    assert_same,
+    assert_same_end,
+    latest_checkpoint,
+    run,
+    steps_of,
+)
 
 CONFIGS = CONFIG.parent
 
@@ -57,7 +64,7 @@ RUNS = {
         [
             *("--data.num_workers=2", "--data.packing=true", "--data.max_length=32"),
             "--trainer.callbacks+=callbacks.RewardRefresh",
-            "--trainer.callbacks.reward=lit_adaptive.rollout.rewards.NumericMatch",
+            "--trainer.callbacks.reward=lit_adaptive.rollout.NumericMatch",
         ],
     ),
     "adapters with dropout, weights by a moving average": (
@@ -79,13 +86,13 @@ RUNS = {
 def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
     recipe, more = RUNS[name]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(_fit(whole, recipe, -1, *more))
-    _run(_fit(broken, recipe, 19, *more), killed=True)
-    _run(_fit(broken, recipe, 43, *more, f"--ckpt_path={_latest(broken)}"), killed=True)
-    _run(_fit(broken, recipe, -1, *more, f"--ckpt_path={_latest(broken)}"))
-    assert _steps(broken) == _steps(whole)
-    assert len(_steps(whole)) == 64
-    _assert_same_end(broken, whole)
+    run(_fit(whole, recipe, -1, *more))
+    run(_fit(broken, recipe, 19, *more), killed=True)
+    run(_fit(broken, recipe, 43, *more, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
+    run(_fit(broken, recipe, -1, *more, f"--ckpt_path={latest_checkpoint(broken)}"))
+    assert steps_of(broken) == steps_of(whole)
+    assert len(steps_of(whole)) == 64
+    assert_same_end(broken, whole)
 
 
 @pytest.mark.multiprocess
@@ -98,13 +105,13 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     more += ["--model.normalize=true"]
     more += ["--data.dataset.size=127"]  # one rank scores a sample twice, and counts it once
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=4"]
-    _run(_fit(one, "iw_sft_paper", -1, *more, after_epochs=0))
-    _run(_fit(two, "iw_sft_paper", -1, *more, *ranks, after_epochs=0))
+    run(_fit(one, "iw_sft_paper", -1, *more, after_epochs=0))
+    run(_fit(two, "iw_sft_paper", -1, *more, *ranks, after_epochs=0))
     ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    _assert_same(ends[0], ends[1])
+    assert_same(ends[0], ends[1])
     alone = torch.load(one / "end-0.pt", weights_only=True)
     begun = (one, two)
-    drawn = [sorted(i for rank in ranks for i in _steps(folder, rank)[15]["index"])
+    drawn = [sorted(i for rank in ranks for i in steps_of(folder, rank)[15]["index"])
              for folder, ranks in zip(begun, [(0,), (0, 1)], strict=True)]  # fmt: skip
     assert drawn[0] == drawn[1]
     for name, value in alone["parameters"].items():

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import CONFIG, _assert_same, _latest, _run, _steps
-
-TRAINER = CONFIG.parent / "trainer"
+from resumed_runs import CONFIG, TRAINER, assert_same, latest_checkpoint, run, steps_of
 
 
 def _assert_one_law(folder: Path, batch_size: int) -> None:
-    one, other = _steps(folder, 0), _steps(folder, 1)
+    one, other = steps_of(folder, 0), steps_of(folder, 1)
     assert one.keys() == other.keys()
     assert len(one) > 10
     shared = 0
@@ -23,22 +21,22 @@ def _assert_one_law(folder: Path, batch_size: int) -> None:
     # With replacement, so now and then an index of large mass falls to both.
     assert shared / (len(one) * batch_size) < 0.25
     ends = [torch.load(folder / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    _assert_same(ends[0], ends[1])
+    assert_same(ends[0], ends[1])
 
 
 @pytest.mark.multiprocess
 def test_ddp_on_a_dataset_holds_equal_priorities_and_resumes(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(["train_line.py", str(whole), "0", "-1", "-", "2"])
+    run(["train_line.py", str(whole), "0", "-1", "-", "2"])
     _assert_one_law(whole, batch_size=8)
     checkpoints = sorted((whole / "checkpoints").glob("*.ckpt"))
-    _run(["train_line.py", str(broken), "0", "-1", str(checkpoints[1]), "2"])
+    run(["train_line.py", str(broken), "0", "-1", str(checkpoints[1]), "2"])
     for rank in (0, 1):
-        resumed, uninterrupted = _steps(broken, rank), _steps(whole, rank)
+        resumed, uninterrupted = steps_of(broken, rank), steps_of(whole, rank)
         assert resumed
         assert resumed == {step: uninterrupted[step] for step in resumed}
     ends = [torch.load(folder / "end-0.pt", weights_only=True) for folder in (whole, broken)]
-    _assert_same(ends[0], ends[1])
+    assert_same(ends[0], ends[1])
 
 
 @pytest.mark.multiprocess
@@ -51,13 +49,13 @@ def test_dqn_on_two_processes_holds_one_replay(overlay: str, tmp_path: Path) -> 
         "--data.evaluation_episodes=3",
         "--trainer.callbacks+=recorder.Recorder",
     ]
-    _run([*common, f"--trainer.callbacks.folder={tmp_path / 'first'}"])
+    run([*common, f"--trainer.callbacks.folder={tmp_path / 'first'}"])
     _assert_one_law(tmp_path / "first", batch_size=64)
     saved = next((tmp_path / "runs").glob("dqn_per/*/checkpoints/last.ckpt"))
     again = [*common, f"--trainer.callbacks.folder={tmp_path / 'second'}"]
-    _run([*again, f"--ckpt_path={saved}", "--trainer.max_epochs=2"])
+    run([*again, f"--ckpt_path={saved}", "--trainer.max_epochs=2"])
     _assert_one_law(tmp_path / "second", batch_size=64)
-    assert min(_steps(tmp_path / "second")) == max(_steps(tmp_path / "first")) + 1
+    assert min(steps_of(tmp_path / "second")) == max(steps_of(tmp_path / "first")) + 1
 
 
-__all__ = ["_latest"]
+__all__ = ["latest_checkpoint"]

@@ -12,11 +12,18 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
-from test_ranks import TRAINER
-from test_resume import CONFIG, _assert_same, _assert_same_end, _latest, _run, _steps
+from resumed_runs import (
+    CONFIG,
+    TRAINER,
+    assert_same,
+    assert_same_end,
+    latest_checkpoint,
+    run,
+    steps_of,
+)
 
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.transformers_engine import TransformersEngine
+from lit_adaptive.rollout.engines.transformers import TransformersEngine
+from lit_adaptive.rollout.rewards.base import Reward
 
 CONFIGS = CONFIG.parent
 
@@ -94,7 +101,7 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
         *("--data.replay.policy=fresh", "--model.objective.clip_center=old"),
         *("--data.sampler=lit_adaptive.samplers.PrioritizedSampler",),
         *("--model.model.hidden_size=32", "--model.model.layers=1"),
-        "--data.rewards=lit_adaptive.rollout.scoring.Scorer",
+        "--data.rewards=lit_adaptive.rollout.Scorer",
         "--data.rewards.rewards=[{class_path: test_rollout_runs.Even}]",
         "--data.rewards.workers=0",
         "--data.engine=test_rollout_runs.Dying",
@@ -114,14 +121,14 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
 @pytest.mark.multiprocess
 def test_killed_in_training_ends_bit_equal_with_its_replay(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(_fit(whole, -1))
-    _run(_fit(broken, 27), killed=True)
-    _run(_fit(broken, 69, f"--ckpt_path={_latest(broken)}"), killed=True)
-    _run(_fit(broken, -1, f"--ckpt_path={_latest(broken)}"))
+    run(_fit(whole, -1))
+    run(_fit(broken, 27), killed=True)
+    run(_fit(broken, 69, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
+    run(_fit(broken, -1, f"--ckpt_path={latest_checkpoint(broken)}"))
     # 16 steps of 2 passes, 2 minibatches and 2 micro-batches.
-    assert len(_steps(whole)) == 128
-    assert _steps(broken) == _steps(whole)
-    _assert_same_end(broken, whole)
+    assert len(steps_of(whole)) == 128
+    assert steps_of(broken) == steps_of(whole)
+    assert_same_end(broken, whole)
     end = torch.load(whole / "end-0.pt", weights_only=True)
     assert len(end["data"]["replay"]["groups"]["prompt"]) > 4
 
@@ -129,17 +136,17 @@ def test_killed_in_training_ends_bit_equal_with_its_replay(tmp_path: Path) -> No
 @pytest.mark.multiprocess
 def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _run(_fit(whole, -1))
-    _run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
+    run(_fit(whole, -1))
+    run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
     judging = (
         "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
     )
-    _run(_fit(broken, -1, judging, f"--ckpt_path={_latest(broken)}"), killed=True)
+    run(_fit(broken, -1, judging, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
     saving = ["--trainer.callbacks+=test_rollout_runs.DiesSaving", "--trainer.callbacks.at=48"]
-    _run(_fit(broken, -1, *saving, f"--ckpt_path={_latest(broken)}"), killed=True)
-    _run(_fit(broken, -1, f"--ckpt_path={_latest(broken)}"))
-    assert _steps(broken) == _steps(whole)
-    _assert_same_end(broken, whole)
+    run(_fit(broken, -1, *saving, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
+    run(_fit(broken, -1, f"--ckpt_path={latest_checkpoint(broken)}"))
+    assert steps_of(broken) == steps_of(whole)
+    assert_same_end(broken, whole)
 
 
 @pytest.mark.multiprocess
@@ -150,10 +157,10 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=2"]
-    _run(_fit(one, -1, *more))
-    _run(_fit(two, -1, *more, *ranks))
+    run(_fit(one, -1, *more))
+    run(_fit(two, -1, *more, *ranks))
     ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    _assert_same(ends[0]["data"], ends[1]["data"])
+    assert_same(ends[0]["data"], ends[1]["data"])
     alone = torch.load(one / "end-0.pt", weights_only=True)
     for name in ("prompt", "tokens", "reward", "version"):
         replays = [end["data"]["replay"]["groups"][name] for end in (alone, ends[0])]

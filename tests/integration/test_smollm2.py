@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from test_resume import CONFIG, _run
+from resumed_runs import CONFIG, run
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
 from lit_adaptive.modules import GRPO, LoRA, PretrainedLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.pretrained import load_tokenizer, located
-from lit_adaptive.rollout.rewards import Reward
-from lit_adaptive.rollout.scoring import Scorer
+from lit_adaptive.rollout.models.pretrained import load_tokenizer, located
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 pytestmark = [
     pytest.mark.real_model,
@@ -84,10 +84,10 @@ def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
     small = ["--data.dataset.size=32", "--data.val_dataset.size=8", "--data.batch_size=4"]
     small += ["--data.batches_per_epoch=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     common = ["--config", recipe, "--runs", str(tmp_path), *small]
-    _run(["-m", "lit_adaptive", "fit", *common])
+    run(["-m", "lit_adaptive", "fit", *common])
     checkpoint = next(tmp_path.glob("smollm2_iw_sft/*/checkpoints/last.ckpt"))
     assert checkpoint.stat().st_size < 100e6  # adapters and their optimizer, not 538 MB of weights
-    _run(["-m", "lit_adaptive", "predict", *common, f"--ckpt_path={checkpoint}"])
+    run(["-m", "lit_adaptive", "predict", *common, f"--ckpt_path={checkpoint}"])
     (written,) = tmp_path.glob("smollm2_iw_sft/*predict/completions.jsonl")
     lines = [json.loads(line) for line in written.read_text().splitlines()]
     assert len(lines) == 8

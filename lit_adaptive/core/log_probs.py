@@ -1,0 +1,129 @@
+r"""Log-probabilities of tokens, without ever holding the logits of all of them.
+
+    logit         z_v   softcap(scale * (h W^T + b)_v) / temperature         [K, V], never whole
+    log_prob            z_target - log sum_v exp z_v                         [K], at most 0
+    entropy             -sum_v p_v log p_v                                   [K], in [0, log V]
+
+The logits of 4096 tokens over a vocabulary of 49,152 are 805 MB in float32, and a log-softmax with
+its gradient holds three such. Here they come in tiles of some tokens times some of the vocabulary,
+small enough for the cache, and the sums over the vocabulary grow from tile to tile by the online
+softmax (Milakov and Gimelshein, 2018, 1805.02867, algorithm 3). Only ``[K]`` vectors are kept.
+
+The backward pass makes each tile anew, but for those that fit into ``keep`` bytes: up to four
+matrix products for the three of the full path, paid for by the memory traffic that is left out.
+Where weight and bias are frozen (LoRA) nothing is made anew: the gradient of ``log_prob`` in
+``hidden``, ``scale / T * (W[target] - p W)``, is made in the forward pass, two products in all.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lit_adaptive.core.kernels.log_probs_function import TiledLogProbs
+from lit_adaptive.core.kernels.log_probs_tiles import Law
+
+# Tokens and vocabulary entries of a tile: 8 MB in float32, which a CPU's cache holds; a GPU wants
+# fewer and larger kernels (256 MB).
+_CPU_TILE = (1024, 2048)
+_GPU_TILE = (4096, 16384)
+
+
+class TokenLogProbs(NamedTuple):
+    """What ``token_log_probs`` finds; ``None`` for what was not asked. float64 if its inputs are.
+
+    Attributes:
+        log_prob: ``[K]`` float32, of each target; at most 0.
+        entropy: ``[K]`` float32, of the law of each token, in nats.
+        top_log_prob: ``[K, k]`` float32, of the most probable tokens, descending; no gradient.
+        top_token: ``[K, k]`` int64, which these are.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor | None
+    top_log_prob: Tensor | None
+    top_token: Tensor | None
+
+
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+    tile: int | None = None,
+    keep: int = 2**28,
+    entropy: bool = False,
+    top_k: int = 0,
+) -> TokenLogProbs:
+    """Log-probability of each target token, with gradients of hidden, weight and bias.
+
+    The matrix products run in the dtype of ``hidden`` and ``weight`` (under autocast: in its
+    dtype), everything else in float32. A logit of minus infinity, as from a bias that forbids a
+    token, is probability 0. The gradient is for one backward pass, not to be differentiated again.
+
+    Args:
+        hidden: ``[K, D]``, the last hidden states that predict the targets.
+        weight: ``[V, D]``, the output embedding.
+        target: ``[K]`` int64 in [0, V).
+        bias: ``[V]``.
+        temperature: above 0; logits are divided by it, last of all.
+        softcap: c in ``c * tanh(z / c)``, above 0 (Gemma 2, 2408.00118, section 2).
+        scale: what the model multiplies its logits by, before the softcap.
+        chunk: tokens in a tile; by default what suits the device.
+        tile: vocabulary entries in a tile; by default what suits the device.
+        keep: bytes for probabilities that the backward pass need not make anew, at least 0; only
+            where weight or bias learn, without softcap and entropy. Results are the same.
+        entropy: give the entropies too, with gradients.
+        top_k: give so many of the most probable tokens too.
+
+    Raises:
+        ValueError: naming the argument that does not fit, and for targets outside [0, V).
+    """
+    _check(hidden, weight, target, bias)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy: use top_k=1)")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap}; it must be above 0, or None: no cap")
+    size = len(weight)
+    if not 0 <= top_k <= size:
+        raise ValueError(f"top_k is {top_k}; it must lie in [0, {size}], the vocabulary's size")
+    tokens, entries = _CPU_TILE if hidden.device.type == "cpu" else _GPU_TILE
+    tokens, entries = chunk or tokens, tile or entries
+    if tokens < 1 or entries < 1:
+        raise ValueError(f"chunk and tile are {chunk} and {tile}; they must be above 0, or None")
+    if keep < 0:
+        raise ValueError(f"keep is {keep}; it is a number of bytes and must be at least 0")
+    matmul = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and matmul != torch.float64:
+        matmul = torch.get_autocast_dtype(device)
+    law = Law(scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep)
+    return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, law))
+
+
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden is {list(hidden.shape)} and weight {list(weight.shape)}; they must be [K, D] "
+            "and [V, D]: choose the tokens that count first, as hidden.flatten(0, 1)[position]"
+        )
+    if target.shape != hidden.shape[:1] or target.dtype != torch.int64:
+        raise ValueError(
+            f"target is {list(target.shape)} {target.dtype}; it must be int64, one for each of "
+            f"the {len(hidden)} rows of hidden"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {list(bias.shape)}; it must be [{len(weight)}], as weight has")
+    outside = (target < 0) | (target >= len(weight))
+    if bool(outside.any()):
+        places = outside.nonzero().flatten()[:8]
+        raise ValueError(
+            f"the targets at {places.tolist()} are {target[places].tolist()}; they must lie in "
+            f"[0, {len(weight)}): leave out ignored tokens, and check that tokenizer and model "
+            "share a vocabulary"
+        )

@@ -1,0 +1,1 @@
+"""Rollouts as a datamodule: collect, mix with replay, serve minibatches."""

@@ -1,0 +1,1 @@
+"""Files, tables and hub datasets, read into memory or Arrow."""

@@ -1,0 +1,1 @@
+"""Text as tokens: chat templates, tokenization, packing, prompt sharing."""

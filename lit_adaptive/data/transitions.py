@@ -1,0 +1,164 @@
+"""A replay buffer as a datamodule: experience comes in during training and is drawn again."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import gymnasium
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_adaptive.data.sampled import Batch, SampledDataModule, ServedBatches
+from lit_adaptive.replay import ReplayBuffer
+from lit_adaptive.rollout.environments.make import make_environment
+from lit_adaptive.samplers import SamplerFactory, UniformSampler
+
+
+class ReplayDataModule(SampledDataModule):
+    r"""Transitions of a Gymnasium environment, drawn from a replay buffer by any sampler.
+
+    A batch holds ``observation``, ``action``, ``reward`` (summed over n steps, discounted),
+    ``next_observation`` (n steps on), ``terminated``, ``discount`` (:math:`\gamma^k`), and the
+    draw's ``index``, ``probability``, ``weight`` and ``serial``. Validation, test and prediction
+    serve ``seed``: the episodes that ``callbacks.EpisodeEvaluation`` plays.
+
+    Args:
+        environment: a Gymnasium id, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` or
+            ``ALE/Breakout-v5``.
+        sampler: chooses what is replayed.
+        capacity: transitions kept; the oldest make room.
+        batch_size: transitions per batch and rank.
+        batches_per_epoch: batches after which an epoch ends (and validation may run).
+        num_environments: environments that collect side by side, over all ranks.
+        n_step: rewards summed before bootstrapping, above 0.
+        gamma: discount per step, in [0, 1].
+        beta: see ``SampledDataModule``.
+        normalize: see ``SampledDataModule``.
+        frame_stack: the observation's first axis stacks this many frames, kept once each.
+        environment_kwargs: passed to the environment.
+        evaluation_environment_kwargs: laid over ``environment_kwargs`` for greedy episodes (such as
+            unclipped rewards).
+        evaluation_episodes: greedy episodes per validation.
+        storage: device that holds the transitions, ``cpu`` or ``cuda``.
+        seed: of environments, exploration and sampler; by default that of ``seed_everything``.
+    """
+
+    needs = frozenset({"duty.collect"})
+    remedies = {  # noqa: RUF012
+        "duty.collect": "add callbacks.TransitionCollector to trainer.callbacks, "
+        "or the replay buffer stays empty"
+    }
+
+    def __init__(
+        self,
+        environment: str,
+        sampler: SamplerFactory = UniformSampler,
+        *,
+        capacity: int = 100_000,
+        batch_size: int = 32,
+        batches_per_epoch: int = 1000,
+        num_environments: int = 8,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        beta: float = 1.0,
+        normalize: Literal["batch", "buffer"] = "batch",
+        frame_stack: int = 1,
+        environment_kwargs: dict[str, Any] | None = None,
+        evaluation_environment_kwargs: dict[str, Any] | None = None,
+        evaluation_episodes: int = 20,
+        storage: str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            batches_per_epoch=batches_per_epoch,
+            beta=beta,
+            normalize=normalize,
+            seed=seed,
+        )
+        for name, value in (
+            ("num_environments", num_environments),
+            ("evaluation_episodes", evaluation_episodes),
+        ):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        self.environment = environment
+        self.environment_kwargs = environment_kwargs or {}
+        self.evaluation_environment_kwargs = evaluation_environment_kwargs or {}
+        self.num_environments = num_environments
+        self.evaluation_seeds = 10_000_000 + self.seed + torch.arange(evaluation_episodes)
+        self.replay = ReplayBuffer(
+            capacity,
+            sampler=sampler,
+            n_step=n_step,
+            gamma=gamma,
+            num_streams=num_environments,
+            frame_stack=frame_stack,
+            device=storage,
+        )
+        self.sampler = self.replay.sampler
+        self.sampler.generator.manual_seed(self.seed)
+        with self.make_environment() as one:  # refuses an unknown environment before training
+            self.observation_space = one.observation_space
+            self.action_space = one.action_space
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """See ``lit_adaptive.contract``."""
+        keys = ("observation", "action", "reward", "next_observation", "terminated", "discount")
+        own = {f"batch.{key}" for key in (*keys, "serial")}
+        return super().provides | own | {"data.replay", "data.make_environment"}
+
+    def make_environment(self, *, evaluation: bool = False) -> gymnasium.Env[Any, Any]:
+        """One environment, for collecting or for a greedy episode."""
+        overlay = self.evaluation_environment_kwargs if evaluation else {}
+        return make_environment(self.environment, **{**self.environment_kwargs, **overlay})
+
+    def update(self, drawn: dict[str, Tensor], priority: Tensor) -> None:
+        """Give slots their new priorities, but for those overwritten since they were drawn."""
+        self.replay.update(drawn["index"], priority, serial=drawn["serial"])
+
+    def _serve(self) -> Iterator[Batch]:
+        batches = self.epoch()
+        for draw in batches:
+            batch = self.replay.get(draw.index)
+            batch["serial"] = self.replay.serial(draw.index)
+            batches.acknowledge()
+            yield self.weighted(batch, draw)
+
+    def train_dataloader(self) -> ServedBatches:
+        """Replayed transitions, drawn at the moment they are asked for."""
+        return ServedBatches(self.batches_per_epoch, self._serve)
+
+    def _episodes(self) -> DataLoader[dict[str, Tensor]]:
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        own = self.evaluation_seeds[rank::world]
+        if len(own) == 0:
+            raise ValueError(
+                f"evaluation_episodes is {len(self.evaluation_seeds)} and there are {world} ranks; "
+                "each rank plays at least one: raise evaluation_episodes"
+            )
+        seeds: Any = own  # a tensor is a dataset of its rows
+        return DataLoader(seeds, batch_size=len(self.evaluation_seeds), collate_fn=_as_seeds)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The seeds of this rank's greedy episodes, in one batch."""
+        return self._episodes()
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer with its sampler, and how far the epoch has come."""
+        return {"batches": self._place(), "replay": self.replay.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same experience, priorities and draws."""
+        self.replay.load_state_dict(state_dict["replay"])
+        self._restored = state_dict["batches"]
+
+
+def _as_seeds(rows: list[Tensor]) -> dict[str, Tensor]:
+    return {"seed": torch.stack(rows)}

@@ -1,0 +1,1 @@
+"""Groups of rollouts, kept to be trained on again."""

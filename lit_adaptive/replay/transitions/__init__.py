@@ -1,0 +1,1 @@
+"""Transitions in a ring of tensors."""

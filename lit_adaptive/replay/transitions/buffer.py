@@ -1,0 +1,222 @@
+"""Replay: transitions in a ring, and a sampler that chooses among them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_adaptive.files import load_state, save_state
+from lit_adaptive.replay.transitions.ring import TransitionRing
+from lit_adaptive.samplers import AdaptiveSampler, Draw, IndexSampler, UniformSampler
+
+
+class ReplayBuffer:
+    """The newest ``capacity`` transitions, replayed as any sampler chooses.
+
+    Every transition is inserted into the sampler when its slot is written; so a prioritized sampler
+    gives it the running maximum priority.
+
+    Args:
+        capacity: transitions kept, above 0.
+        sampler: called with ``capacity``, gives the sampler; what it holds is cleared.
+        n_step: see ``TransitionRing``.
+        gamma: see ``TransitionRing``.
+        num_streams: see ``TransitionRing``.
+        frame_stack: see ``TransitionRing``.
+        device: where transitions are kept.
+
+    Attributes:
+        ring: the transitions.
+        sampler: who chooses.
+        stale_updates: priorities that came for transitions already overwritten, and were ignored.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        sampler: Callable[[int], IndexSampler] = UniformSampler,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        num_streams: int = 1,
+        frame_stack: int = 1,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.ring = TransitionRing(
+            capacity,
+            num_streams=num_streams,
+            n_step=n_step,
+            gamma=gamma,
+            frame_stack=frame_stack,
+            device=device,
+        )
+        self.sampler = sampler(capacity)
+        if self.sampler.size != capacity:
+            raise ValueError(
+                f"the sampler chooses among {self.sampler.size} slots, the capacity is {capacity}: "
+                "let the factory pass on the size it is called with"
+            )
+        self.sampler.clear()
+        self.stale_updates = 0
+
+    @property
+    def capacity(self) -> int:
+        """Transitions kept."""
+        return self.ring.capacity
+
+    def __len__(self) -> int:
+        """Transitions held, at most ``capacity``."""
+        return len(self.ring)
+
+    def add(
+        self,
+        observation: Any,
+        action: Any,
+        reward: Any,
+        next_observation: Any,
+        terminated: Any,
+        truncated: Any = False,
+        stream: Any = None,
+    ) -> Tensor:
+        """Add one step of each stream; see ``TransitionRing.add``. Returns the slots ``[K]``."""
+        return self._inserted(
+            self.ring.add(
+                observation, action, reward, next_observation, terminated, truncated, stream
+            )
+        )
+
+    def end_episode(self, stream: Any = None) -> Tensor:
+        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        return self._inserted(self.ring.end_episode(stream))
+
+    def _inserted(self, slots: Tensor) -> Tensor:
+        if slots.shape[0]:
+            self.sampler.insert(slots.to(self.sampler.device))
+        return slots
+
+    def draw(self, batch_size: int) -> Draw:
+        """Draw ``batch_size`` slots with replacement.
+
+        Raises:
+            ValueError: if fewer transitions are held, or ``batch_size`` is not above 0.
+        """
+        if batch_size > len(self):
+            raise ValueError(
+                f"batch_size is {batch_size} and the replay holds {len(self)} transitions: "
+                "collect more before the first batch"
+            )
+        return self.sampler.draw(batch_size)
+
+    def get(self, index: Tensor) -> dict[str, Any]:
+        """The transitions in slots ``index`` ``[B]``; see ``TransitionRing.get``."""
+        return self.ring.get(index)
+
+    def serial(self, index: Tensor) -> Tensor:
+        """Which transitions ever added are in slots ``index``; see ``TransitionRing.serial``."""
+        return self.ring.serial(index)
+
+    def age(self, index: Tensor) -> Tensor:
+        """How many transitions came after those in slots ``index``; see ``TransitionRing.age``."""
+        return self.ring.age(index)
+
+    def update(self, index: Tensor, priority: Tensor, serial: Tensor | None = None) -> None:
+        """Give slots their new priorities.
+
+        Args:
+            index: ``[K]`` slots.
+            priority: ``[K]``, finite and not negative.
+            serial: ``[K]`` what ``serial(index)`` was when they were drawn. If given, slots that
+                were overwritten since are left alone and counted in ``stale_updates``.
+
+        Raises:
+            ValueError: if a slot is out of range or empty, a priority is NaN, infinite or negative
+                (nothing changes then), or the sampler takes no priorities.
+        """
+        if not isinstance(self.sampler, AdaptiveSampler):
+            raise ValueError(
+                f"{type(self.sampler).__name__} takes no priorities: "
+                "use a prioritized sampler, or do not update"
+            )
+        device = self.sampler.device
+        if serial is None:
+            self.sampler.update(index.to(device), priority.to(device))
+            return
+        index, serial = index.to(self.ring.device), serial.to(self.ring.device)
+        current = self.ring.serial(index)
+        if current.equal(serial):
+            self.sampler.update(index.to(device), priority.to(device))
+            return
+        if serial.shape != index.shape or priority.shape != index.shape:
+            raise ValueError(
+                f"index has shape {list(index.shape)}, priority {list(priority.shape)}, serial "
+                f"{list(serial.shape)}; all must be [K]"
+            )
+        alive = (current == serial).nonzero().flatten()
+        self.sampler.update(index[alive].to(device), priority[alive.to(priority.device)].to(device))
+        self.stale_updates += index.shape[0] - alive.shape[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Transitions and sampler; see ``TransitionRing.state_dict``."""
+        return {
+            "kind": "ReplayBuffer",
+            "ring": self.ring.state_dict(),
+            "sampler_kind": type(self.sampler).__name__,
+            "sampler": self.sampler.state_dict(),
+            "stale_updates": self.stale_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the replay whose state this is would have gone on.
+
+        Raises:
+            ValueError: if the state is of another capacity, sampler, or kind of transitions;
+                nothing changes then.
+        """
+        if state.get("kind") != "ReplayBuffer":
+            raise ValueError(
+                f"the state is of {state.get('kind')!r}, not of a ReplayBuffer: "
+                "pass what ReplayBuffer.state_dict returned"
+            )
+        if state.get("sampler_kind") != type(self.sampler).__name__:
+            raise ValueError(
+                f"the state's sampler is a {state.get('sampler_kind')}, this replay's a "
+                f"{type(self.sampler).__name__}: make it with the same sampler"
+            )
+        stale_updates = state.get("stale_updates")
+        ring, sampler = state.get("ring"), state.get("sampler")
+        if not isinstance(ring, dict) or not isinstance(sampler, dict):
+            raise ValueError(
+                "the state lacks its transitions or its sampler: it is damaged. Nothing was changed"
+            )
+        if not isinstance(stale_updates, int):
+            raise ValueError("the state lacks stale_updates: it is damaged. Nothing was changed")
+        self.ring.check_state(ring)
+        before = self.sampler.state_dict()
+        self.sampler.load_state_dict(sampler)
+        held = min(int(ring["added"]), self.capacity)
+        if (drawable := self.sampler.count) != held:
+            self.sampler.load_state_dict(before)
+            raise ValueError(
+                f"the state holds {held} transitions and its sampler draws among {drawable}: "
+                "they are not of one moment. Nothing was changed"
+            )
+        self.ring.load_state_dict(ring)
+        self.stale_updates = stale_updates
+
+    def save(self, path: str | Path) -> None:
+        """Write ``state_dict`` to ``path``, in full or not at all."""
+        save_state(self.state_dict(), path)
+
+    def load(self, path: str | Path) -> None:
+        """Take over what ``save`` wrote.
+
+        Raises:
+            ValueError: if the file is damaged, no replay, or not of a replay like this one; nothing
+                changes then.
+        """
+        self.load_state_dict(load_state(path))

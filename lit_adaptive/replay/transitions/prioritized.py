@@ -1,0 +1,284 @@
+"""Prioritized experience replay (Schaul et al., 2016, arXiv:1511.05952) in three calls.
+
+Proportional variant, section 3.3; stratified draws, appendix B.2.1; weights, section 3.4.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_adaptive.core.prioritized import importance_weights, proportional_priorities
+from lit_adaptive.files import load_state, save_state
+from lit_adaptive.replay.transitions.buffer import ReplayBuffer
+from lit_adaptive.replay.transitions.nested import as_tensor, map_nested
+from lit_adaptive.samplers import PrioritizedSampler
+
+_SHOWN = 8
+
+
+class PrioritizedReplayBuffer:
+    """Replays transitions in proportion to their TD errors, and tells how to correct for it.
+
+    ::
+
+        buffer = PrioritizedReplayBuffer(capacity=100_000)
+        buffer.add((state, action, reward, next_state, done))
+        batch, weights, indices = buffer.sample(batch_size=32)
+        buffer.update_priorities(indices, td_errors)
+
+    Args:
+        capacity: transitions kept, above 0.
+        alpha: how strongly to prioritize, in [0, 1]; 0 is uniform.
+        beta: how much of the bias the weights correct, in [0, 1]; 1 is all of it. An attribute
+            that may be set, such as by a schedule.
+        epsilon: added to ``|td_error|``, above 0 or 0.
+        normalize: the maximum that weights are divided by: the ``"batch"``'s or the whole
+            ``"buffer"``'s.
+        n_step: see ``TransitionRing``.
+        gamma: see ``TransitionRing``.
+        num_streams: see ``TransitionRing``.
+        frame_stack: see ``TransitionRing``.
+        seed: of the draws.
+        device: where transitions and priorities are kept.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        epsilon: float = 1e-6,
+        normalize: Literal["batch", "buffer"] = "batch",
+        n_step: int = 1,
+        gamma: float = 0.99,
+        num_streams: int = 1,
+        frame_stack: int = 1,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if normalize not in ("batch", "buffer"):
+            raise ValueError(f"normalize is {normalize!r}; it must be 'batch' or 'buffer'")
+        proportional_priorities(torch.zeros(0), epsilon=epsilon)  # refuses a negative epsilon
+        self.beta = beta
+        self.epsilon = epsilon
+        self.normalize = normalize
+        self.replay = ReplayBuffer(
+            capacity,
+            sampler=partial(
+                PrioritizedSampler, alpha=alpha, filled=False, seed=seed, device=device
+            ),
+            n_step=n_step,
+            gamma=gamma,
+            num_streams=num_streams,
+            frame_stack=frame_stack,
+            device=device,
+        )
+
+    @property
+    def alpha(self) -> float:
+        """How strongly draws are prioritized, in [0, 1]."""
+        sampler = self.replay.sampler
+        assert isinstance(sampler, PrioritizedSampler)
+        return sampler.alpha
+
+    @property
+    def beta(self) -> float:
+        """How much of the bias the weights correct, in [0, 1]."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"beta is {value}; it must lie in [0, 1] (0: no correction, 1: unbiased)"
+            )
+        self._beta = float(value)
+
+    @property
+    def capacity(self) -> int:
+        """Transitions kept."""
+        return self.replay.capacity
+
+    def __len__(self) -> int:
+        """Transitions held, at most ``capacity``."""
+        return len(self.replay)
+
+    def add(
+        self,
+        transition: Sequence[Any] | None = None,
+        *,
+        observation: Any = None,
+        action: Any = None,
+        reward: Any = None,
+        next_observation: Any = None,
+        terminated: Any = None,
+        truncated: Any = False,
+        stream: Any = None,
+    ) -> Tensor:
+        """Add one transition, or by keyword one step of every stream.
+
+        New transitions get the greatest priority so far, so that each is likely replayed once.
+
+        Args:
+            transition: ``(state, action, reward, next_state, done)`` of one stream, unbatched;
+                ``done`` is whether it terminated.
+            observation: ``[E, ...]``; this and the following as in ``TransitionRing.add``.
+            action: ``[E, ...]``.
+            reward: ``[E]``.
+            next_observation: ``[E, ...]``.
+            terminated: ``[E]``.
+            truncated: ``[E]``; of a tuple, a single bool.
+            stream: ``[E]``; of a tuple, a single integer.
+
+        Returns:
+            Slots written, ``[K]`` int64; with ``n_step`` above 1 there may be none, or several.
+
+        Raises:
+            ValueError: if both forms are given or none, or as ``TransitionRing.add``.
+        """
+        steps = (observation, action, reward, next_observation, terminated)
+        given = sum(part is not None for part in steps)
+        if (transition is None) != (given == len(steps)) or (transition is not None and given):
+            raise ValueError(
+                "add takes either one tuple (state, action, reward, next_state, done) or all of "
+                "observation, action, reward, next_observation and terminated by keyword"
+            )
+        if transition is None:
+            return self.replay.add(*steps, truncated, stream)
+        return self._add_one(transition, bool(truncated), stream)
+
+    def _add_one(self, transition: Sequence[Any], truncated: bool, stream: Any) -> Tensor:
+        if len(transition) != 5:
+            raise ValueError(
+                f"the transition has {len(transition)} parts; "
+                "it is (state, action, reward, next_state, done)"
+            )
+        state, act, gain, following, done = transition
+        if stream is None and self.replay.ring.num_streams > 1:
+            raise ValueError(
+                f"this is one transition for {self.replay.ring.num_streams} streams: "
+                "say of which by stream=..., or add all at once by keyword"
+            )
+        return self.replay.add(
+            map_nested(_batch_of_one, state),
+            map_nested(_batch_of_one, act),
+            [float(gain)],
+            map_nested(_batch_of_one, following),
+            [bool(done)],
+            [truncated],
+            [0 if stream is None else int(stream)],
+        )
+
+    def end_episode(self, stream: Any = None) -> Tensor:
+        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        return self.replay.end_episode(stream)
+
+    def sample(self, batch_size: int = 32) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Draw ``batch_size`` transitions.
+
+        Returns:
+            The transitions (see ``TransitionRing.get``; beside them ``index`` and
+            ``probability`` ``[B]``); their importance weights ``[B]`` float32 in (0, 1]; and their
+            slots ``[B]`` int64, to be handed to ``update_priorities``.
+
+        Raises:
+            ValueError: if fewer transitions are held, or ``batch_size`` is not above 0.
+        """
+        draw = self.replay.draw(batch_size)
+        sampler = self.replay.sampler
+        weight = importance_weights(
+            draw.probability,
+            size=len(self),
+            beta=self.beta,
+            min_probability=sampler.min_probability() if self.normalize == "buffer" else None,
+        )
+        batch = self.replay.get(draw.index)
+        batch["index"], batch["probability"] = draw
+        return batch, weight.float(), draw.index
+
+    def serial(self, indices: Tensor) -> Tensor:
+        """Which transitions are in slots ``indices`` ``[B]``; see ``TransitionRing.serial``."""
+        return self.replay.serial(indices)
+
+    def update_priorities(self, indices: Any, td_errors: Any, serial: Tensor | None = None) -> None:
+        """Set the priorities of drawn transitions to ``|td_error| + epsilon``.
+
+        Args:
+            indices: ``[B]`` slots, as ``sample`` returned them.
+            td_errors: ``[B]`` or ``[B, 1]``, of any sign.
+            serial: ``[B]`` what ``serial(indices)`` was after the draw. If given, slots that were
+                overwritten since keep the priority of what is there now.
+
+        Raises:
+            ValueError: naming the slots whose TD error is NaN or infinite, or that are out of range
+                or empty; no priority changes then.
+        """
+        index = as_tensor(indices, "indices")
+        if not isinstance(td_errors, Tensor):
+            td_errors = torch.from_numpy(np.array(td_errors, dtype=np.float64))
+        td_error = td_errors.detach().to("cpu", torch.float64)
+        if td_error.shape == (*index.shape, 1):
+            td_error = td_error.squeeze(-1)
+        if index.dim() != 1 or td_error.shape != index.shape:
+            raise ValueError(
+                f"indices have shape {list(index.shape)}, td_errors {list(td_error.shape)}; "
+                "both must be [B]"
+            )
+        finite = td_error.isfinite()
+        if not bool(finite.all()):
+            wrong = ~finite
+            raise ValueError(
+                f"the TD error of indices {index.cpu()[wrong][:_SHOWN].tolist()} is "
+                f"{td_error[wrong][:_SHOWN].tolist()}; no priority was changed: "
+                "look for NaN or inf in the loss"
+            )
+        self.replay.update(index, proportional_priorities(td_error, epsilon=self.epsilon), serial)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Transitions, priorities, draws and ``beta``."""
+        return {
+            "kind": "PrioritizedReplayBuffer",
+            "beta": self.beta,
+            "replay": self.replay.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the buffer whose state this is would have gone on.
+
+        Raises:
+            ValueError: as ``ReplayBuffer.load_state_dict``.
+        """
+        if state.get("kind") != "PrioritizedReplayBuffer":
+            raise ValueError(
+                f"the state is of {state.get('kind')!r}, not of a PrioritizedReplayBuffer: "
+                "pass what PrioritizedReplayBuffer.state_dict returned"
+            )
+        beta, replay = state.get("beta"), state.get("replay")
+        if not isinstance(beta, float) or not 0 <= beta <= 1 or not isinstance(replay, dict):
+            raise ValueError(f"the state has beta={beta!r}: it is damaged. Nothing was changed")
+        self.replay.load_state_dict(replay)
+        self.beta = beta
+
+    def save(self, path: str | Path) -> None:
+        """Write ``state_dict`` to ``path``, in full or not at all."""
+        save_state(self.state_dict(), path)
+
+    def load(self, path: str | Path) -> None:
+        """Take over what ``save`` wrote.
+
+        Raises:
+            ValueError: as ``ReplayBuffer.load``.
+        """
+        self.load_state_dict(load_state(path))
+
+
+def _batch_of_one(value: Any) -> Tensor:
+    return as_tensor(value, "the transition")[None]

@@ -1,0 +1,1 @@
+"""Engines: generate completions from the policy that is trained."""

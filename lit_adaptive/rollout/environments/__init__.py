@@ -1,0 +1,1 @@
+"""Environments, parallel streams of them, and whole episodes."""

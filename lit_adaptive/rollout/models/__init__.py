@@ -1,0 +1,1 @@
+"""Tokenizers and pretrained models by name."""

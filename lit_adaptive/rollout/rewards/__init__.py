@@ -1,0 +1,1 @@
+"""Rewards of completions, and the processes that compute them."""

