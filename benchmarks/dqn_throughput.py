@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import BetaAnneal, PriorityRefresh, TargetSync, TransitionCollector
 from lit_adaptive.core.prioritized import proportional_priorities
-from lit_adaptive.data import ReplayDataModule
+from lit_adaptive.data import TransitionsDataModule
 from lit_adaptive.modules import DQN, MLP
 from lit_adaptive.samplers import PrioritizedSampler
 
@@ -43,9 +43,9 @@ class Clock(Callback):
         self.batches = trainer.global_step - 10
 
 
-def _parts() -> tuple[DQN, ReplayDataModule, list[Callback]]:
+def _parts() -> tuple[DQN, TransitionsDataModule, list[Callback]]:
     seed_everything(1, verbose=False)
-    data = ReplayDataModule(
+    data = TransitionsDataModule(
         "CartPole-v1",
         PrioritizedSampler,
         capacity=50_000,

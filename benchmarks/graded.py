@@ -44,7 +44,7 @@ from scipy import stats
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.samplers import RewardWeightedSampler, ShuffledSampler
 
 OUT = Path(__file__).parent / "results" / "graded.json"
@@ -141,7 +141,7 @@ def scores(module: IWSFT, datamodule: DemonstrationsDataModule) -> dict[str, flo
     torch.manual_seed(0)
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         answers = module.answers(
-            batch["prompt_ids"], batch["prompt_mask"], Sampling(5, temperature=temperature)
+            batch["prompt_ids"], batch["prompt_mask"], SamplingParams(5, temperature=temperature)
         )
         texts = module.texts(answers.tokens)
         right = [a == b for a, b in zip(texts, batch["answer"], strict=True)]

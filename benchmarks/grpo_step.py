@@ -86,7 +86,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     from lit_adaptive.data import RolloutDataModule
     from lit_adaptive.modules import GRPO
     from lit_adaptive.replay import RolloutBuffer
-    from lit_adaptive.rollout.generation import Sampling
+    from lit_adaptive.rollout.generation import SamplingParams
     from lit_adaptive.rollout.rewards.base import Reward
     from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -115,7 +115,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
         columns=["answer"],
         batch_size=setting.prompts,
         group_size=GROUP,
-        sampling=Sampling(setting.tokens),
+        sampling=SamplingParams(setting.tokens),
         steps_per_epoch=steps,
         rewards=Scorer([Even()], workers=0),
         replay=RolloutBuffer(512) if fraction else None,

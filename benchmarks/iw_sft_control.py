@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from lit_adaptive.core.iw_sft import (
     ImportanceWeightedSFTLoss,
     dft_weights,
-    importance_weights,
+    iw_sft_weights,
     self_normalized,
 )
 from lit_adaptive.core.segments import means, reduced
@@ -261,7 +261,7 @@ def tune(method: Method, start: nn.Module, data: Trajectories, seed: int) -> tup
         if method.weights is not None:
             with torch.no_grad():
                 judged = log_probs(q, data, place) if method.ema else log_prob
-            weight, clamped = importance_weights(
+            weight, clamped = iw_sft_weights(
                 judged, reference[place], sequence, BATCH, **method.weights
             )
             mean_weight.append(float(means(weight, sequence, BATCH).mean()))

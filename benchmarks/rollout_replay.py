@@ -41,7 +41,7 @@ from lit_adaptive.core.advantages import pass_at_k
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS: dict[str, Any] = {"size": 200, "digits": 1, "operators": "+-*"}
@@ -100,7 +100,7 @@ class Watch(Callback):
         prompts = data.dataset.tokens(torch.arange(len(data.dataset)))
         engine, answers = data.engine, data.dataset.texts(torch.arange(len(prompts)))
         engine.attach(pl_module)
-        found = engine.generate(prompts, SAMPLES, Sampling(6), [*range(len(prompts))])
+        found = engine.generate(prompts, SAMPLES, SamplingParams(6), [*range(len(prompts))])
         texts = data.dataset.decoded(found.tokens)
         right = torch.tensor(
             [t == answers[i // SAMPLES]["answer"] for i, t in enumerate(texts)]
@@ -132,7 +132,7 @@ def trained(
         columns=["answer"],
         batch_size=32,
         group_size=8,
-        sampling=Sampling(6),
+        sampling=SamplingParams(6),
         steps_per_epoch=max(steps, 1),
         replay=None if replay is None else RolloutBuffer(256, **replay),
         replay_fraction=0.0 if replay is None else 0.5,

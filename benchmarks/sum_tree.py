@@ -21,7 +21,7 @@ import cpprb
 import numpy as np
 import torch
 
-from lit_adaptive.core.prioritized import importance_weights
+from lit_adaptive.core.prioritized import importance_sampling_weights
 from lit_adaptive.samplers import PrioritizedSampler
 
 ALPHA, BETA = 0.6, 0.4
@@ -43,7 +43,7 @@ class Ours:
     def sample(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices and weights."""
         draw = self.sampler.draw(batch)
-        weight = importance_weights(draw.probability, size=self.sampler.count, beta=BETA)
+        weight = importance_sampling_weights(draw.probability, size=self.sampler.count, beta=BETA)
         return draw.index, weight
 
     def gather(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_adaptive.data.seeding import reseed
 
 
-def gathered(
+def gather_over_ranks(
     found: dict[str, Tensor], trainer: Trainer, pl_module: LightningModule
 ) -> dict[str, Tensor]:
     """Each value's ``[B]`` of all ranks, one after another in rank order, equal on every rank."""
@@ -47,7 +47,9 @@ def score_all(trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, Ten
         losses = losses_of(here, trainer, pl_module)
         parts.append({"index": here["index"], "losses": losses, "counted": here["counted"]})
     mine = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    everyone = {name: value.cpu() for name, value in gathered(mine, trainer, pl_module).items()}
+    everyone = {
+        name: value.cpu() for name, value in gather_over_ranks(mine, trainer, pl_module).items()
+    }
     counted = everyone["counted"].bool()
     return everyone["index"][counted], everyone["losses"][counted]
 
@@ -81,7 +83,7 @@ def first_of_each(group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def own_stream(seed: int) -> Generator[None]:
+def private_rng(seed: int) -> Generator[None]:
     """Within, torch's global streams follow from ``seed``; after it they go on as if untouched."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gathered, losses_of, score_all
+from callbacks._shared import gather_over_ranks, losses_of, score_all
 from lit_adaptive.core.corrections import inclusion_weights
 from lit_adaptive.core.hard_examples import (
     chosen_count,
@@ -142,7 +142,7 @@ class SelectiveBackprop(BatchSelector):
         self, batch: dict[str, Any], losses: Tensor, trainer: Trainer, pl_module: LightningModule
     ) -> Tensor:
         """Those whom the dice favour."""
-        everyone = gathered({"losses": losses}, trainer, pl_module)["losses"].cpu()
+        everyone = gather_over_ranks({"losses": losses}, trainer, pl_module)["losses"].cpu()
         if bool(everyone.isnan().any()):
             where = batch["index"][losses.isnan()].tolist()
             raise ValueError(f"the losses of index {where} are NaN: look for NaN in the model")

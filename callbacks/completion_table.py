@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks._jsonl import run_directory, write_lines
-from lit_adaptive.data.seeding import mixed
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
 _OWN: tuple[str, ...] = (
@@ -142,7 +142,7 @@ class CompletionTable(Callback):
 
     def _rows(self, step: Any, data: Any) -> list[dict[str, Any]]:
         groups: RolloutGroups = step.groups if len(step.groups) else step.fresh
-        picked = chosen(groups, self.rows, mixed(self.seed, step.number))
+        picked = chosen(groups, self.rows, derive_seed(self.seed, step.number))
         places = torch.tensor([*picked], dtype=torch.int64)
         group = groups.group[places]
         index = groups.prompt[group]

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gathered, score_all
+from callbacks._shared import gather_over_ranks, score_all
 
 
 class LossRefresh(Callback):
@@ -80,7 +80,7 @@ class LossRefresh(Callback):
         """Gather, and tell or keep."""
         found = batch.get("scored") or {"index": batch["index"], "losses": outputs["losses"]}
         if trainer.world_size > 1:
-            found = gathered(found, trainer, pl_module)
+            found = gather_over_ranks(found, trainer, pl_module)
         if self.every == "batch":
             self._tell(trainer, found["index"], found["losses"])
         else:

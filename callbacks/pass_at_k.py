@@ -10,10 +10,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
 from callbacks._jsonl import gathered_rows
-from callbacks._shared import own_stream
+from callbacks._shared import private_rng
 from lit_adaptive.core.advantages import pass_at_k
-from lit_adaptive.data.seeding import mixed
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
 
 _REMEDY = (
@@ -52,7 +52,7 @@ class PassAtK(Callback):
         k: each from 1 to ``samples``.
         samples: answers to a prompt, above 0.
         temperature: above 0, if there are several samples.
-        top_p: see ``lit_adaptive.rollout.Sampling``.
+        top_p: see ``lit_adaptive.rollout.SamplingParams``.
         top_k: the same.
         max_new_tokens: of an answer; by default that of the datamodule's ``sampling``, or else of
             the module's greedy answers.
@@ -109,7 +109,7 @@ class PassAtK(Callback):
         if threshold != threshold:
             raise ValueError("threshold is nan; give the least reward of a right answer")
         most = 1 if max_new_tokens is None else max_new_tokens
-        Sampling(most, temperature, top_p, top_k)  # refuses what it must
+        SamplingParams(most, temperature, top_p, top_k)  # refuses what it must
         self.k, self.samples = tuple(sorted(set(k))), samples
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
@@ -132,19 +132,19 @@ class PassAtK(Callback):
             raise ValueError(f"PassAtK answers validation prompts, and there are none: {_REMEDY}")
         self._sampling(trainer, pl_module)
 
-    def _sampling(self, trainer: Trainer, pl_module: LightningModule) -> Sampling:
+    def _sampling(self, trainer: Trainer, pl_module: LightningModule) -> SamplingParams:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         trained: Any = getattr(data, "sampling", None)
         most = self.max_new_tokens
         if most is None:
-            most = trained.max_new_tokens if isinstance(trained, Sampling) else None
+            most = trained.max_new_tokens if isinstance(trained, SamplingParams) else None
         most = most or getattr(pl_module, "max_new_tokens", 0)
         if not most:
             raise ValueError(
                 "max_new_tokens is None, and neither the datamodule nor the module says how long "
                 "an answer may be: set PassAtK's max_new_tokens"
             )
-        return Sampling(most, self.temperature, self.top_p, self.top_k)
+        return SamplingParams(most, self.temperature, self.top_p, self.top_k)
 
     def _reward(self, pl_module: LightningModule) -> Reward:
         found: Reward | None = self.reward or getattr(pl_module, "reward", None)
@@ -204,7 +204,10 @@ class PassAtK(Callback):
         for turn in range(0, batches, ranks):
             number = min(turn + rank, batches - 1)
             part = asked[number * size : (number + 1) * size]
-            with own_stream(mixed(self.seed, number)), trainer.precision_plugin.forward_context():
+            with (
+                private_rng(derive_seed(self.seed, number)),
+                trainer.precision_plugin.forward_context(),
+            ):
                 module: Any = pl_module
                 drawn = module.sample([each.prompt for each in part], self.samples, sampling)
             if turn + rank < batches:

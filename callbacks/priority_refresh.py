@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gathered
+from callbacks._shared import gather_over_ranks
 from lit_adaptive.core.prioritized import proportional_priorities
 
 
@@ -53,7 +53,7 @@ class PriorityRefresh(Callback):
         """Gather, turn into priorities, write."""
         drawn: dict[str, Tensor] = {key: batch[key] for key in ("index", "serial") if key in batch}
         found: dict[str, Tensor] = {**drawn, "td_error": outputs["td_error"].detach().float()}
-        found = gathered(found, trainer, pl_module)
+        found = gather_over_ranks(found, trainer, pl_module)
         td_error = found.pop("td_error")
         if self.clip is not None:
             # Clamping would hide a NaN's neighbour, infinity: those must still be refused by name.

@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._jsonl import gathered_rows, run_directory, write_lines
-from callbacks._shared import first_of_each, own_stream
-from lit_adaptive.data.seeding import mixed
-from lit_adaptive.rollout.generation import Sampling
+from callbacks._shared import first_of_each, private_rng
+from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
@@ -84,7 +84,7 @@ class RejectionSampling(Callback):
             raise ValueError("keep_at_least is nan; give the least reward that is accepted")
         if split not in ("train", "val", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train', 'val' or 'test'")
-        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k)
         self.reward: Reward = ExactMatch() if reward is None else reward
         self.samples = samples
         self.keep_at_least = keep_at_least
@@ -107,7 +107,7 @@ class RejectionSampling(Callback):
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]["prompt"]))
         size = max(1, self.batch_size // self.samples)
         found: list[dict[str, Any]] = []
-        with own_stream(mixed(self.seed, 0, trainer.global_rank)):
+        with private_rng(derive_seed(self.seed, 0, trainer.global_rank)):
             for start in range(0, len(order), size):
                 part = order[start : start + size]
                 rows = self._judged([texts[at] for at in part], mine[part], trainer, pl_module)

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import first_of_each, gathered, own_stream
-from lit_adaptive.data.seeding import mixed
+from callbacks._shared import first_of_each, gather_over_ranks, private_rng
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
@@ -134,9 +134,11 @@ class RewardRefresh(Callback):
         place += trainer.global_rank
         rows = first[place % len(first)]
         parts = torch.split(rows, max(1, self.batch_size // self.samples))
-        with own_stream(mixed(data.seed, self.refreshes, trainer.global_rank)):
+        with private_rng(derive_seed(data.seed, self.refreshes, trainer.global_rank)):
             found = [self._score(data.dataset, part, trainer, pl_module) for part in parts]
-        everyone = gathered({"place": place, "reward": torch.cat(found)}, trainer, pl_module)
+        everyone = gather_over_ranks(
+            {"place": place, "reward": torch.cat(found)}, trainer, pl_module
+        )
         place, reward = everyone["place"].cpu(), everyone["reward"].cpu()
         counted = place < len(first)
         by_unit = torch.empty(len(first), dtype=torch.float64)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import pad
 
-from callbacks._shared import gathered
+from callbacks._shared import gather_over_ranks
 from lit_adaptive.report.samples import (
     BINS,
     SampleRecord,
@@ -129,7 +129,7 @@ class SampleReport(Callback):
             # A selector lets through more here and less there, but it scored as many everywhere.
             missing = len(batch["scored"]["index"]) - len(index)
             found = {key: pad(value, (0, missing), value=-1) for key, value in found.items()}
-        found = gathered(found, trainer, pl_module)
+        found = gather_over_ranks(found, trainer, pl_module)
         # Copied, as what a compiled step returned may be written to again; looked at many at a
         # time, as on an accelerator each look would wait for it.
         self._pending.append({key: value.clone() for key, value in found.items()})

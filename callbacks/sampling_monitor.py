@@ -101,6 +101,6 @@ class SamplingMonitor(Callback):
 def _of_all_ranks(index: Tensor, trainer: Trainer, pl_module: LightningModule) -> Tensor:
     if trainer.world_size == 1:
         return index
-    gathered: Any = pl_module.all_gather(index)
-    everyone: Tensor = gathered.flatten().cpu()
+    gather_over_ranks: Any = pl_module.all_gather(index)
+    everyone: Tensor = gather_over_ranks.flatten().cpu()
     return everyone

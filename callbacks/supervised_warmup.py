@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks._shared import own_stream
-from lit_adaptive.data.seeding import mixed
-from lit_adaptive.data.text.demonstration_dataset import TokenizedDemonstrations
+from callbacks._shared import private_rng
+from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.optimization import adamw, scheduled
 
@@ -25,7 +25,7 @@ class SupervisedWarmup(Callback):
     Changes: the policy's weights, before training; nothing afterwards.
 
     Args:
-        dataset: of ``prompt`` and ``completion``, as ``TokenizedDemonstrations`` reads them; by
+        dataset: of ``prompt`` and ``completion``, as ``DemonstrationDataset`` reads them; by
             default none, and nothing happens.
         steps: optimizer steps, at least 0.
         batch_size: demonstrations of a step, above 0.
@@ -65,12 +65,15 @@ class SupervisedWarmup(Callback):
         if self.dataset is None or trainer.global_step > 0 or trainer.fit_loop.restarting:
             return
         data, model = trainer.datamodule, pl_module  # type: ignore[attr-defined]
-        shown = TokenizedDemonstrations(self.dataset, data.tokenizer, chat=self.chat)
-        with own_stream(mixed(data.seed, _STREAM)), trainer.precision_plugin.forward_context():
+        shown = DemonstrationDataset(self.dataset, data.tokenizer, chat=self.chat)
+        with (
+            private_rng(derive_seed(data.seed, _STREAM)),
+            trainer.precision_plugin.forward_context(),
+        ):
             loss = self._fine_tune(shown, model, trainer)
         rank_zero_info(f"warm-up: {self.steps} steps on {shown.source}, loss {loss:.3f}")
 
-    def _fine_tune(self, shown: TokenizedDemonstrations, model: Any, trainer: Trainer) -> float:
+    def _fine_tune(self, shown: DemonstrationDataset, model: Any, trainer: Trainer) -> float:
         parameters = [each for each in model.policy.parameters() if each.requires_grad]
         optimizer = adamw(parameters, self.learning_rate, 0.0, (0.9, 0.999), fused=False)
         falling = scheduled(optimizer, "linear", 0.0, self.steps)

@@ -212,9 +212,9 @@ def _from_all_ranks(
         key: part.to(torch.uint8) if part.dtype == torch.bool else part
         for key, part in parts.items()
     }
-    gathered: Any = pl_module.all_gather(sent)
+    gather_over_ranks: Any = pl_module.all_gather(sent)
     ordered = {
-        key: gathered[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)
+        key: gather_over_ranks[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)
         for key, part in parts.items()
     }
     return ordered.pop("action"), Step(**ordered)

@@ -38,7 +38,7 @@ from lit_adaptive.core.segments import Reduction, means, reduced
 
 Objective = Literal["iw", "dft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]
-Level = Literal["token", "sequence"]
+RatioLevel = Literal["token", "sequence"]
 Clamp = tuple[float, float] | Literal["default"] | None
 
 LOG_LIMIT = 80.0
@@ -82,14 +82,14 @@ def resolved_clamp(clamp: Clamp, ratio: str, level: str) -> tuple[float, float] 
 
 
 @torch.no_grad()
-def importance_weights(
+def iw_sft_weights(
     log_prob: Tensor,
     reference: Tensor,
     sequence: Tensor,
     size: int,
     *,
     ratio: Ratio = "policy_over_ref",
-    level: Level = "sequence",
+    level: RatioLevel = "sequence",
     temperature: float = 1.0,
     clamp: Clamp = "default",
 ) -> Weights:
@@ -220,7 +220,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         ratio: the specification's (default) or the paper's; see the head of this file.
         level: a weight for each token (default), or one for each sequence.
         objective: ``"iw"``; ``"dft"`` or ``"nll"`` need no reference.
-        clamp: bounds of the weights; see ``importance_weights``.
+        clamp: bounds of the weights; see ``iw_sft_weights``.
         normalize: divide the weights by their mean over the batch.
         label_smoothing: smooth labels by ``epsilon``.
         ignore_index: the label of what is not trained on.
@@ -239,7 +239,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         temperature: float = 1.0,
         *,
         ratio: Ratio = "ref_over_policy",
-        level: Level = "token",
+        level: RatioLevel = "token",
         objective: Objective = "iw",
         clamp: Clamp = "default",
         normalize: bool = False,
@@ -257,7 +257,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         resolved_clamp(clamp, ratio, level)
         self.epsilon, self.temperature = epsilon, temperature
         self.ratio: Ratio = ratio
-        self.level: Level = level
+        self.level: RatioLevel = level
         self.objective: Objective = objective
         self.clamp: Clamp = clamp
         self.normalize, self.label_smoothing = normalize, label_smoothing
@@ -325,7 +325,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         elif self.objective == "nll" or reference is None:
             return None
         else:
-            weight = importance_weights(
+            weight = iw_sft_weights(
                 log_prob,
                 reference,
                 sequence,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lit_adaptive.core.segments import means, sums
 
-Level = Literal["token", "sequence"]
-Estimator = Literal["k1", "k2", "k3"]
+RatioLevel = Literal["token", "sequence"]
+KLEstimator = Literal["k1", "k2", "k3"]
 Mismatch = Literal["none", "truncate", "mask"]
 
 LOG_LIMIT = 20.0
@@ -40,7 +40,7 @@ class MismatchWeights(NamedTuple):
 
 
 def log_ratios(
-    log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: Level = "token"
+    log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
 ) -> Tensor:
     r"""Log of pi_theta / behavior of each token: ``[K]``, differentiable.
 
@@ -71,7 +71,7 @@ def log_ratios(
 
 
 def ratios(
-    log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: Level = "token"
+    log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
 ) -> Tensor:
     """``log_ratios``, held at ``LOG_LIMIT``, as ratios: ``[K]``, differentiable.
 
@@ -89,7 +89,7 @@ def kl(
     log_prob: Tensor,
     reference: Tensor,
     *,
-    estimator: Estimator = "k3",
+    estimator: KLEstimator = "k3",
     ratio: Tensor | None = None,
 ) -> Tensor:
     r"""Estimates of KL(pi_theta || reference) at each token: ``[K]``, differentiable.
@@ -136,7 +136,7 @@ def mismatch_weights(
     size: int,
     *,
     mode: Mismatch = "truncate",
-    level: Level = "token",
+    level: RatioLevel = "token",
     low: float = 0.5,
     high: float = 5.0,
     cap: float = 2.0,

@@ -131,7 +131,7 @@ def sampling_probabilities(priority: Tensor, *, alpha: float) -> Tensor:
     return mass / mass.sum()
 
 
-def importance_weights(
+def importance_sampling_weights(
     probability: Tensor, *, size: int, beta: float, min_probability: float | None = None
 ) -> Tensor:
     r"""Weights :math:`w_i = (N P(i))^{-\beta} / \max_j w_j`: they undo the bias of the draw.

@@ -10,17 +10,17 @@ from torch.utils.data import Dataset
 from lit_adaptive.data.map_style import AdaptiveDataModule
 from lit_adaptive.data.sources.columns import MapDataset
 from lit_adaptive.data.text.chat import Turns
-from lit_adaptive.data.text.demonstration_dataset import TokenizedDemonstrations
+from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 from lit_adaptive.data.text.encoding import Overlong
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
-__all__ = ["DemonstrationsDataModule", "TokenizedDemonstrations"]
+__all__ = ["DemonstrationDataset", "DemonstrationsDataModule"]
 
 
 class DemonstrationsDataModule(AdaptiveDataModule):
     """Prompts and completions for fine-tuning, drawn by any sampler.
 
-    ``TokenizedDemonstrations`` tells what is read, how it becomes tokens, and what a batch holds.
+    ``DemonstrationDataset`` tells what is read, how it becomes tokens, and what a batch holds.
     Validation and test batches hold the prompts and ``columns`` too. What is not drawn but read
     through is put into batches by length, so there is little padding, and the batches are shuffled,
     always the same way.
@@ -35,7 +35,7 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         test_dataset: the same for ``test`` and ``predict``.
         validation_share: in (0, 1), of ``dataset`` instead of a ``val_dataset``. Its hash tells to
             which a prompt belongs, so all its samples stay together, in any order of the rows.
-        prompt: see ``TokenizedDemonstrations``, as all that follow.
+        prompt: see ``DemonstrationDataset``, as all that follow.
         completion: column.
         messages: column.
         text: column.
@@ -59,7 +59,7 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         ValueError: if an option is out of range, or rows do not fit (which).
     """
 
-    dataset: TokenizedDemonstrations
+    dataset: DemonstrationDataset
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         cache_dir: str | None = None,
         **others: Any,
     ) -> None:
-        def read(source: Any, tokenizer: Any, *, prompts: bool) -> TokenizedDemonstrations:
-            if isinstance(source, TokenizedDemonstrations):
+        def read(source: Any, tokenizer: Any, *, prompts: bool) -> DemonstrationDataset:
+            if isinstance(source, DemonstrationDataset):
                 return source
-            return TokenizedDemonstrations(
+            return DemonstrationDataset(
                 source,
                 tokenizer,
                 prompt=prompt,
@@ -131,11 +131,11 @@ class DemonstrationsDataModule(AdaptiveDataModule):
         return super().provides | {"data.set_reference", "data.tokenizer"}
 
     def set_reference(self, log_probs: Tensor) -> None:
-        """See ``TokenizedDemonstrations.set_reference``; of what is learnt from."""
+        """See ``DemonstrationDataset.set_reference``; of what is learnt from."""
         self.dataset.set_reference(log_probs)
 
     def texts(self, index: Tensor) -> list[dict[str, Any]]:
-        """See ``TokenizedDemonstrations.texts``; of what is learnt from."""
+        """See ``DemonstrationDataset.texts``; of what is learnt from."""
         return self.dataset.texts(index)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -147,7 +147,7 @@ class DemonstrationsDataModule(AdaptiveDataModule):
 
         In order of length, ``limit_val_batches`` would take only the longest.
         """
-        assert isinstance(dataset, TokenizedDemonstrations)
+        assert isinstance(dataset, DemonstrationDataset)
         by_length = torch.argsort(dataset.lengths, descending=True, stable=True)
         block = self.eval_batch_size * (self.trainer.world_size if self.trainer else 1)
         blocks = len(by_length) // block
@@ -158,8 +158,8 @@ class DemonstrationsDataModule(AdaptiveDataModule):
 
 
 def _split(
-    whole: TokenizedDemonstrations, share: float
-) -> tuple[TokenizedDemonstrations, TokenizedDemonstrations]:
+    whole: DemonstrationDataset, share: float
+) -> tuple[DemonstrationDataset, DemonstrationDataset]:
     if not 0 < share < 1:
         raise ValueError(f"validation_share is {share}; it must lie in (0, 1)")
     held_out = whole.hashes < share

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lit_adaptive.data.sampled import Batch, Normalize, SampledDataModule, ServedBatches
-from lit_adaptive.data.seeding import mixed, seeded
+from lit_adaptive.data.seeding import derive_seed, seeded
 from lit_adaptive.data.sources.columns import MapDataset
 from lit_adaptive.data.sources.tables import aligned_scores, read_scores, write_scores
 from lit_adaptive.samplers import (
@@ -40,7 +40,7 @@ class _Fetch(Dataset[Any]):
         index: Tensor = asked.index
         if self.gather is not None:
             return self.gather(index), asked
-        with seeded(mixed(*self.seed, asked.number)):
+        with seeded(derive_seed(*self.seed, asked.number)):
             return self.collate([self.dataset[i] for i in index.tolist()]), asked
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lit_adaptive.contract import check_pairing
 from lit_adaptive.core.corrections import inverse_probability_weights
-from lit_adaptive.core.prioritized import importance_weights
-from lit_adaptive.data.seeding import mixed, reseed
+from lit_adaptive.core.prioritized import importance_sampling_weights
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.samplers import AdaptiveSampler, BatchDraw, DrawBatches, IndexSampler
 
 Normalize = Literal["none", "batch", "buffer"]
@@ -136,7 +136,7 @@ class SampledDataModule(LightningDataModule):
         batch["probability"] = draw.probability
         batch["weight"] = self._weights(draw).float()
         self.staleness = draw.staleness
-        reseed(mixed(self.seed, draw.number, self.batches().rank))
+        reseed(derive_seed(self.seed, draw.number, self.batches().rank))
         return batch
 
     def _weights(self, draw: BatchDraw) -> Tensor:
@@ -145,7 +145,7 @@ class SampledDataModule(LightningDataModule):
                 draw.probability, size=draw.drawable, beta=self.beta
             )
         else:
-            weight = importance_weights(
+            weight = importance_sampling_weights(
                 draw.probability,
                 size=draw.drawable,
                 beta=self.beta,

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 _MASK = 2**64 - 1
 
 
-def mixed(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """A number in [0, 2**32) that looks random and follows from ``parts`` (after SplitMix64)."""
     state = 0
     for part in parts:

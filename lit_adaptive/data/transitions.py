@@ -14,7 +14,7 @@ from lit_adaptive.rollout.environments.make import make_environment
 from lit_adaptive.samplers import SamplerFactory, UniformSampler
 
 
-class ReplayDataModule(SampledDataModule):
+class TransitionsDataModule(SampledDataModule):
     r"""Transitions of a Gymnasium environment, drawn from a replay buffer by any sampler.
 
     A batch holds ``observation``, ``action``, ``reward`` (summed over n steps, discounted),

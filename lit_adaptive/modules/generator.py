@@ -10,7 +10,7 @@ from lit_adaptive.core.segments import means, sums
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.policy import PolicyModule
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 _GREEDY = 0.0
@@ -43,7 +43,7 @@ class GeneratingModule(PolicyModule):
 
     def _greedy(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Greedy answers to a batch's prompts, judged if there is something to judge by."""
-        sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=_GREEDY)
+        sampling = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=_GREEDY)
         found = self.answers(batch["prompt_ids"], batch["prompt_mask"], sampling)
         texts = self.texts(found.tokens)
         columns = {

@@ -17,7 +17,7 @@ from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import means
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
-from lit_adaptive.modules.objective import Found, PolicyObjective
+from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
 from lit_adaptive.modules.optimization import (
     Optimization,
     OptimizerFactory,
@@ -126,9 +126,9 @@ class GRPO(ReferencedModule):
         """Of rewards ``[N]`` (NaN: none) in ``size`` groups: ``[N]``."""
         return self.objective.advantages(reward, group, size)
 
-    def prescored(self, updates: int) -> frozenset[str]:
+    def required_prescores(self, updates: int) -> frozenset[str]:
         """What must be known of every token before a step of so many updates."""
-        return self.objective.prescored(updates)
+        return self.objective.required_prescores(updates)
 
     def prescore(self, batch: Batch, names: frozenset[str]) -> dict[str, Tensor]:
         """These ``[K]`` of a batch, by the policy as it is."""
@@ -139,9 +139,9 @@ class GRPO(ReferencedModule):
             values["entropy"] = found.entropy
         return {name: values[name] for name in names}
 
-    def settled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess_prescores(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """What was prescored of a whole step, as batches carry it."""
-        return self.objective.settled(found)
+        return self.objective.postprocess_prescores(found)
 
     # Training ------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class GRPO(ReferencedModule):
         """The loss of a micro-batch, and each rollout's mean ratio to the policy that wrote it."""
         self._step_metrics = batch.get("metrics", self._step_metrics)
         logging = self._logs_now()
-        found = self._read(batch, entropy=logging or self.objective.wants_entropy)
+        found = self._read(batch, entropy=logging or self.objective.needs_entropy)
         told = self.objective.loss(
             found.log_prob, found.entropy, self._reference(batch), batch, batch["max_new_tokens"]
         )
@@ -169,7 +169,7 @@ class GRPO(ReferencedModule):
         return {"loss": told.loss, "ratio": ratio}
 
     def _log_step(
-        self, told: Found, log_prob: Tensor, entropy: Tensor | None, batch: Batch
+        self, told: ObjectiveOutput, log_prob: Tensor, entropy: Tensor | None, batch: Batch
     ) -> None:
         policy, sequence = told.policy, batch["sequence"]
         clipped = {

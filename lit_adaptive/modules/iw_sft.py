@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lit_adaptive.core.iw_sft import (
     Clamp,
-    Level,
     Objective,
     Ratio,
+    RatioLevel,
     Weights,
     check_options,
     check_temperature,
     dft_weights,
-    importance_weights,
+    iw_sft_weights,
     resolved_clamp,
     self_normalized,
     smoothed_losses,
@@ -92,7 +92,7 @@ class IWSFT(ReferencedModule):
         *,
         objective: Objective = "iw",
         ratio: Ratio = "policy_over_ref",
-        level: Level = "sequence",
+        level: RatioLevel = "sequence",
         temperature: float = 1.0,
         clamp: Clamp = "default",
         normalize: bool = False,
@@ -130,7 +130,7 @@ class IWSFT(ReferencedModule):
             )
         self.objective: Objective = objective
         self.ratio: Ratio = ratio
-        self.level: Level = level
+        self.level: RatioLevel = level
         self.temperature, self.normalize = temperature, normalize
         self.clamp: Clamp = clamp
         self.reference: Reference = reference
@@ -209,7 +209,7 @@ class IWSFT(ReferencedModule):
         if self.average is not None:
             # Whoever switches this module to evaluation and back leaves it with dropout.
             log_prob = read(self.average.eval(), batch)[0].log_prob
-        return importance_weights(
+        return iw_sft_weights(
             log_prob,
             reference,
             batch["sequence"],

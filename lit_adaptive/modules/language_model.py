@@ -26,7 +26,7 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.pair_cost: float | None = None
+        self.attention_cost_ratio: float | None = None
         config = self.base.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides

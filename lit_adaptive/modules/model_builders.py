@@ -8,7 +8,7 @@ import torch
 from lit_adaptive.modules.adapters import LoRA
 from lit_adaptive.modules.head_check import check_head
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.shared_reading import pair_cost
+from lit_adaptive.modules.shared_reading import attention_cost_ratio
 from lit_adaptive.rollout.models.pretrained import load_model
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -51,7 +51,7 @@ class CausalLM(ABC):
             model = self.lora.applied(model)
         language = LanguageModel(model)
         check_head(language)
-        language.pair_cost = pair_cost(language)
+        language.attention_cost_ratio = attention_cost_ratio(language)
         return language
 
 

@@ -18,9 +18,15 @@ from lit_adaptive.core.advantages import (
     weighted_signs,
 )
 from lit_adaptive.core.policy_aggregate import aggregate
-from lit_adaptive.core.policy_losses import ClipCenter, Level, LossType, PolicyLoss, policy_losses
+from lit_adaptive.core.policy_losses import (
+    ClipCenter,
+    LossType,
+    PolicyLoss,
+    RatioLevel,
+    policy_losses,
+)
 from lit_adaptive.core.policy_ratios import (
-    Estimator,
+    KLEstimator,
     kl,
     mismatch_weights,
     off_policy_sequence_mask,
@@ -37,7 +43,7 @@ from lit_adaptive.core.token_entropy import (
 Batch = dict[str, Any]
 
 
-class Found(NamedTuple):
+class ObjectiveOutput(NamedTuple):
     """A batch's loss and what is told of it.
 
     Attributes:
@@ -108,9 +114,9 @@ class PolicyObjective:
     clip_high: float = 0.2
     clip_center: ClipCenter = "one"
     dual_clip: float | None = None
-    level: Level | None = None
+    level: RatioLevel | None = None
     kl_beta: float = 0.0
-    kl_estimator: Estimator = "k3"
+    kl_estimator: KLEstimator = "k3"
     entropy_bonus: float = 0.0
     high_entropy: float = 1.0
     high_entropy_over: Literal["micro_batch", "step"] = "micro_batch"
@@ -120,7 +126,7 @@ class PolicyObjective:
     covariance_high: float = 5.0
     covariance_beta: float = 1.0
     mismatch: Literal["none", "truncate", "mask"] = "none"
-    mismatch_level: Level = "token"
+    mismatch_level: RatioLevel = "token"
     mismatch_low: float = 0.5
     mismatch_high: float = 2.0
     drop_off_policy: float | None = None
@@ -167,7 +173,7 @@ class PolicyObjective:
         )
         return weighted_signs(found, positive=self.positive_weight, negative=self.negative_weight)
 
-    def prescored(self, updates: int) -> frozenset[str]:
+    def required_prescores(self, updates: int) -> frozenset[str]:
         """What must be known of every token before a step of so many updates."""
         names: set[str] = set()
         if updates > 1 and (self.clip_center == "old" or self.mismatch != "none"):
@@ -177,7 +183,7 @@ class PolicyObjective:
         return frozenset(names)
 
     @property
-    def wants_entropy(self) -> bool:
+    def needs_entropy(self) -> bool:
         """Whether the loss needs the entropy of each token."""
         own = self.high_entropy < 1 and self.high_entropy_over == "micro_batch"
         return self.entropy_bonus > 0 or own
@@ -191,7 +197,7 @@ class PolicyObjective:
         reference: Tensor | None,
         batch: Batch,
         max_length: int,
-    ) -> Found:
+    ) -> ObjectiveOutput:
         """Of a batch of rollouts, see ``data.rollout_batches``.
 
         Args:
@@ -242,7 +248,7 @@ class PolicyObjective:
         if self.mismatch != "none":
             shares["mismatch_changed"] = (matched != 1).float()
         loss = self._aggregated(losses, counted, batch, max_length)
-        return Found(loss, policy, counted, divergence, shares)
+        return ObjectiveOutput(loss, policy, counted, divergence, shares)
 
     def _aggregated(self, losses: Tensor, counted: Tensor, batch: Batch, max_length: int) -> Tensor:
         """Divided by the count of the whole update."""
@@ -336,7 +342,7 @@ class PolicyObjective:
         chosen = kl_cov(cov, share=self.covariance_share, keep=keep)
         return chosen, kl_cov_penalties(log_prob, old, chosen, coefficient=self.covariance_beta)
 
-    def settled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess_prescores(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """What was prescored of a step's tokens ``[K]``, as batches carry it."""
         if "entropy" not in found:
             return found

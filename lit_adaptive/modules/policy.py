@@ -13,8 +13,8 @@ from torch import Tensor
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.model_builders import CausalLM
-from lit_adaptive.rollout.generation import Completions, Sampling, generate, left_padded
-from lit_adaptive.rollout.models.tokenizers import stop_ids
+from lit_adaptive.rollout.generation import Completions, SamplingParams, generate, left_padded
+from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 _PREFIX = "language."
 
@@ -65,9 +65,9 @@ class PolicyModule(AdaptiveModule):
         return self.policy.base
 
     @property
-    def pair_cost(self) -> float | None:
+    def attention_cost_ratio(self) -> float | None:
         """See ``modules.shared_reading``; None: prompts are to be read with each answer."""
-        return self.policy.pair_cost
+        return self.policy.attention_cost_ratio
 
     def built(self) -> LanguageModel:
         """A new language model, with the weights that training begins with."""
@@ -87,7 +87,7 @@ class PolicyModule(AdaptiveModule):
             digest.update(whole.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def kind(self) -> str:
+    def architecture_fingerprint(self) -> str:
         """Of the names and shapes of all weights: tells models apart, not their training."""
         shapes = [(name, tuple(each.shape)) for name, each in self.policy.named_parameters()]
         return hashlib.blake2b(repr(sorted(shapes)).encode(), digest_size=8).hexdigest()
@@ -114,7 +114,7 @@ class PolicyModule(AdaptiveModule):
     def stops(self) -> list[int]:
         """Tokens that end a completion."""
         config = getattr(self.policy.model, "generation_config", None)
-        return stop_ids(self.tokenizer, config)
+        return stop_token_ids(self.tokenizer, config)
 
     def all_done(self, done: bool) -> bool:
         """Whether every rank is done: sharded models decode together."""
@@ -141,7 +141,9 @@ class PolicyModule(AdaptiveModule):
         return torch.Generator(device="cpu").manual_seed(seed)
 
     @torch.no_grad()
-    def answers(self, prompt_ids: Tensor, prompt_mask: Tensor, sampling: Sampling) -> Completions:
+    def answers(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, sampling: SamplingParams
+    ) -> Completions:
         """Completions of left-padded prompts ``[B, P]``. Under sharding all ranks must ask.
 
         Args:
@@ -168,7 +170,7 @@ class PolicyModule(AdaptiveModule):
         return found
 
     def sample(
-        self, prompts: list[str], samples: int, sampling: Sampling
+        self, prompts: list[str], samples: int, sampling: SamplingParams
     ) -> list[list[dict[str, Any]]]:
         """``samples`` completions of each prompt, each with its log-probability and its finish.
 
@@ -191,7 +193,7 @@ class PolicyModule(AdaptiveModule):
 
     def complete(self, prompts: list[str]) -> list[str]:
         """One completion of each prompt, drawn at temperature 1."""
-        sampling = Sampling(max_new_tokens=max(self.max_new_tokens, 1), temperature=1.0)
+        sampling = SamplingParams(max_new_tokens=max(self.max_new_tokens, 1), temperature=1.0)
         return [rows[0]["completion"] for rows in self.sample(prompts, 1, sampling)]
 
 

@@ -9,7 +9,7 @@ from lit_adaptive.modules.language_model import LanguageModel, evaluating
 _TOKENS_PER_PAIR = 0.25
 
 
-def pair_cost(language: LanguageModel) -> float | None:
+def attention_cost_ratio(language: LanguageModel) -> float | None:
     """What two tokens cost of which one attends to the other, in tokens of the decoder's layers.
 
     Returns:

@@ -4,8 +4,8 @@ from lit_adaptive.rollout.engines.base import Engine, Policy
 from lit_adaptive.rollout.engines.continuous_batching import ContinuousBatchingEngine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.environments.streams import EnvironmentStreams, Step
-from lit_adaptive.rollout.generation import Completions, Decode, Sampling
-from lit_adaptive.rollout.models.pretrained import Place
+from lit_adaptive.rollout.generation import Completions, Decode, SamplingParams
+from lit_adaptive.rollout.models.pretrained import ModelSource
 from lit_adaptive.rollout.models.tokenizers import EndOfTurn
 from lit_adaptive.rollout.rewards.base import (
     AnswerReward,
@@ -41,14 +41,14 @@ __all__ = [
     "GSM8KMatch",
     "LengthPenalty",
     "MathVerify",
+    "ModelSource",
     "NumericMatch",
-    "Place",
     "Policy",
     "ReasoningGym",
     "Reward",
     "RewardModel",
     "RewardPool",
-    "Sampling",
+    "SamplingParams",
     "Scorer",
     "Scores",
     "Step",

@@ -12,7 +12,7 @@ _TILE = 512  # entries of the vocabulary that are summed up together
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How tokens are chosen.
 
     Args:
@@ -151,7 +151,9 @@ class _Rows:
         self.index, self.mask, self.next = self.index[kept], self.mask[kept], self.next[kept]
 
 
-def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+def _choose(
+    logits: Tensor, sampling: SamplingParams, uniform: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Tokens ``[B]`` and their log-probabilities ``[B]``."""
     logits = logits.float()
     if sampling.temperature not in (0, 1):
@@ -175,8 +177,8 @@ def generate(
     decode: Decode,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
-    sampling: Sampling,
-    stop_ids: Sequence[int],
+    sampling: SamplingParams,
+    stop_token_ids: Sequence[int],
     *,
     samples: int = 1,
     generator: torch.Generator | None = None,
@@ -195,7 +197,7 @@ def generate(
         prompt_ids: ``[B, P]`` int64.
         prompt_mask: ``[B, P]`` bool, False where padded on the left.
         sampling: how tokens are chosen.
-        stop_ids: tokens that end a completion.
+        stop_token_ids: tokens that end a completion.
         samples: completions of each prompt, above 0; those of a prompt follow one another.
         generator: on the CPU, for what is random; by default torch's global one.
         dice: ``[B * samples, max_new_tokens]`` in [0, 1): what is random, in place of a generator.
@@ -211,7 +213,7 @@ def generate(
             f"prompts {empty} are empty or padded on the right: pad prompts on the left"
         )
     count, device = len(prompt_ids) * samples, prompt_ids.device
-    stops = torch.tensor(list(stop_ids), device=device)
+    stops = torch.tensor(list(stop_token_ids), device=device)
     rows, cache = _Rows(prompt_mask), _cache()
     tokens = torch.zeros(count, sampling.max_new_tokens, dtype=torch.int64, device=device)
     log_probs = torch.zeros(count, sampling.max_new_tokens, device=device)

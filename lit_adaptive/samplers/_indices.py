@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def checked_indices(index: Tensor, size: int) -> Tensor:
+def check_indices(index: Tensor, size: int) -> Tensor:
     """``index`` ``[K]`` as contiguous int64 on the CPU.
 
     Raises:

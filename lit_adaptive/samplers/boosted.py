@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_adaptive.core.boosting import boosted, forgotten, gains
 from lit_adaptive.core.kernels import boosting as loops
 from lit_adaptive.core.sum_tree import SumTree
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler
 
 _WIDEST = 1e30  # of weights: their sum over 1e9 samples stays far inside float64
@@ -103,7 +103,7 @@ class BoostedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size).to(self.device)
+        index = check_indices(index, self.size).to(self.device)
         self._tree.update(index, self._masses(self._log_weight[index]))
         self._mark(index, inserted=True)
 
@@ -113,7 +113,7 @@ class BoostedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size).to(self.device)
+        index = check_indices(index, self.size).to(self.device)
         self._tree.update(index, torch.zeros(len(index), dtype=torch.float64))
         self._mark(index, inserted=False)
 
@@ -195,7 +195,7 @@ class BoostedSampler(AdaptiveSampler):
         return True
 
     def _complaint(self, index: Tensor, loss: Tensor) -> str:
-        index = checked_indices(index.cpu(), self.size)
+        index = check_indices(index.cpu(), self.size)
         wrong = ~loss.cpu().isfinite()
         if bool(wrong.any()):
             return (

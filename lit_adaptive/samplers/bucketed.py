@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
 from lit_adaptive.samplers.shuffled import ShuffledSampler
 
@@ -155,7 +155,7 @@ class BucketedSampler(AdaptiveSampler):
             ValueError: naming indices out of range; nothing changes then.
         """
         gone = torch.zeros(self.size, dtype=torch.bool)
-        gone[checked_indices(index, self.size)] = True
+        gone[check_indices(index, self.size)] = True
         self.inner.remove(index)
         if len(self._index) and bool(gone[self._index].any()):
             kept = ~gone[self._index]
@@ -290,7 +290,7 @@ class BucketedSampler(AdaptiveSampler):
                 f"the state holds {len(index)} draws and {len(probability)} probabilities, cut in "
                 f"batches of {cut}: it is damaged"
             )
-        checked_indices(index, self.size)
+        check_indices(index, self.size)
         self.inner.load_state_dict(state["inner"])
         self._index, self._probability = index.clone(), probability.clone()
         self._cut, self._drawable = cut, int(state["drawable"])

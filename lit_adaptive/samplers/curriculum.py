@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.curriculum import competence, pace, self_paced, staged, within
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
 from lit_adaptive.samplers.shuffled import ShuffledSampler
 
@@ -211,13 +211,13 @@ class CurriculumSampler(AdaptiveSampler):
 
     def insert(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` members; drawable when the curriculum allows them."""
-        self._member[checked_indices(index, self.size)] = True
+        self._member[check_indices(index, self.size)] = True
         if not self.wants_difficulty:
             self._restrict()
 
     def remove(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` undrawable until it is inserted again."""
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._member[index] = False
         self.inner.remove(index[self._allowed[index]])
         self._allowed[index] = False
@@ -254,7 +254,7 @@ class CurriculumSampler(AdaptiveSampler):
         Raises:
             ValueError: as the inner sampler's ``update``; or if a loss to go by is NaN.
         """
-        here = checked_indices(index, self.size)
+        here = check_indices(index, self.size)
         if self.inner.learns:
             assert isinstance(self.inner, AdaptiveSampler)
             if not self.inner.learns_absent:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_adaptive.core.prioritized import check_alpha, masses
 from lit_adaptive.core.sum_tree import SumTree
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw
 
 KIND = "prioritized"
@@ -104,7 +104,7 @@ class PrioritizedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size).to(self.device)
+        index = check_indices(index, self.size).to(self.device)
         priority = torch.full((len(index),), self._max_priority, dtype=torch.float64)
         self._tree.update(index, priority, exponent=self.alpha)
         self._mark(index, inserted=True)
@@ -115,7 +115,7 @@ class PrioritizedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size).to(self.device)
+        index = check_indices(index, self.size).to(self.device)
         self._tree.update(index, torch.zeros(len(index), dtype=torch.float64))
         self._mark(index, inserted=False)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lit_adaptive.core.kernels import heap
 from lit_adaptive.core.prioritized import check_alpha
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw
 
 KIND = "rank_prioritized"
@@ -110,7 +110,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
             ValueError: naming the offending indices, if one is out of range or not inserted, or
                 its priority is NaN, infinite or negative; the sampler is unchanged then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         if index.shape != priority.shape:
             raise ValueError(
                 f"index has shape {tuple(index.shape)}, priority {tuple(priority.shape)}; "
@@ -149,7 +149,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._put(index, torch.full((len(index),), self._max_priority, dtype=torch.float64))
 
     def remove(self, index: Tensor) -> None:
@@ -158,7 +158,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._count = heap.remove(*self._arrays(), self._count, index.numpy())
 
     def sort(self) -> None:
@@ -239,7 +239,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
                 nothing changes then.
         """
         self._refuse_state(state, kind=KIND, alpha=self.alpha)
-        item = checked_indices(state["item"], self.size)
+        item = check_indices(state["item"], self.size)
         priority, highest = state["heap"], float(state["max_priority"])
         above = (torch.arange(1, len(item)) - 1) // 2
         if not (

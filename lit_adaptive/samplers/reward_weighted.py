@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.sum_tree import SumTree
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers._reward_law import RewardLaw, Scheme
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw
 
@@ -202,7 +202,7 @@ class RewardWeightedSampler(AdaptiveSampler):
         self._mark(index, inserted=False)
 
     def _mark(self, index: Tensor, *, inserted: bool) -> None:
-        index = torch.unique(checked_indices(index, self.size))
+        index = torch.unique(check_indices(index, self.size))
         index = index[self._inserted[index] != inserted]
         if not len(index):
             return
@@ -236,7 +236,7 @@ class RewardWeightedSampler(AdaptiveSampler):
                 infinite, or (under the scheme proportional) negative; or if no sample could be
                 drawn then. The law is unchanged then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         if index.shape != priority.shape:
             raise ValueError(
                 f"index has shape {tuple(index.shape)}, the rewards {tuple(priority.shape)}; "

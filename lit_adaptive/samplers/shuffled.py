@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.hard_examples import infobatch_keep
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, IndexSampler
 
 
@@ -97,7 +97,7 @@ class _PassSampler(IndexSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = torch.unique(checked_indices(index, self.size))
+        index = torch.unique(check_indices(index, self.size))
         new = index[~self._member[index]]
         self._member[new] = True
         self._count += len(new)
@@ -112,7 +112,7 @@ class _PassSampler(IndexSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._member[index] = False
         self._count = int(self._member.sum())
         rest = self._order[self._position :]
@@ -159,7 +159,7 @@ class _PassSampler(IndexSampler):
             ValueError: if the state is another sampler's, or of another size; nothing changes then.
         """
         self._refuse_state(state, kind=self.kind)
-        member, rest = state["member"], checked_indices(state["rest"], self.size)
+        member, rest = state["member"], check_indices(state["rest"], self.size)
         if len(member) != self.size or not bool(member[rest].all()):
             raise ValueError("the state's pass holds samples that cannot be drawn: it is damaged")
         self._member = member.clone()
@@ -269,7 +269,7 @@ class InfoBatchSampler(_PassSampler, AdaptiveSampler):
             ValueError: naming the offending indices, if one is out of range or not inserted, or
                 its loss is NaN or infinite; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         loss = priority.detach().cpu().float()
         if index.shape != loss.shape:
             raise ValueError(f"{len(index)} indices have {len(loss)} losses; give one each")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.kernels.compiled import compiled
-from lit_adaptive.samplers._indices import checked_indices
+from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
@@ -60,7 +60,7 @@ class UniformSampler(IndexSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._count = _move(
             self._item.numpy(), self._place.numpy(), self._count, index.numpy(), True
         )
@@ -71,7 +71,7 @@ class UniformSampler(IndexSampler):
         Raises:
             ValueError: naming indices out of range; nothing changes then.
         """
-        index = checked_indices(index, self.size)
+        index = check_indices(index, self.size)
         self._count = _move(
             self._item.numpy(), self._place.numpy(), self._count, index.numpy(), False
         )

@@ -25,7 +25,7 @@ from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -57,7 +57,7 @@ def data(**options: Any) -> RolloutDataModule:
     return RolloutDataModule(
         Arithmetic("train", size=64, digits=1), tokenizer="characters", columns=["answer"],
         val_dataset=Arithmetic("validation", size=2, digits=1),
-        group_size=4, sampling=Sampling(max_new_tokens=5), **given | options,
+        group_size=4, sampling=SamplingParams(max_new_tokens=5), **given | options,
     )  # fmt: skip
 
 

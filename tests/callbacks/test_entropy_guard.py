@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from callbacks.entropy_guard import EntropyGuard
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -44,7 +44,7 @@ def data(**options: Any) -> RolloutDataModule:
     return RolloutDataModule(
         Arithmetic("train", size=64, digits=1), tokenizer="characters", columns=["answer"],
         val_dataset=Arithmetic("validation", size=2, digits=1),
-        sampling=Sampling(max_new_tokens=5), **given | options,
+        sampling=SamplingParams(max_new_tokens=5), **given | options,
     )  # fmt: skip
 
 

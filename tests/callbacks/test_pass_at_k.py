@@ -17,7 +17,7 @@ from torch import Tensor
 from callbacks.pass_at_k import PassAtK
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
 from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -47,11 +47,11 @@ class Scripted(LightningModule):
         super().__init__()
         self.asked: list[list[str]] = []
         self.streams: list[float] = []
-        self.sampling: Sampling | None = None
+        self.sampling: SamplingParams | None = None
         self.applies = applies
 
     def sample(
-        self, prompts: list[str], samples: int, sampling: Sampling
+        self, prompts: list[str], samples: int, sampling: SamplingParams
     ) -> list[list[dict[str, Any]]]:
         assert not self.training
         assert not torch.is_grad_enabled()
@@ -101,7 +101,7 @@ def rollouts(**options: Any) -> RolloutDataModule:
     return RolloutDataModule(
         Arithmetic("train", size=32, digits=1), tokenizer="characters", columns=["answer"],
         rewards=Scorer([HasDigit()], workers=0), group_size=4, steps_per_epoch=2, batch_size=3,
-        eval_batch_size=3, sampling=Sampling(max_new_tokens=3), **sources | options,
+        eval_batch_size=3, sampling=SamplingParams(max_new_tokens=3), **sources | options,
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_rates_are_those_of_all_choices_of_k(tmp_path: Path, source: Any) -> Non
     expected |= {"mean@9": sum(counts) / 9 / SIZE, "cut@9": 1 / 9, "pass_prompts": SIZE}
     assert told(run) == pytest.approx(expected, abs=1e-6)
     limit = 3 if source is rollouts else 5  # the datamodule's sampling, or else the module's
-    assert model.sampling == Sampling(limit, 1.0, 0.9)
+    assert model.sampling == SamplingParams(limit, 1.0, 0.9)
 
 
 rewards = st.sampled_from([0.0, 0.5, 1.0, 2.0, None])
@@ -214,7 +214,7 @@ def test_nothing_is_logged_of_what_nothing_is_known_of(tmp_path: Path) -> None:
 class Watched(GRPO):
     """Keeps what it answered."""
 
-    def sample(self, prompts: list[str], samples: int, sampling: Sampling) -> Any:
+    def sample(self, prompts: list[str], samples: int, sampling: SamplingParams) -> Any:
         found = super().sample(prompts, samples, sampling)
         self.answered: list[Any] = [*getattr(self, "answered", []), *found]
         return found

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from callbacks import RejectionSampling
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
@@ -28,10 +28,10 @@ class Dice(LightningModule):
         super().__init__()
         self.finish, self.sides = finish, sides
         self.asked: list[list[str]] = []
-        self.sampling: Sampling | None = None
+        self.sampling: SamplingParams | None = None
 
     def sample(
-        self, prompts: list[str], samples: int, sampling: Sampling
+        self, prompts: list[str], samples: int, sampling: SamplingParams
     ) -> list[list[dict[str, Any]]]:
         assert not self.training
         assert not torch.is_grad_enabled()
@@ -112,7 +112,7 @@ def test_what_is_right_is_kept_once_for_each_prompt(tmp_path: Path) -> None:
     assert len({row["id"] for row in found}) == len(found)
     ids: Any = data().dataset.ids
     assert found[0]["id"] == f"{ids[0]}/0"
-    assert model.sampling == Sampling(256, 0.5)
+    assert model.sampling == SamplingParams(256, 0.5)
 
 
 def test_the_file_is_a_dataset_to_train_on(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_policys_dice_are_its_own_at_every_refresh_and_rank(
         return prompts
 
     model.complete = complete  # type: ignore[method-assign]
-    monkeypatch.setattr(callbacks.reward_refresh, "gathered", _from_all_four)
+    monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", _from_all_four)
     for rank in range(4):
         refresh.score_all(_at(rank, 4), model)
     assert len(set(thrown)) == 4
@@ -295,7 +295,7 @@ def test_ranks_share_the_work_and_know_all_of_it(
         return {name: torch.cat([each[name] for each in kept]) for name in found}
 
     kept: list[dict[str, Tensor]] = []
-    monkeypatch.setattr(callbacks.reward_refresh, "gathered", told)
+    monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", told)
     model = Policy()
     model.complete = lambda prompts: ["c" + p[1:] for p in prompts]  # type: ignore[method-assign]
     reward = RewardRefresh(ExactMatch() if source == "policy" else ByLevel(), source=source)

@@ -11,7 +11,7 @@ from callbacks import PromptStatistics, RolloutReplay, SupervisedWarmup
 from lit_adaptive.data import Arithmetic, RolloutDataModule, read_scores
 from lit_adaptive.modules import GRPO, ConfiguredLM
 from lit_adaptive.replay import RolloutBuffer
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import PrioritizedSampler
@@ -55,7 +55,7 @@ def run(
         columns=["answer"],
         batch_size=4,
         group_size=4,
-        sampling=Sampling(5),
+        sampling=SamplingParams(5),
         steps_per_epoch=6,
         rewards=Scorer([Even(high)], workers=0),
         seed=5,

@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from callbacks._shared import gathered
+from callbacks._shared import gather_over_ranks
 from callbacks.sample_report import MOST_SNAPSHOTS, PENDING, SampleReport
 from lit_adaptive.data import AdaptiveDataModule
 from lit_adaptive.report.samples import law_histogram
@@ -85,7 +85,7 @@ class Learn(Callback):
     ) -> None:
         index, losses = batch["index"], outputs["losses"]
         self.served += zip(index.tolist(), losses.tolist(), batch["target"].tolist(), strict=True)
-        found = gathered({"index": index, "losses": losses}, trainer, pl_module)
+        found = gather_over_ranks({"index": index, "losses": losses}, trainer, pl_module)
         trainer.datamodule.update(found, found["losses"] + 0.1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

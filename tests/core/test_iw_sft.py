@@ -12,7 +12,7 @@ from lit_adaptive.core.iw_sft import (
     LOG_LIMIT,
     ImportanceWeightedSFTLoss,
     dft_weights,
-    importance_weights,
+    iw_sft_weights,
     self_normalized,
     smoothed_losses,
 )
@@ -159,7 +159,7 @@ def test_dft_multiplies_each_token_by_its_own_probability():
 
 def test_weights_have_no_gradient_of_their_own():
     log_prob = torch.tensor([-1.0, -2.0], requires_grad=True)
-    found = importance_weights(log_prob, torch.tensor([-2.0, -1.0]), torch.tensor([0, 1]), 2)
+    found = iw_sft_weights(log_prob, torch.tensor([-2.0, -1.0]), torch.tensor([0, 1]), 2)
     assert not found.weight.requires_grad
     assert not dft_weights(log_prob).weight.requires_grad
 
@@ -168,7 +168,7 @@ def test_a_policy_that_equals_its_reference_has_weight_one():
     log_prob, sequence = torch.tensor([-1.0, -2.0, -0.1]), torch.tensor([0, 0, 2])
     for ratio in ("ref_over_policy", "policy_over_ref"):
         for level in ("token", "sequence"):
-            found = importance_weights(log_prob, log_prob, sequence, 3, ratio=ratio, level=level)
+            found = iw_sft_weights(log_prob, log_prob, sequence, 3, ratio=ratio, level=level)
             assert found.weight.tolist() == [1, 1, 1]
             assert not found.clamped.any()
 
@@ -177,10 +177,10 @@ def test_the_papers_clamps_are_the_default_and_counted():
     # emmyqin/iw_sft: [0, 16] per sequence, [0.2, 1.8] per token.
     log_prob, reference = torch.tensor([0.0, 0.0, -9.0]), torch.tensor([-9.0, -9.0, 0.0])
     sequence = torch.tensor([0, 0, 1])
-    found = importance_weights(log_prob, reference, sequence, 2)
+    found = iw_sft_weights(log_prob, reference, sequence, 2)
     torch.testing.assert_close(found.weight, torch.tensor([16.0, 16.0, math.exp(-9)]))
     assert found.clamped.tolist() == [True, True, False]
-    found = importance_weights(log_prob, reference, sequence, 2, level="token")
+    found = iw_sft_weights(log_prob, reference, sequence, 2, level="token")
     torch.testing.assert_close(found.weight, torch.tensor([1.8, 1.8, 0.2]))
     assert found.clamped.all()
 
@@ -189,12 +189,12 @@ def test_a_sequences_ratio_is_the_mean_over_its_tokens_whatever_its_length():
     # bounding_trainers.py: diff is the mean over answer tokens, not the sum.
     log_prob = torch.tensor([-1.0] * 100 + [-1.0])
     sequence = torch.tensor([0] * 100 + [1])
-    found = importance_weights(log_prob, log_prob - 0.5, sequence, 2)
+    found = iw_sft_weights(log_prob, log_prob - 0.5, sequence, 2)
     torch.testing.assert_close(found.weight, torch.full((101,), math.exp(0.5)))
 
 
 def test_an_overflowing_weight_is_held_and_counted():
-    found = importance_weights(
+    found = iw_sft_weights(
         torch.tensor([-1000.0, -1.0]),
         torch.tensor([0.0, -1.0]),
         torch.tensor([0, 1]),
@@ -218,7 +218,7 @@ def step(probability: Tensor, data: Tensor, reference: Tensor, **options: object
     logits = probability.log().requires_grad_()
     log_prob = logits.log_softmax(0)
     arms = torch.arange(len(data))
-    weights = importance_weights(log_prob, reference.log(), arms, len(data), **options).weight
+    weights = iw_sft_weights(log_prob, reference.log(), arms, len(data), **options).weight
     loss = -(data * weights * log_prob).sum()
     (gradient,) = torch.autograd.grad(loss, logits)
     return gradient
@@ -307,12 +307,12 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"ref_log_probs has shape \[3, 4\]"):
         loss_fn(logits, labels, of_labels(reference, labels)[:, :4])
     with pytest.raises(ValueError, match=r"log_prob has shape \[2\], reference \[3\]"):
-        importance_weights(torch.zeros(2), torch.zeros(3), torch.zeros(2).long(), 1)
+        iw_sft_weights(torch.zeros(2), torch.zeros(3), torch.zeros(2).long(), 1)
 
 
 def test_a_reference_of_nan_is_named():
     with pytest.raises(ValueError, match="NaN"):
-        importance_weights(torch.zeros(1), torch.tensor([torch.nan]), torch.tensor([0]), 1)
+        iw_sft_weights(torch.zeros(1), torch.tensor([torch.nan]), torch.tensor([0]), 1)
 
 
 def test_another_policy_may_stand_for_the_current_one_in_the_ratio():

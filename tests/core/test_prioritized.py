@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_adaptive.core import prioritized
 from lit_adaptive.core.prioritized import (
-    importance_weights,
+    importance_sampling_weights,
     masses,
     proportional_priorities,
     rank_priorities,
@@ -65,7 +65,7 @@ def test_at_beta_one_the_weighted_mean_is_the_uniform_mean(p: list[float], alpha
     # Section 3.4: w_i = (1/N 1/P(i))^beta fully compensates at beta = 1. All of E[w f] enumerated.
     probability = sampling_probabilities(doubles(p), alpha=alpha)
     f = torch.arange(len(p), dtype=torch.float64) + 1
-    weight = importance_weights(probability, size=len(p), beta=1.0)
+    weight = importance_sampling_weights(probability, size=len(p), beta=1.0)
     scale = 1 / (len(p) * probability.min())  # the maximum that w was divided by
     torch.testing.assert_close((probability * weight * f).sum() * scale, f.mean())
 
@@ -75,7 +75,7 @@ def test_at_beta_one_the_weighted_mean_is_the_uniform_mean(p: list[float], alpha
 def test_weight_is_in_0_1_and_equals_the_formula(p: list[float], beta: float, buffer: bool) -> None:
     probability = doubles(p)
     low = min(p) / 2 if buffer and min(p) > 1e-300 else None
-    weight = importance_weights(probability, size=50, beta=beta, min_probability=low)
+    weight = importance_sampling_weights(probability, size=50, beta=beta, min_probability=low)
     assert weight.dtype is torch.float64
     assert (weight > 0).all()
     assert (weight <= 1).all()
@@ -98,19 +98,19 @@ def test_bad_input_is_refused() -> None:
             sampling_probabilities(half, alpha=alpha)
     for beta in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="beta is"):
-            importance_weights(half, size=2, beta=beta)
+            importance_sampling_weights(half, size=2, beta=beta)
     with pytest.raises(ValueError, match="size is 0"):
-        importance_weights(half, size=0, beta=1)
+        importance_sampling_weights(half, size=0, beta=1)
     for bad in (0.0, -0.1, 1.5, math.nan):
         for call in (
-            lambda p: importance_weights(p, size=2, beta=1),
+            lambda p: importance_sampling_weights(p, size=2, beta=1),
             lambda p: prioritized._weights_on_device(p, 1.0, None),
         ):
             with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
                 call(doubles([0.5, bad]))
     for low in (0.0, -1.0, 0.6, math.nan):
         with pytest.raises(ValueError, match="min_probability is"):
-            importance_weights(half, size=2, beta=1, min_probability=low)
+            importance_sampling_weights(half, size=2, beta=1, min_probability=low)
         with pytest.raises(ValueError, match="min_probability is"):
             prioritized._weights_on_device(half, 1.0, low)
     for bad in (math.nan, math.inf, -1.0):
@@ -126,4 +126,4 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_an_empty_batch_has_no_weights() -> None:
-    assert importance_weights(doubles([]), size=3, beta=0.5).shape == (0,)
+    assert importance_sampling_weights(doubles([]), size=3, beta=0.5).shape == (0,)

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser
 
 from lit_adaptive.data import (
     Arithmetic,
+    DemonstrationDataset,
     DemonstrationsDataModule,
     SampledDataModule,
-    TokenizedDemonstrations,
 )
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 from lit_adaptive.samplers import PrioritizedSampler
@@ -74,7 +74,7 @@ def test_any_sampler_draws_and_worker_processes_read_the_cache(
 def test_the_prompts_of_the_validation_share_are_held_out_whatever_the_order() -> None:
     def split(rows: list[Any]) -> tuple[set[str], set[str]]:
         data = _module(rows, validation_share=0.25)
-        assert isinstance(data.val_dataset, TokenizedDemonstrations)
+        assert isinstance(data.val_dataset, DemonstrationDataset)
         parts = (data.dataset, data.val_dataset)
         assert data.sampler.size == len(data.dataset)
         assert "prompt_ids" in next(iter(data.val_dataloader()))
@@ -123,7 +123,7 @@ def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks()
         # All ranks read the same lengths at once; the first batches are not the longest.
         assert all(max(each) - min(each) <= 2 for each in zip(*widths, strict=True))
         assert widths[0] != sorted(widths[0], reverse=True)
-        assert isinstance(data.val_dataset, TokenizedDemonstrations)
+        assert isinstance(data.val_dataset, DemonstrationDataset)
         parts = data.val_dataset.lengths.sort(descending=True).values.split(size * ranks)
         shares = [part[rank::ranks] for part in parts for rank in range(ranks)]
         assert padding == int(sum((share.max() - share).sum() for share in shares))

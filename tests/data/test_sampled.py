@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from lit_adaptive.core.prioritized import importance_weights
-from lit_adaptive.data import AdaptiveDataModule, ReplayDataModule
+from lit_adaptive.core.prioritized import importance_sampling_weights
+from lit_adaptive.data import AdaptiveDataModule, TransitionsDataModule
 from lit_adaptive.samplers import PrioritizedSampler, UniformSampler
 
 PAIRS = TensorDataset(torch.arange(20.0), torch.arange(20))
@@ -43,7 +43,7 @@ def test_weights_undo_the_bias_of_the_draw() -> None:
     # E[w f] at beta = 1 is proportional to the uniform mean of f: by enumeration, not by chance.
     data = _learned("buffer")
     law = data.sampler.probabilities()
-    weight = importance_weights(
+    weight = importance_sampling_weights(
         law, size=20, beta=1.0, min_probability=data.sampler.min_probability()
     )
     f = torch.randn(20, dtype=torch.float64)
@@ -110,10 +110,10 @@ def test_the_state_loads_without_running_code_and_draws_on(tmp_path: Any) -> Non
 )
 def test_replay_names_what_is_out_of_range(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ReplayDataModule(**{"environment": "CartPole-v1", **kwargs})
+        TransitionsDataModule(**{"environment": "CartPole-v1", **kwargs})
 
 
 def test_a_batch_from_an_empty_replay_says_what_to_do() -> None:
-    data = ReplayDataModule("CartPole-v1", capacity=10)
+    data = TransitionsDataModule("CartPole-v1", capacity=10)
     with pytest.raises(ValueError, match=r"nothing to draw|can be drawn|empty"):
         next(iter(data.train_dataloader()))

@@ -14,8 +14,8 @@ from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
 from lit_adaptive.modules import GRPO, LoRA, PretrainedLM
 from lit_adaptive.replay import RolloutBuffer
-from lit_adaptive.rollout.generation import Sampling
-from lit_adaptive.rollout.models.pretrained import load_tokenizer, located
+from lit_adaptive.rollout.generation import SamplingParams
+from lit_adaptive.rollout.models.pretrained import load_tokenizer, resolve_source
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -75,7 +75,7 @@ def test_its_turns_end_with_its_own_token() -> None:
     batch = next(iter(data.train_dataloader()))
     ends = [batch["target"][batch["sequence"] == i][-1].item() for i in range(4)]
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>"] * 4
-    assert located("smollm2").gguf is not None
+    assert resolve_source("smollm2").gguf is not None
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
         chat=True,
         batch_size=2,
         group_size=4,
-        sampling=Sampling(8),
+        sampling=SamplingParams(8),
         steps_per_epoch=4,
         rewards=Scorer([Even()], workers=0),
         replay=RolloutBuffer(8),

@@ -16,7 +16,7 @@ from callbacks import (
     TransitionCollector,
 )
 from lit_adaptive.core.td import double_q_errors, huber
-from lit_adaptive.data import ReplayDataModule
+from lit_adaptive.data import TransitionsDataModule
 from lit_adaptive.modules import DQN, MLP
 from lit_adaptive.samplers import PrioritizedSampler, RankPrioritizedSampler, UniformSampler
 
@@ -96,9 +96,11 @@ def test_configure_model_builds_once() -> None:
     assert model.q_net is net
 
 
-def _data(sampler: Any = PrioritizedSampler, **kwargs: Any) -> ReplayDataModule:
+def _data(sampler: Any = PrioritizedSampler, **kwargs: Any) -> TransitionsDataModule:
     given = {"capacity": 500, "batch_size": 8, "batches_per_epoch": 12, "num_environments": 2}
-    return ReplayDataModule("CartPole-v1", sampler, evaluation_episodes=2, **{**given, **kwargs})
+    return TransitionsDataModule(
+        "CartPole-v1", sampler, evaluation_episodes=2, **{**given, **kwargs}
+    )
 
 
 QUIET: dict[str, Any] = {
@@ -114,7 +116,9 @@ QUIET: dict[str, Any] = {
 }
 
 
-def _fit(data: ReplayDataModule, model: DQN | None = None, **kwargs: Any) -> tuple[DQN, Trainer]:
+def _fit(
+    data: TransitionsDataModule, model: DQN | None = None, **kwargs: Any
+) -> tuple[DQN, Trainer]:
     seed_everything(0, verbose=False)
     model = model or DQN(lambda shape, actions: MLP(shape, actions, hidden=[16]))
     learns = [PriorityRefresh(), BetaAnneal()] if "data.update" in data.provides else []

@@ -10,7 +10,7 @@ from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, LoRA, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -73,7 +73,7 @@ def run(
         columns=["answer"],
         batch_size=4,
         group_size=4,
-        sampling=Sampling(5, temperature=0.9),
+        sampling=SamplingParams(5, temperature=0.9),
         steps_per_epoch=steps,
         rewards=Scorer([Even()], workers=0),
         seed=5,

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.shared_reading import pair_cost
+from lit_adaptive.modules.shared_reading import attention_cost_ratio
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -43,7 +43,7 @@ GATED: dict[str, Any] = SIZES | {"intermediate_size": 48, "num_key_value_heads":
 )
 def test_plain_attention_does(model: Any) -> None:
     model.train()
-    assert pair_cost(LanguageModel(model)) == pytest.approx(1 / (4 * 32))
+    assert attention_cost_ratio(LanguageModel(model)) == pytest.approx(1 / (4 * 32))
     assert model.training
 
 
@@ -61,7 +61,7 @@ def test_plain_attention_does(model: Any) -> None:
     ids=["mistral", "qwen2", "eager", "mamba", "alibi"],
 )
 def test_windows_recurrence_and_positions_by_order_do_not(model: Any) -> None:
-    assert pair_cost(LanguageModel(model)) is None
+    assert attention_cost_ratio(LanguageModel(model)) is None
 
 
 def test_a_model_that_disregards_the_mask_is_found_out() -> None:
@@ -70,4 +70,4 @@ def test_a_model_that_disregards_the_mask_is_found_out() -> None:
     body = language.base.model
     plain = body.forward
     body.forward = lambda attention_mask=None, **more: plain(**more)
-    assert pair_cost(language) is None
+    assert attention_cost_ratio(language) is None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_adaptive.rollout.generation import (
     Completions,
-    Sampling,
+    SamplingParams,
     drawn,
     generate,
     left_padded,
@@ -76,7 +76,7 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4], [20, 3, 19, 18], [2, 17]
 def run(
     model: Any,
     prompts: list[list[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     seed: int = 0,
     stops: tuple[int, ...] = (STOP,),
@@ -106,7 +106,7 @@ def law_of(model: Any, prompt: list[int], completion: list[int], temperature: fl
 
 
 def test_greedy_is_that_of_transformers(model: Any) -> None:
-    found = run(model, PROMPTS, Sampling(max_new_tokens=12, temperature=0.0))
+    found = run(model, PROMPTS, SamplingParams(max_new_tokens=12, temperature=0.0))
     ids, mask = left_padded(PROMPTS, PAD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,7 +121,7 @@ def test_greedy_is_that_of_transformers(model: Any) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
 def test_log_probs_are_those_of_a_fresh_forward_pass(model: Any, temperature: float) -> None:
     # Cut by top_p and top_k: the log-probabilities are of the law before the cut.
-    found = run(model, PROMPTS, Sampling(10, temperature, top_p=0.9, top_k=7), seed=3)
+    found = run(model, PROMPTS, SamplingParams(10, temperature, top_p=0.9, top_k=7), seed=3)
     assert len({len(tokens) for tokens in found.tokens}) > 1
     for prompt, tokens, log_probs in zip(PROMPTS, *found[:2], strict=True):
         expected = law_of(model, prompt, tokens.tolist(), temperature or 1.0)
@@ -131,7 +131,7 @@ def test_log_probs_are_those_of_a_fresh_forward_pass(model: Any, temperature: fl
 
 def test_a_completion_ends_with_the_first_stop_token_or_at_its_length(model: Any) -> None:
     stops = (STOP, 6, 14)
-    found = run(model, PROMPTS * 5, Sampling(8), stops=stops)
+    found = run(model, PROMPTS * 5, SamplingParams(8), stops=stops)
     assert set(found.finish) == {"stop", "length"}
     for tokens, finish in zip(*found[::2], strict=True):
         *before, last = tokens.tolist()
@@ -141,19 +141,19 @@ def test_a_completion_ends_with_the_first_stop_token_or_at_its_length(model: Any
 
 
 def test_without_stop_tokens_all_run_to_their_length(model: Any) -> None:
-    found = run(model, PROMPTS, Sampling(5), stops=())
+    found = run(model, PROMPTS, SamplingParams(5), stops=())
     assert [len(tokens) for tokens in found.tokens] == [5] * len(PROMPTS)
     assert found.finish == ["length"] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_amount_of_padding_changes_nothing(model: Any, temperature: float) -> None:
-    sampling = Sampling(10, temperature)
+    sampling = SamplingParams(10, temperature)
     same(run(model, PROMPTS, sampling), run(model, PROMPTS, sampling, width=7))
 
 
 def test_a_greedy_completion_does_not_depend_on_its_neighbours(model: Any) -> None:
-    sampling = Sampling(10, 0.0)
+    sampling = SamplingParams(10, 0.0)
     together = run(model, PROMPTS, sampling)
     for at, prompt in enumerate(PROMPTS):
         alone = run(model, [prompt], sampling)
@@ -162,11 +162,11 @@ def test_a_greedy_completion_does_not_depend_on_its_neighbours(model: Any) -> No
 
 def test_the_seed_decides_all_and_the_global_stream_nothing(model: Any) -> None:
     torch.manual_seed(1)
-    first = run(model, PROMPTS, Sampling(10), seed=5)
+    first = run(model, PROMPTS, SamplingParams(10), seed=5)
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    same(first, run(model, PROMPTS, Sampling(10), seed=5))
-    other = run(model, PROMPTS, Sampling(10), seed=6)
+    same(first, run(model, PROMPTS, SamplingParams(10), seed=5))
+    other = run(model, PROMPTS, SamplingParams(10), seed=6)
     assert [t.tolist() for t in first.tokens] != [t.tolist() for t in other.tokens]
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -183,7 +183,9 @@ def test_when_others_end_changes_no_completion() -> None:
     for laws in (logits, ending):
         ids, mask = left_padded([[b + 2] for b in range(rows)], PAD)
         generator = torch.Generator().manual_seed(4)
-        found.append(generate(Fixed(laws), ids, mask, Sampling(steps), [STOP], generator=generator))
+        found.append(
+            generate(Fixed(laws), ids, mask, SamplingParams(steps), [STOP], generator=generator)
+        )
     assert [len(tokens) for tokens in found[0].tokens] == [9, 9, 9, 9]
     assert [len(tokens) for tokens in found[1].tokens] == [2, 2, 9, 2]
     assert found[0].tokens[2].tolist() == found[1].tokens[2].tolist()
@@ -193,7 +195,7 @@ def test_rows_that_are_done_leave_the_batch(model: Any) -> None:
     ids, mask = left_padded(PROMPTS * 4, PAD)
     decoder = Decoder(model)
     generator = torch.Generator().manual_seed(0)
-    found = generate(decoder, ids, mask, Sampling(30), [STOP, 5, 6], generator=generator)
+    found = generate(decoder, ids, mask, SamplingParams(30), [STOP, 5, 6], generator=generator)
     longest = max(len(tokens) for tokens in found.tokens)
     assert len(decoder.rows) == longest  # the last token is not read again
     assert decoder.rows[0] == 24
@@ -214,10 +216,10 @@ def test_ranks_decode_equally_often_though_one_is_done_first(model: Any) -> None
     ids, mask = left_padded(PROMPTS[:2], PAD)
     stops = list(range(VOCABULARY))
     decoder = Decoder(model)
-    found = generate(decoder, ids, mask, Sampling(20, 0.0), stops, all_done=all_done)
+    found = generate(decoder, ids, mask, SamplingParams(20, 0.0), stops, all_done=all_done)
     assert asked == [True] * 7
     assert decoder.rows == [2] + [1] * 6
-    same(found, run(model, PROMPTS[:2], Sampling(20, 0.0), stops=tuple(stops)))
+    same(found, run(model, PROMPTS[:2], SamplingParams(20, 0.0), stops=tuple(stops)))
     assert [len(tokens) for tokens in found.tokens] == [1, 1]
 
 
@@ -238,7 +240,7 @@ def test_samples_follow_the_law(temperature: float, top_p: float, top_k: int) ->
     law = slow_truncated(torch.softmax(logits.double() / temperature, -1), top_p, top_k)
     rows, steps = 500, 40
     ids, mask = left_padded([[2]] * rows, PAD)
-    sampling = Sampling(steps, temperature, top_p, top_k)
+    sampling = SamplingParams(steps, temperature, top_p, top_k)
     generator = torch.Generator().manual_seed(1)
     found = generate(Fixed(logits), ids, mask, sampling, [], generator=generator)
     degrees = int((law > 0).sum()) - 1

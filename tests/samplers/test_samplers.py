@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import importance_weights, sampling_probabilities
+from lit_adaptive.core.prioritized import importance_sampling_weights, sampling_probabilities
 from lit_adaptive.samplers import (
     AdaptiveSampler,
     IndexSampler,
@@ -255,7 +255,7 @@ def test_weighted_mean_over_draws_is_the_uniform_mean() -> None:
     for _ in range(2000):
         draw = sampler.draw(32)
         low = sampler.min_probability()
-        weight = importance_weights(
+        weight = importance_sampling_weights(
             draw.probability, size=sampler.count, beta=1.0, min_probability=low
         )
         sums += float((weight * f[draw.index]).mean()) / (sampler.count * low)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.rows import HubRows, Rows, rows_of
+from lit_adaptive.data.sources.rows import HubRows, Rows, read_rows
 from lit_adaptive.rollout.rewards.reasoning_gym import load_reasoning_gym, packed
 
 Split = Literal["train", "validation", "test"]
@@ -169,7 +169,7 @@ class Gsm8k(QuestionRows):
     """
 
     def __init__(self, source: str | HubRows, instruction: str | None = None) -> None:
-        rows = rows_of(source)
+        rows = read_rows(source)
         found = _read(rows, {"question": _column("question"), "answer": _column("answer")})
         answers = [_final(solution) for solution in found["answer"]]
         _refuse_none(answers, "answer", "has no number after ####", rows.source)
@@ -197,7 +197,7 @@ class DeepScaleR(QuestionRows):
     """
 
     def __init__(self, source: str | HubRows, instruction: str | None = None) -> None:
-        rows = rows_of(source)
+        rows = read_rows(source)
         names = next(rows.chunks(), {}).keys()
         if "reward_model" in names:
             read = {"prompt": _column("prompt"), "answer": _ground_truths}

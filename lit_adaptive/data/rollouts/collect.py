@@ -12,13 +12,13 @@ from lit_adaptive.core.advantages import overlong_penalty
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
-from lit_adaptive.rollout.generation import Completions, Sampling
+from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.scorer import Scorer, Scores
 from lit_adaptive.samplers import Draw
 
 
 @dataclass(frozen=True)
-class Asking:
+class RolloutCollector:
     """How prompts are answered and judged.
 
     Attributes:
@@ -35,7 +35,7 @@ class Asking:
     dataset: PromptDataset
     engine: Engine
     scorer: Scorer
-    sampling: Sampling
+    sampling: SamplingParams
     group_size: int
     demonstrations: int
     overlong: int

@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.data.map_style import AdaptiveDataModule
-from lit_adaptive.data.rollouts.collect import Asking
+from lit_adaptive.data.rollouts.collect import RolloutCollector
 from lit_adaptive.data.rollouts.layout import Layout
 from lit_adaptive.data.rollouts.metrics import step_metrics
-from lit_adaptive.data.rollouts.minibatches import BatchMaker, prescored
+from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder, compute_prescores
 from lit_adaptive.data.rollouts.options import check_objective, check_options, scorer_of
 from lit_adaptive.data.rollouts.step import RolloutStep, fresh_groups
 from lit_adaptive.data.sampled import Batch, ServedBatches, do_not_save_again, in_mid_epoch
-from lit_adaptive.data.seeding import mixed, reseed
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.sources.columns import MapDataset
 from lit_adaptive.data.text.prompt_dataset import Overlong, PromptDataset
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
-from lit_adaptive.rollout.generation import Sampling
+from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
@@ -120,7 +120,7 @@ class RolloutDataModule(AdaptiveDataModule):
         test_dataset: str | MapDataset | None = None,
         rewards: Reward | Scorer | None = None,
         engine: Engine | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         group_size: int = 8,
         batch_size: int = 32,
         steps_per_epoch: int | None = None,
@@ -169,7 +169,7 @@ class RolloutDataModule(AdaptiveDataModule):
             eval_batch_size=eval_batch_size,
             seed=seed,
         )
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or SamplingParams()
         self.group_size, self.demonstrations = group_size, int(demonstration is not None)
         self.inner_epochs, self.minibatches = inner_epochs, minibatches
         self.replay, self.replay_fraction, self.replay_beta = replay, replay_fraction, replay_beta
@@ -180,7 +180,7 @@ class RolloutDataModule(AdaptiveDataModule):
         self.scorer = scorer_of(rewards)
         self.engine = engine or TransformersEngine()
         if replay is not None:
-            replay.generator.manual_seed(mixed(self.seed, _REPLAY))
+            replay.generator.manual_seed(derive_seed(self.seed, _REPLAY))
         self.step: RolloutStep | None = None
         self.counters = {"generated_tokens": 0.0, "rollouts": 0.0, "num_tokens": 0.0}
         self._number, self._served = 0, 0  # steps begun; micro-batches of this epoch
@@ -274,7 +274,7 @@ class RolloutDataModule(AdaptiveDataModule):
                 if self._served >= self.steps_per_epoch * layout.batches:
                     return  # the next epoch goes on with this step
                 batch = maker.batch(part) | self._constants
-                reseed(mixed(self._seed(0, step.number), step.position, layout.rank))
+                reseed(derive_seed(self._seed(0, step.number), step.position, layout.rank))
                 if step.position == 0:
                     batch["metrics"] = step.metrics
                 step.position += 1
@@ -288,17 +288,19 @@ class RolloutDataModule(AdaptiveDataModule):
         return {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
 
     def _seed(self, stream: int, number: int) -> int:
-        return mixed(self.seed, stream, number)
+        return derive_seed(self.seed, stream, number)
 
-    def _maker(self, step: RolloutStep) -> BatchMaker:
+    def _maker(self, step: RolloutStep) -> MinibatchBuilder:
         groups = step.groups
         trained = torch.ones(groups.rollouts, dtype=torch.bool)
         if self.mask_truncated:
             trained = groups.stopped  # as demonstrations are
         pad = int(self.tokenizer.pad_token_id)
         model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        cost = getattr(model, "pair_cost", None) if self.share_prompts else None
-        return BatchMaker(groups, trained, step.number, pad=pad, pair_cost=cost, more=step.more)
+        cost = getattr(model, "attention_cost_ratio", None) if self.share_prompts else None
+        return MinibatchBuilder(
+            groups, trained, step.number, pad=pad, attention_cost_ratio=cost, more=step.more
+        )
 
     def _begin(self, layout: Layout) -> RolloutStep:
         """The next step."""
@@ -308,12 +310,14 @@ class RolloutDataModule(AdaptiveDataModule):
             self._attached = model
             self._check_replay(model)
         step, self._number = self._mixed(model, layout), self._number + 1
-        names = model.prescored(layout.minibatches * layout.inner_epochs)
+        names = model.required_prescores(layout.minibatches * layout.inner_epochs)
         if names:
             once = layout._replace(inner_epochs=1)
             seed = self._seed(_DEAL, step.number)
-            found = prescored(self._maker(step), self.trainer, names, once, seed, self._constants)
-            step.more = model.settled(found)
+            found = compute_prescores(
+                self._maker(step), self.trainer, names, once, seed, self._constants
+            )
+            step.more = model.postprocess_prescores(found)
         return step
 
     def _mixed(self, model: Any, layout: Layout) -> RolloutStep:
@@ -349,8 +353,8 @@ class RolloutDataModule(AdaptiveDataModule):
         metrics = made.took | told | self.counters
         return RolloutStep(number, groups, made.groups, keys, metrics=metrics)
 
-    def _asking(self, model: Any) -> Asking:
-        return Asking(
+    def _asking(self, model: Any) -> RolloutCollector:
+        return RolloutCollector(
             self.dataset,
             self.engine,
             self.scorer,
@@ -366,7 +370,9 @@ class RolloutDataModule(AdaptiveDataModule):
     def _check_replay(self, model: Any) -> None:
         """Groups of another model, tokenizer or dataset are of no use."""
         if self.replay is not None:
-            self.replay.fingerprint = f"{self.dataset.fingerprint}-{model.kind()}"
+            self.replay.fingerprint = (
+                f"{self.dataset.fingerprint}-{model.architecture_fingerprint()}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler, the replay, the step under way, and how far all has come."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_adaptive.data.seeding import mixed
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 
 
@@ -69,7 +69,7 @@ def parts(
     for epoch in range(layout.inner_epochs):
         order = torch.arange(len(groups))
         if layout.minibatches > 1:
-            source = torch.Generator().manual_seed(mixed(seed, epoch))
+            source = torch.Generator().manual_seed(derive_seed(seed, epoch))
             order = torch.randperm(len(groups), generator=source)
         for chunk in order.tensor_split(layout.minibatches):
             everyone = ragged_positions(groups.size, chunk)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.data.rollouts.layout import Layout, Part, parts
-from lit_adaptive.data.text.packing import laid_out, ranges
-from lit_adaptive.data.text.shared_prompts import Answers, laid_out_together
+from lit_adaptive.data.text.packing import collate_packed, ranges
+from lit_adaptive.data.text.shared_prompts import Answers, collate_shared
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 
 
-class BatchMaker:
+class MinibatchBuilder:
     """Makes batches of some of a step's rollouts.
 
     A batch is one of demonstrations (``input_ids``, ``position_ids``, ``position``, ``target``,
@@ -38,17 +38,17 @@ class BatchMaker:
         version: int,
         *,
         pad: int,
-        pair_cost: float | None = None,
+        attention_cost_ratio: float | None = None,
         more: dict[str, Tensor],
     ) -> None:
         self.groups, self.trained, self.version, self.pad = groups, trained, version, pad
-        self.pair_cost, self.more = pair_cost, more
+        self.attention_cost_ratio, self.more = attention_cost_ratio, more
         self._group = groups.group
         self._prompt_start = groups.prompt_lengths.cumsum(0) - groups.prompt_lengths
 
     def parts(self, layout: Layout, seed: int) -> Iterator[Part]:
         """See ``data.rollout_layout.parts``."""
-        together = self.pair_cost is not None
+        together = self.attention_cost_ratio is not None
         return parts(self.groups, self.trained, layout, seed, together=together)
 
     def places(self, rollouts: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class BatchMaker:
                 "sequence": none,
             }
         asked, said = groups.prompt_lengths[group], groups.lengths[rollouts]
-        if self.pair_cost is not None:
+        if self.attention_cost_ratio is not None:
             answers = Answers(
                 groups.tokens[place].numpy(),
                 said.numpy(),
@@ -96,7 +96,9 @@ class BatchMaker:
                 self._prompt_start[group].numpy(),
                 asked.numpy(),
             )
-            found = laid_out_together(answers, pad=self.pad, pair_cost=self.pair_cost)
+            found = collate_shared(
+                answers, pad=self.pad, attention_cost_ratio=self.attention_cost_ratio
+            )
             if found is not None:
                 return found
         length = asked + said
@@ -107,11 +109,11 @@ class BatchMaker:
         flat[torch.from_numpy(at)] = groups.prompt_tokens[source]
         at, _ = ranges((end - said).numpy(), said.numpy())
         flat[torch.from_numpy(at)] = ~groups.tokens[place]
-        return laid_out(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)
+        return collate_packed(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)
 
 
-def prescored(
-    maker: BatchMaker,
+def compute_prescores(
+    maker: MinibatchBuilder,
     trainer: Any,
     names: frozenset[str],
     layout: Layout,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lit_adaptive.core.advantages import has_spread
 from lit_adaptive.core.corrections import inverse_probability_weights
-from lit_adaptive.data.rollouts.collect import Asking
-from lit_adaptive.data.seeding import mixed
+from lit_adaptive.data.rollouts.collect import RolloutCollector
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.samplers import IndexSampler, rank_share
 
@@ -58,7 +58,7 @@ class RolloutStep:
         return cls(**own)
 
 
-class Made(NamedTuple):
+class FreshRollouts(NamedTuple):
     """The fresh groups of a step.
 
     Attributes:
@@ -73,7 +73,7 @@ class Made(NamedTuple):
 
 
 def fresh_groups(
-    asking: Asking,
+    asking: RolloutCollector,
     sampler: IndexSampler,
     wanted: int,
     *,
@@ -84,7 +84,7 @@ def fresh_groups(
     seed: int,
     rank: int,
     world_size: int,
-) -> Made:
+) -> FreshRollouts:
     """Groups for a step; all ranks must ask together.
 
     Args:
@@ -108,7 +108,7 @@ def fresh_groups(
         mine = rank_share(draw, rank, world_size)
         weight = inverse_probability_weights(mine.probability, size=drawable, beta=beta)
         places = range(rank, len(draw.index), world_size)
-        seeds = [mixed(seed, len(found), place) for place in places]
+        seeds = [derive_seed(seed, len(found), place) for place in places]
         groups, cost = asking.answered(mine, weight, version, seeds)
         groups, cost = from_all_ranks(groups, cost, world_size)
         found.append(groups)
@@ -127,7 +127,7 @@ def fresh_groups(
     took["filter/rounds"] = float(len(found))
     took["filter/dropped"] = float(len(whole) - len(chosen))
     took["num_tokens"] = float((whole.prompt_lengths * whole.size).sum() + whole.lengths.sum())
-    return Made(whole, chosen, took)
+    return FreshRollouts(whole, chosen, took)
 
 
 def from_all_ranks(

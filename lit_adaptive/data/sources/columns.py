@@ -88,7 +88,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         self.ids: Ids = (
             torch.arange(table.num_rows)
             if id is None
-            else plain_ids(ids_of(table[id], f"{id} in {source}", guess=guess_ids))
+            else plain_ids(read_ids(table[id], f"{id} in {source}", guess=guess_ids))
         )
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ def numbers(column: Column) -> Tensor | None:
     return torch.from_numpy(np.array(values))
 
 
-def ids_of(column: Column, where: str, *, guess: bool = False) -> Column:
+def read_ids(column: Column, where: str, *, guess: bool = False) -> Column:
     """Ids: int64 or strings, all different, none missing.
 
     Args:

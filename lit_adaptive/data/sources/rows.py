@@ -63,7 +63,7 @@ class HubRows(Dataset[dict[str, Any]]):
         return row
 
 
-def rows_of(source: Any) -> Rows:
+def read_rows(source: Any) -> Rows:
     """The rows of ``source``.
 
     Args:

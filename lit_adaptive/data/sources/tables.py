@@ -21,10 +21,10 @@ from lit_adaptive.data.sources.columns import (
     Table,
     arrow,
     arrow_ids,
-    ids_of,
     is_text,
     numbers,
     plain_ids,
+    read_ids,
     refuse_duplicates,
     refuse_missing,
     refuse_rows,
@@ -60,7 +60,7 @@ def read_scores(path: str | Path) -> Scores:
     table = read_table(file, as_text=["id"])
     for name in ("id", "score"):
         refuse_missing(table.column_names, [name], str(file))
-    ids = ids_of(table["id"], f"id in {file}", guess=_is_csv(file))
+    ids = read_ids(table["id"], f"id in {file}", guess=_is_csv(file))
     column = table["score"]
     if is_text(column.type):
         bad = torch.tensor([not _is_number(value) for value in column.to_pylist()])
@@ -89,7 +89,7 @@ def write_scores(path: str | Path, id: Ids | Sequence[int], score: Tensor) -> No
             a score is not finite (which rows). Nothing is written then.
     """
     file = _scores_file(path)
-    ids = ids_of(pa.chunked_array([arrow_ids(id)]), "id")
+    ids = read_ids(pa.chunked_array([arrow_ids(id)]), "id")
     if len(ids) == 0:
         raise ValueError(f"there are no scores to write to {file}; give at least one")
     score = score.detach().to("cpu", torch.float64)

@@ -10,7 +10,7 @@ Turns = Literal["last", "all"]
 Message = dict[str, Any]
 
 
-class Said(NamedTuple):
+class RenderedChat(NamedTuple):
     """A conversation as text.
 
     Attributes:
@@ -48,7 +48,7 @@ def with_template(tokenizer: Any, template: str) -> Any:
     return changed
 
 
-def resolved_tokenizer(given: Any, chat_template: str | None) -> Any:
+def resolve_tokenizer(given: Any, chat_template: str | None) -> Any:
     """A tokenizer, by its name or itself, with a pad token and perhaps another chat template."""
     if isinstance(given, str):
         from lit_adaptive.rollout.models.pretrained import load_tokenizer
@@ -80,7 +80,7 @@ class Chat:
         self.turns = turns
         self.end = end_of_turn(tokenizer)
 
-    def said(self, messages: list[Message]) -> Said:
+    def said(self, messages: list[Message]) -> RenderedChat:
         """A conversation, up to the last message of the assistant.
 
         Args:
@@ -103,7 +103,7 @@ class Chat:
             contexts.append(context)
             completions.append(answer)
             so_far = asked + answer
-        return Said(contexts, completions, str(messages[spoken[-1]]["content"]))
+        return RenderedChat(contexts, completions, str(messages[spoken[-1]]["content"]))
 
     def asked(self, messages: list[Message]) -> str:
         """A conversation as generation sees it, up to where the assistant begins to answer.

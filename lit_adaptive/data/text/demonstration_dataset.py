@@ -14,16 +14,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import Ids, ids_of, plain_ids, refuse_rows
-from lit_adaptive.data.sources.rows import rows_of
-from lit_adaptive.data.text.chat import Turns, resolved_tokenizer
+from lit_adaptive.data.sources.columns import Ids, plain_ids, read_ids, refuse_rows
+from lit_adaptive.data.sources.rows import read_rows
+from lit_adaptive.data.text.chat import Turns, resolve_tokenizer
 from lit_adaptive.data.text.encoding import Encoder, Overlong
-from lit_adaptive.data.text.packing import Counts, laid_out, left_padded, ranges
+from lit_adaptive.data.text.packing import Counts, collate_packed, left_padded, ranges
 from lit_adaptive.data.text.prompt_completion import Reading
 from lit_adaptive.data.text.tokenization import tokenized, tokenizer_key
 
 
-class TokenizedDemonstrations(Dataset[dict[str, Any]]):
+class DemonstrationDataset(Dataset[dict[str, Any]]):
     """Prompts and completions as tokens, drawn by index; any source, any sampler.
 
     A batch (``gather``) holds, B being samples and K their completion tokens:
@@ -45,7 +45,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
     one stop token, unless cut. Of a ``text`` all tokens but the first are to be predicted.
 
     Args:
-        source: see ``data.rows.rows_of``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, a Hugging
+        source: see ``data.rows.read_rows``: a ``.jsonl``, ``.csv`` or ``.parquet`` file, a Hugging
             Face dataset, ``Arithmetic``, or any dataset of dictionaries.
         tokenizer: of transformers, or a name (``rollout.pretrained.load_tokenizer``).
         prompt: column of strings or of lists of messages.
@@ -106,7 +106,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"pack_length is {pack_length}, max_length {max_length}; a row must hold any sample"
             )
-        self.tokenizer = resolved_tokenizer(tokenizer, chat_template)
+        self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
         reading = Reading(
             prompt=prompt,
             completion=completion,
@@ -120,7 +120,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
             overlong=overlong,
             empty=empty,
         )
-        rows = rows_of(source)
+        rows = read_rows(source)
         self.source = rows.source
         self.columns = tuple(columns)
         self.prompts = prompts
@@ -141,7 +141,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
                 f"{told['unfinished']} the end of their completion"
             )
 
-    def subset(self, index: Tensor, *, prompts: bool | None = None) -> "TokenizedDemonstrations":
+    def subset(self, index: Tensor, *, prompts: bool | None = None) -> "DemonstrationDataset":
         """The samples ``index`` ``[n]`` int64 as a dataset; the tokens are shared, not copied.
 
         Args:
@@ -192,7 +192,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
         if kind == "integer":
             column = column.cast(pa.int64())
         guess = self.source.endswith(".csv")
-        found = ids_of(column, f"the id in {self.source}", guess=guess)
+        found = read_ids(column, f"the id in {self.source}", guess=guess)
         return plain_ids(found.take(pa.array(self._rows)))
 
     @cached_property
@@ -258,7 +258,7 @@ class TokenizedDemonstrations(Dataset[dict[str, Any]]):
         chosen = self._rows[index.cpu().numpy()]
         start, length = store.start[chosen], store.arrays["length"][chosen]
         place, _ = ranges(start, length)
-        batch: dict[str, Any] = laid_out(
+        batch: dict[str, Any] = collate_packed(
             store.tokens[place], length, pad=pad, pack_length=self._pack_length
         )
         if self._reference is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lit_adaptive.data.text.packing import Counts
 from lit_adaptive.data.text.token_store import Tokens
-from lit_adaptive.rollout.models.tokenizers import stop_ids
+from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 Mask = npt.NDArray[np.bool_]
 Overlong = Literal["truncate_left", "truncate_right", "drop", "error"]
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
     empty: Mask
 
 
-class Cut(NamedTuple):
+class Truncated(NamedTuple):
     """Samples brought to a length.
 
     Attributes:
@@ -75,7 +75,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.stops = frozenset(stop_ids(tokenizer))
+        self.stops = frozenset(stop_token_ids(tokenizer))
         with_special = list(tokenizer("a")["input_ids"])
         bare = self._ids(["a"])[0]
         at = [i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare]
@@ -185,9 +185,9 @@ class Encoder:
         return Encoded(flat, length, length - last, np.array(begun) * lead, last < 2)
 
 
-def brought_to(
+def truncate(
     encoded: Encoded, most: int, overlong: Overlong, *, whole_text: bool, kept: Mask
-) -> Cut:
+) -> Truncated:
     """Samples of at most ``most`` tokens each.
 
     Args:
@@ -222,7 +222,7 @@ def brought_to(
     tokens[first] ^= tokens[first] >> 31  # nothing predicts a first token
     targets = np.bincount(sample[stays & (tokens < 0)], minlength=len(length))
     kept = kept & (targets > 0)
-    return Cut(
+    return Truncated(
         kept,
         int((kept & (left > 0)).sum()),
         int((kept & (right > 0)).sum()),

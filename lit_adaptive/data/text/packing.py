@@ -58,7 +58,7 @@ def ranges(start: Counts, length: Counts) -> tuple[Counts, Counts]:
     return np.repeat(start, length) + within, within
 
 
-def laid_out(
+def collate_packed(
     tokens: npt.NDArray[np.int32], length: Counts, *, pad: int, pack_length: int | None
 ) -> dict[str, Tensor]:
     """A batch of ``B`` samples.
@@ -109,7 +109,7 @@ def left_padded(
     """Prompts that end together: ids ``[B, P]`` int64 and mask ``[B, P]`` bool.
 
     Args:
-        tokens: ``[length.sum()]`` int32, as in ``laid_out``.
+        tokens: ``[length.sum()]`` int32, as in ``collate_packed``.
         length: ``[B]`` int64, above 0.
         pad: the id that fills up rows.
     """

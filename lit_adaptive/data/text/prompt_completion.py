@@ -20,7 +20,7 @@ _PERSON = b"lit-adaptive"
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read; see ``TokenizedDemonstrations``."""
+    """How rows are read; see ``DemonstrationDataset``."""
 
     prompt: str | None = None
     completion: str | None = None

@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import Ids, ids_of, numbers, plain_ids, refuse_rows
-from lit_adaptive.data.sources.rows import rows_of
-from lit_adaptive.data.text.chat import Chat, resolved_tokenizer
+from lit_adaptive.data.sources.columns import Ids, numbers, plain_ids, read_ids, refuse_rows
+from lit_adaptive.data.sources.rows import read_rows
+from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
 from lit_adaptive.data.text.encoding import Encoder, parallel
 from lit_adaptive.data.text.packing import left_padded, ranges
 from lit_adaptive.data.text.tokenization import tokenizer_key
-from lit_adaptive.rollout.models.tokenizers import stop_ids
+from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 Overlong = Literal["truncate_left", "drop", "error"]
 
@@ -32,7 +32,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     model sees it) and each column as a list.
 
     Args:
-        source: see ``lit_adaptive.data.sources.rows.rows_of``.
+        source: see ``lit_adaptive.data.sources.rows.read_rows``.
         tokenizer: of transformers, or ``characters``, ``smollm2``, a folder, a GGUF file, a name.
         prompt: column of texts, or of conversations (lists of messages).
         id: column of ids, all different; by default the row's number.
@@ -71,8 +71,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if max_length <= 0:
             raise ValueError(f"max_length is {max_length}; it must be above 0")
-        self.tokenizer = resolved_tokenizer(tokenizer, chat_template)
-        rows = rows_of(source)
+        self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
+        rows = read_rows(source)
         self.source = rows.source
         self._columns = _read(rows.chunks())
         for name in (prompt, *columns, *([demonstration] if demonstration else [])):
@@ -90,7 +90,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
             "is empty",
             pa.array([str(v) for v in said]),
         )
-        self._stops = stop_ids(self.tokenizer)
+        self._stops = stop_token_ids(self.tokenizer)
         self._prompts = self._texts(said, chat=chat, system=system)
         encoder = Encoder(self.tokenizer)
         with parallel():
@@ -179,7 +179,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         if self._ids_column is None:
             return torch.tensor(self._rows)
         column = pa.array(self._columns[self._ids_column])
-        return plain_ids(ids_of(pa.chunked_array([column]), f"the id in {self.source}"))
+        return plain_ids(read_ids(pa.chunked_array([column]), f"the id in {self.source}"))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ two where this masks it).
 
 What is saved on prompts is paid for by attention over longer rows, whose masked part is computed
 as well. Of 1, 2, 4, ... answers in a row the cheapest number is taken; single answers count half of
-``pair_cost``, for attention without a mask leaves out what comes later:
+``attention_cost_ratio``, for attention without a mask leaves out what comes later:
 
     cost = rows * width * (1 + pair_cost * width)      in tokens
 """
@@ -58,25 +58,27 @@ class Answers(NamedTuple):
     prompt_length: Counts
 
 
-def laid_out_together(answers: Answers, *, pad: int, pair_cost: float) -> dict[str, Tensor] | None:
+def collate_shared(
+    answers: Answers, *, pad: int, attention_cost_ratio: float
+) -> dict[str, Tensor] | None:
     """A batch of rows with shared prompts; None where a row for each answer is cheaper.
 
     Args:
         answers: in any order; targets are in this order.
         pad: the id that fills up rows.
-        pair_cost: of two tokens of which one attends to the other, in tokens; at least 0.
+        attention_cost_ratio: of two tokens of which one attends to the other, in tokens; at least 0.
 
     Returns:
-        As ``data.packing.laid_out``, and ``segment`` ``[R, T]`` int64: 0 of prompts, 1, 2, ... of
-        a row's answers, -1 of padding.
+        As ``packing.collate_packed``, and ``segment`` ``[R, T]`` int64: 0 of prompts, 1, 2, ... of a
+        row's answers, -1 of padding.
     """
     alone = int((answers.prompt_length + answers.length).max())
-    least = len(answers.length) * alone * (1 + pair_cost / 2 * alone)
+    least = len(answers.length) * alone * (1 + attention_cost_ratio / 2 * alone)
     order, number = _within_prompts(answers.prompt)
     chosen, together, most = None, 2, int(number.max()) + 1
     while together < 2 * most:
         rows = _rows(answers, order, number, min(together, most))
-        cost = rows.height * rows.width * (1 + pair_cost * rows.width)
+        cost = rows.height * rows.width * (1 + attention_cost_ratio * rows.width)
         if cost < least:
             least, chosen = cost, rows
         together *= 2

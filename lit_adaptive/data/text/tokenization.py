@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from lit_adaptive.data.sources.rows import Chunk, Rows
 from lit_adaptive.data.text.chat import Chat
-from lit_adaptive.data.text.encoding import Encoded, Encoder, brought_to
+from lit_adaptive.data.text.encoding import Encoded, Encoder, truncate
 from lit_adaptive.data.text.prompt_completion import (
     Reading,
     Samples,
@@ -49,17 +49,17 @@ def tokenized(
         ValueError: if a row does not fit, or none is left.
     """
     if cache_dir is None:
-        return _Making(rows, tokenizer, reading).store(None)
+        return _DatasetTokenizer(rows, tokenizer, reading).store(None)
     told = "\n".join([rows.key(), tokenizer_key(tokenizer), reading.key])
     name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     folder = Path(cache_dir) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         found = opened_store(folder)
-        return _Making(rows, tokenizer, reading).store(folder) if found is None else found
+        return _DatasetTokenizer(rows, tokenizer, reading).store(folder) if found is None else found
 
 
-class _Making:
+class _DatasetTokenizer:
     """Reads chunk after chunk, and counts."""
 
     def __init__(self, rows: Rows, tokenizer: Any, reading: Reading) -> None:
@@ -120,9 +120,7 @@ class _Making:
             encoded = self.encoder.turns(samples.contexts, samples.completions)
         self._refuse(encoded, samples, first)
         wanted = ~encoded.empty
-        cut = brought_to(
-            encoded, reading.max_length, reading.overlong, whole_text=whole, kept=wanted
-        )
+        cut = truncate(encoded, reading.max_length, reading.overlong, whole_text=whole, kept=wanted)
         self.counts["empty"] += int(encoded.empty.sum())
         self.counts["dropped"] += int((wanted & ~cut.kept).sum())
         self.counts["shortened"] += cut.shortened

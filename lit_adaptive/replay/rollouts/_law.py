@@ -20,7 +20,7 @@ CERTAIN = 1 - 1e-9
 """A group whose share of a draw reaches this is taken for certain."""
 
 
-class MassLaw:
+class WeightedSampler:
     """Draws slots in proportion to masses that are told by their logarithms.
 
     The tree holds exp(log mass - reference). Logs may grow without end, as those of fresh groups do

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_adaptive.core import freshness as core
-from lit_adaptive.core.prioritized import check_alpha, importance_weights
+from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
 from lit_adaptive.replay.rollouts._draws import shuffle_front
-from lit_adaptive.replay.rollouts._law import MassLaw
+from lit_adaptive.replay.rollouts._law import WeightedSampler
 from lit_adaptive.replay.rollouts._state import (
     COUNTERS,
     check_fingerprint,
@@ -137,7 +137,7 @@ class RolloutBuffer:
 
     def _reset(self) -> None:
         self._store = GroupStore(self.capacity, self.storage)
-        self._law = None if self.policy == "uniform" else MassLaw(self.capacity)
+        self._law = None if self.policy == "uniform" else WeightedSampler(self.capacity)
         self._slot_of: dict[int, int] = {}
         self._newest: int | None = None  # version
         self._oldest: int | None = None  # no group here is of an older version
@@ -295,7 +295,7 @@ class RolloutBuffer:
             self._store.read(slot),
             torch.from_numpy(self._store.slots.key[slot]),
             probability,
-            importance_weights(probability, size=max(len(self), 1), beta=weight_beta),
+            importance_sampling_weights(probability, size=max(len(self), 1), beta=weight_beta),
         )
 
     def update(self, key: Tensor, priority: Tensor) -> int:

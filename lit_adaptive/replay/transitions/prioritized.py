@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import importance_weights, proportional_priorities
+from lit_adaptive.core.prioritized import importance_sampling_weights, proportional_priorities
 from lit_adaptive.files import load_state, save_state
 from lit_adaptive.replay.transitions.buffer import ReplayBuffer
 from lit_adaptive.replay.transitions.nested import as_tensor, map_nested
@@ -194,7 +194,7 @@ class PrioritizedReplayBuffer:
         """
         draw = self.replay.draw(batch_size)
         sampler = self.replay.sampler
-        weight = importance_weights(
+        weight = importance_sampling_weights(
             draw.probability,
             size=len(self),
             beta=self.beta,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lit_adaptive.rollout.generation import Completions, Sampling
+from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 
 class Policy(Protocol):
@@ -74,7 +74,7 @@ class Engine(ABC):
         self,
         prompts: Sequence[Sequence[int] | Tensor],
         samples: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seeds: Sequence[int],
     ) -> Completions:
         """``samples`` completions of each prompt; those of a prompt follow one another.

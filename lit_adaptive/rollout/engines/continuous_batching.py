@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.rollout.engines.base import Engine, Policy
-from lit_adaptive.rollout.generation import Completions, Sampling
+from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 _PRIME = 2**31 - 1
 
@@ -61,7 +61,7 @@ class ContinuousBatchingEngine(Engine):
         self,
         prompts: Sequence[Sequence[int] | Tensor],
         samples: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seeds: Sequence[int],
     ) -> Completions:
         """See ``Engine``.
@@ -117,7 +117,7 @@ class ContinuousBatchingEngine(Engine):
             ) from error
 
 
-def _asked(policy: Policy, samples: int, sampling: Sampling) -> Any:
+def _asked(policy: Policy, samples: int, sampling: SamplingParams) -> Any:
     from transformers import GenerationConfig
 
     drawn: dict[str, Any] = {"do_sample": False}

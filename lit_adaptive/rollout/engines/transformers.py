@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.rollout.engines.base import Engine, Policy
-from lit_adaptive.rollout.generation import Completions, Sampling, generate, left_padded
+from lit_adaptive.rollout.generation import Completions, SamplingParams, generate, left_padded
 
 
 class TransformersEngine(Engine):
@@ -39,7 +39,7 @@ class TransformersEngine(Engine):
         self,
         prompts: Sequence[Sequence[int] | Tensor],
         samples: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seeds: Sequence[int],
     ) -> Completions:
         """See ``Engine``."""
@@ -71,12 +71,12 @@ class TransformersEngine(Engine):
         policy: Policy,
         prompts: list[Any],
         samples: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seeds: list[int],
     ) -> Completions:
         """Some of the prompts; a rank that has none left keeps the others company with a token."""
         if not prompts:
-            sampling = Sampling(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+            sampling = SamplingParams(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
             prompts, samples = [[int(policy.tokenizer.eos_token_id)]], 1
             stops: Callable[[], list[int]] = lambda: [*range(len(policy.tokenizer))]  # noqa: E731
         else:

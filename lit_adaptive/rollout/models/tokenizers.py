@@ -107,7 +107,7 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     return EndOfTurn(tail[: start + len(name)], tail[start + len(name) :], added[name])
 
 
-def stop_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
+def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     """The tokens that end a completion, sorted.
 
     The tokenizer's eos token, those of the generation config, and the token with which the chat

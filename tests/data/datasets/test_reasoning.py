@@ -9,14 +9,14 @@ import pytest
 from pyarrow import parquet
 
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
-from lit_adaptive.data.sources.rows import rows_of
+from lit_adaptive.data.sources.rows import read_rows
 from lit_adaptive.rollout.rewards.verifiers import GSM8KMatch, MathVerify, ReasoningGym
 
 DATA = Path("/work/shared/data")
 
 
 def columns(data: Any) -> dict[str, list[Any]]:
-    (chunk,) = rows_of(data).chunks()
+    (chunk,) = read_rows(data).chunks()
     return chunk
 
 

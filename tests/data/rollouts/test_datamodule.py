@@ -10,11 +10,11 @@ from callbacks import RolloutReplay
 from lit_adaptive.core.policy_aggregate import aggregate
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.data.rollouts.layout import Layout, parts
-from lit_adaptive.data.rollouts.minibatches import BatchMaker
+from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder
 from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
-from lit_adaptive.rollout.generation import Completions, Sampling
+from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -54,7 +54,7 @@ def data(**more: Any) -> RolloutDataModule:
         "columns": ["answer"],
         "batch_size": 6,
         "group_size": 4,
-        "sampling": Sampling(5),
+        "sampling": SamplingParams(5),
         "steps_per_epoch": 3,
         "rewards": Scorer([Varied()], workers=0),
         "seed": 5,
@@ -246,7 +246,7 @@ def test_equal_rewards_change_nothing_and_are_told(drop: bool) -> None:
 
 
 def test_cut_answers_teach_nothing_but_stay_in_the_baseline() -> None:
-    watch, model = run(data(mask_truncated=True, sampling=Sampling(30)), max_epochs=1)
+    watch, model = run(data(mask_truncated=True, sampling=SamplingParams(30)), max_epochs=1)
     batch = watch.batches[0]
     cut = ~batch["trained"]
     assert bool(cut.any())
@@ -462,7 +462,7 @@ def test_a_groups_rollouts_stand_together_if_asked_longest_group_first() -> None
 def test_a_batch_is_laid_out_prompt_then_answer() -> None:
     groups = _groups()
     trained = torch.ones(10, dtype=torch.bool)
-    maker = BatchMaker(groups, trained, 4, pad=-1, more={"old": groups.log_probs * 2})
+    maker = MinibatchBuilder(groups, trained, 4, pad=-1, more={"old": groups.log_probs * 2})
     part = next(iter(parts(groups, trained, Layout(1, 1, 1, 0, 1), 0)))
     batch = maker.batch(part)
     starts = groups.lengths.cumsum(0) - groups.lengths
@@ -492,7 +492,7 @@ def test_micro_batches_add_up_to_the_update() -> None:
         found = 0.0
         for rank in range(ranks):
             for part in parts(groups, trained, Layout(1, 1, accumulate, rank, ranks), 0):
-                batch = BatchMaker(groups, trained, 4, pad=0, more={}).batch(part)
+                batch = MinibatchBuilder(groups, trained, 4, pad=0, more={}).batch(part)
                 losses = batch["target"].double().square() + 1
                 count = batch["sequence_count" if kind == "grpo" else "token_count"]
                 sequence, size = batch["sequence"], len(batch["index"])
@@ -515,7 +515,7 @@ def test_micro_batches_add_up_to_the_update() -> None:
         ({"group_size": 0}, "group_size is 0; it must be at least 1"),
         ({"replay_fraction": 0.5}, "replay_fraction is 0.5, but there is no replay"),
         ({"replay_fraction": 1.0}, r"replay_fraction is 1.0; it must lie in \[0, 1\)"),
-        ({"sampling": Sampling(5, temperature=0.0)}, "temperature is 0.0; greedy answers"),
+        ({"sampling": SamplingParams(5, temperature=0.0)}, "temperature is 0.0; greedy answers"),
         ({"minibatches": 7}, "minibatches is 7, a step has 6 groups"),
         ({"overlong_cache": 9}, "overlong_cache is 9; answers have at most 5 tokens"),
         ({"columns": ["solution"]}, "has no column 'solution'"),
@@ -583,7 +583,7 @@ def test_a_replay_of_another_model_is_refused() -> None:
     assert len(buffer)
     other = RolloutDataModule(
         Arithmetic("train", size=60, seed=2), columns=["answer"], replay=buffer,
-        replay_fraction=0.5, sampling=Sampling(5), rewards=Scorer([Varied()], workers=0),
+        replay_fraction=0.5, sampling=SamplingParams(5), rewards=Scorer([Varied()], workers=0),
     )  # fmt: skip
     with pytest.raises(ValueError, match="another"):
         run(other, RolloutReplay(), max_epochs=1)

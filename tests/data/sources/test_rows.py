@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyarrow import csv, parquet
 
-from lit_adaptive.data import Arithmetic, HubRows, TokenizedDemonstrations
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, HubRows
 from lit_adaptive.data.sources import rows
 from lit_adaptive.data.text import tokenization as tokenizing
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
@@ -62,10 +62,10 @@ KINDS = ("jsonl", "csv", "parquet", "folder", "hub rows", "dataset", "table", "l
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_source_gives_the_same_samples(kind: str, cached: bool, tmp_path: Path) -> None:
-    whole = TokenizedDemonstrations(ROWS, TOKENIZER, columns=["answer"], prompts=True)
+    whole = DemonstrationDataset(ROWS, TOKENIZER, columns=["answer"], prompts=True)
     source = _write(tmp_path, kind)
     cache = tmp_path / "cache" if cached else None
-    found = TokenizedDemonstrations(
+    found = DemonstrationDataset(
         source, TOKENIZER, columns=["answer"], prompts=True, cache_dir=cache
     )
     index = torch.tensor([29, 0, 13, 13, 7, 6])
@@ -86,7 +86,7 @@ def test_any_source_gives_the_same_samples(kind: str, cached: bool, tmp_path: Pa
 
 def test_arithmetic_is_a_source_with_ids_and_numbers() -> None:
     sums = Arithmetic(size=40, demonstrations_per_prompt=2, correct=0.5, wrong=0.5)
-    found = TokenizedDemonstrations(sums, TOKENIZER)
+    found = DemonstrationDataset(sums, TOKENIZER)
     assert found.ids == sums.ids
     assert found.column("difficulty").equal(sums.column("difficulty"))
     assert found.groups.tolist() == [i // 2 for i in range(80)]
@@ -97,17 +97,17 @@ def test_arithmetic_is_a_source_with_ids_and_numbers() -> None:
 def test_groups_are_numbered_as_prompts_come() -> None:
     prompts = ["b", "a", "b", "c", "a"]
     rows = [{"prompt": prompt, "completion": "x"} for prompt in prompts]
-    found = TokenizedDemonstrations(rows, TOKENIZER)
+    found = DemonstrationDataset(rows, TOKENIZER)
     assert found.groups.tolist() == [0, 1, 0, 2, 1]
     assert found.subset(torch.tensor([4, 3, 1])).groups.tolist() == [0, 1, 0]
-    texts = TokenizedDemonstrations([{"text": text} for text in ("aa", "b", "aa")], TOKENIZER)
+    texts = DemonstrationDataset([{"text": text} for text in ("aa", "b", "aa")], TOKENIZER)
     assert texts.groups.tolist() == [0, 1, 0]
 
 
 def test_ids_are_of_one_kind_and_distinct_or_the_numbers_of_the_rows() -> None:
     def ids(values: list[Any], **options: Any) -> Any:
         rows = [{"prompt": "a", "completion": "b", "id": value} for value in values]
-        return TokenizedDemonstrations(rows, TOKENIZER, **options).ids
+        return DemonstrationDataset(rows, TOKENIZER, **options).ids
 
     assert ids([7, 3]).tolist() == [7, 3]
     assert ids(["7", "3"]) == ["7", "3"]
@@ -125,16 +125,16 @@ def test_ids_are_of_one_kind_and_distinct_or_the_numbers_of_the_rows() -> None:
 @pytest.mark.usefixtures("_small_chunks")
 def test_dropped_rows_leave_ids_and_numbers_where_they_were() -> None:
     rows = [{"prompt": "a" * n, "completion": "b", "reward": float(n)} for n in (1, 9, 2, 9, 3)]
-    found = TokenizedDemonstrations(rows, TOKENIZER, max_length=6, overlong="drop")
+    found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
     assert found.ids.tolist() == [0, 2, 4]
     assert found.column("reward").tolist() == [1.0, 2.0, 3.0]
     assert [row["prompt"] for row in found.texts(torch.tensor([2, 0]))] == ["aaa", "a"]
     assert found.offsets.tolist() == [0, 2, 4, 6]
-    thrice = TokenizedDemonstrations(rows * 3, TOKENIZER, max_length=6, overlong="drop")
+    thrice = DemonstrationDataset(rows * 3, TOKENIZER, max_length=6, overlong="drop")
     assert thrice.ids.tolist() == [0, 2, 4, 5, 7, 9, 10, 12, 14]
     assert thrice.groups.tolist() == [0, 1, 2] * 3
     empty = [{"prompt": "a", "completion": each} for each in ("", "b", "<eos>")]
-    found = TokenizedDemonstrations(empty, TOKENIZER, empty="drop")
+    found = DemonstrationDataset(empty, TOKENIZER, empty="drop")
     assert found.ids.tolist() == [1]
     assert found.counts["empty"] == 2
 
@@ -159,7 +159,7 @@ def test_bad_rows_are_named(rows: list[Any], words: str) -> None:
     good = [{"prompt": "a", "completion": "b"}]
     known = not words.startswith(("list has", "columns", r"columns"))
     with pytest.raises(ValueError, match=words):
-        TokenizedDemonstrations([*good, *rows] if known else rows, TOKENIZER)
+        DemonstrationDataset([*good, *rows] if known else rows, TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_bad_rows_are_named(rows: list[Any], words: str) -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        TokenizedDemonstrations(ROWS, TOKENIZER, **options)
+        DemonstrationDataset(ROWS, TOKENIZER, **options)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_bad_files_are_named(name: str, text: str | None, words: str, tmp_path: 
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words):
-        TokenizedDemonstrations(str(tmp_path / name), TOKENIZER)
+        DemonstrationDataset(str(tmp_path / name), TOKENIZER)
 
 
 def test_columns_of_numbers_are_finite_and_named() -> None:
     rows = [{"prompt": "a", "completion": "b", "reward": r, "note": "x"} for r in (1, None, 2.5)]
-    found = TokenizedDemonstrations(rows, TOKENIZER)
+    found = DemonstrationDataset(rows, TOKENIZER)
     with pytest.raises(ValueError, match=r"reward in list is missing or not finite in rows \[1\]"):
         found.column("reward")
     with pytest.raises(ValueError, match=r"no column 'note' of numbers.*\['reward'\]"):
@@ -212,7 +212,7 @@ def test_a_column_may_hold_text_late_or_come_late() -> None:
     rows: list[dict[str, Any]] = [{"prompt": "a", "completion": "b", "note": i} for i in range(20)]
     rows[15]["note"] = "x"
     rows[16]["late"] = 1.0
-    found = TokenizedDemonstrations(rows, TOKENIZER)
+    found = DemonstrationDataset(rows, TOKENIZER)
     with pytest.raises(ValueError, match="no column 'note' of numbers"):
         found.column("note")
     with pytest.raises(ValueError, match=r"late in list is missing .* rows \[0, 1, 2, 3, 4\]"):
@@ -220,12 +220,12 @@ def test_a_column_may_hold_text_late_or_come_late() -> None:
     assert found.subset(torch.tensor([16])).column("late").tolist() == [1.0]
     more = [*({**row, "answer": 1} for row in rows[:16]), {**rows[0], "answer": None}]
     with pytest.raises(ValueError, match=r"answer in list is missing in rows \[16\]"):
-        TokenizedDemonstrations(more, TOKENIZER, columns=["answer"])
+        DemonstrationDataset(more, TOKENIZER, columns=["answer"])
 
 
 def test_columns_of_other_roles_do_not_hide_prompt_and_completion() -> None:
     row = {"prompt": "no", "q": "1+1=", "completion": "no", "a": "2"}
-    found = TokenizedDemonstrations([row], TOKENIZER, prompt="q", completion="a")
+    found = DemonstrationDataset([row], TOKENIZER, prompt="q", completion="a")
     assert found.texts(torch.tensor([0])) == [{"prompt": "1+1=", "completion": "2"}]
 
 
@@ -235,21 +235,21 @@ def test_columns_of_other_roles_do_not_hide_prompt_and_completion() -> None:
 @pytest.fixture(name="made")
 def _made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
-    original = tokenizing._Making.store
+    original = tokenizing._DatasetTokenizer.store
 
     def store(self: Any, folder: Path | None) -> Any:
         made.append(1)
         return original(self, folder)
 
-    monkeypatch.setattr(tokenizing._Making, "store", store)
+    monkeypatch.setattr(tokenizing._DatasetTokenizer, "store", store)
     return made
 
 
 def test_a_cache_is_made_once_and_anew_for_other_content(tmp_path: Path, made: list[int]) -> None:
     source, cache = _write(tmp_path, "jsonl"), tmp_path / "cache"
 
-    def read(tokenizer: Any = TOKENIZER, **options: Any) -> TokenizedDemonstrations:
-        return TokenizedDemonstrations(source, tokenizer, cache_dir=cache, **options)
+    def read(tokenizer: Any = TOKENIZER, **options: Any) -> DemonstrationDataset:
+        return DemonstrationDataset(source, tokenizer, cache_dir=cache, **options)
 
     first = read()
     again = read(packing=True, prompts=True)  # which are not about tokens
@@ -271,7 +271,7 @@ def test_a_damaged_or_unfinished_cache_is_made_anew(
     damage: str, tmp_path: Path, made: list[int]
 ) -> None:
     cache = tmp_path / "cache"
-    first = TokenizedDemonstrations(ROWS, TOKENIZER, cache_dir=cache)
+    first = DemonstrationDataset(ROWS, TOKENIZER, cache_dir=cache)
     expected = first.fingerprint
     folder = first._store.folder
     assert folder is not None
@@ -285,7 +285,7 @@ def test_a_damaged_or_unfinished_cache_is_made_anew(
     else:
         meta = json.loads((folder / "meta.json").read_text())
         (folder / "meta.json").write_text(json.dumps(meta | {"format": 0}))
-    again = TokenizedDemonstrations(ROWS, TOKENIZER, cache_dir=cache)
+    again = DemonstrationDataset(ROWS, TOKENIZER, cache_dir=cache)
     assert len(made) == 2
     assert again.fingerprint == expected
     assert again.texts(torch.tensor([3])) == [ROWS[3]]
@@ -296,13 +296,13 @@ def test_a_failure_half_way_leaves_no_cache_behind(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     rows = [*ROWS, {"prompt": "a", "completion": None, "id": "bad"}]
     with pytest.raises(ValueError, match=r"rows \[30\]"):
-        TokenizedDemonstrations(rows, TOKENIZER, cache_dir=cache)
+        DemonstrationDataset(rows, TOKENIZER, cache_dir=cache)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_worker_process_gets_the_same_batches(cached: bool, tmp_path: Path) -> None:
-    found = TokenizedDemonstrations(
+    found = DemonstrationDataset(
         ROWS, TOKENIZER, cache_dir=tmp_path if cached else None, prompts=True
     )
     sent = pickle.dumps(found._store)
@@ -317,7 +317,7 @@ def test_a_worker_process_gets_the_same_batches(cached: bool, tmp_path: Path) ->
 
 def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: Path) -> None:
     def print_of(rows: list[dict[str, str]], tokenizer: Any = TOKENIZER) -> str:
-        return TokenizedDemonstrations(rows, tokenizer).fingerprint
+        return DemonstrationDataset(rows, tokenizer).fingerprint
 
     rows = [{"prompt": "ab", "completion": "c"}, {"prompt": "a", "completion": "bc"}]
     chatty = character_tokenizer()
@@ -329,11 +329,11 @@ def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: 
         print_of([rows[0], {"prompt": "ab", "completion": "c "}]),
         print_of([rows[0], {"prompt": "a", "completion": "bd"}]),
         print_of(rows, chatty),
-        TokenizedDemonstrations(rows, TOKENIZER).subset(torch.tensor([1, 0])).fingerprint,
+        DemonstrationDataset(rows, TOKENIZER).subset(torch.tensor([1, 0])).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
     used = character_tokenizer()
-    found = TokenizedDemonstrations(rows, used)
+    found = DemonstrationDataset(rows, used)
     used(["a", "bc"], padding=True, truncation=True, max_length=2)  # which it remembers
     assert found.fingerprint == prints[0]
     more = [{**row, "note": "not a token"} for row in rows]
@@ -347,17 +347,15 @@ def test_the_fingerprint_tells_one_sample_from_two_of_the_same_tokens() -> None:
         "{% for m in messages %}{{ m.content }}"
         "{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     )
-    one = TokenizedDemonstrations(
-        [{"messages": talk}], TOKENIZER, chat_template=template, turns="all"
-    )
+    one = DemonstrationDataset([{"messages": talk}], TOKENIZER, chat_template=template, turns="all")
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
-    two = TokenizedDemonstrations(rows, TOKENIZER, chat_template=template)
+    two = DemonstrationDataset(rows, TOKENIZER, chat_template=template)
     assert one._store.tokens.tolist() == two._store.tokens.tolist()
     assert one._store.meta["fingerprint"] != two._store.meta["fingerprint"]
 
 
 def test_reference_log_probs_fit_or_are_refused() -> None:
-    found = TokenizedDemonstrations(ROWS, TOKENIZER)
+    found = DemonstrationDataset(ROWS, TOKENIZER)
     with pytest.raises(ValueError, match=r"there are \(3,\) reference log-probabilities; list has"):
         found.set_reference(torch.zeros(3))
     found.set_reference(torch.zeros(int(found.offsets[-1])))

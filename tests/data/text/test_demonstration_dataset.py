@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_adaptive.data import TokenizedDemonstrations
+from lit_adaptive.data import DemonstrationDataset
 from lit_adaptive.data.text.packing import best_fit_decreasing
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 
@@ -109,9 +109,9 @@ def test_batches_are_what_a_slow_twin_makes_sample_by_sample(
     kept = [i for i, each in enumerate(expected) if each is not None]
     if not kept:
         with pytest.raises(ValueError, match=r"none is left.*raise max_length"):
-            TokenizedDemonstrations(rows, tokenizer, **options)
+            DemonstrationDataset(rows, tokenizer, **options)
         return
-    found = TokenizedDemonstrations(rows, tokenizer, **options)
+    found = DemonstrationDataset(rows, tokenizer, **options)
     assert found.ids.tolist() == kept
     assert found.lengths.tolist() == [len(expected[i][0]) for i in kept]
     assert found.offsets.diff().tolist() == [sum(expected[i][1]) for i in kept]
@@ -144,7 +144,7 @@ def test_of_plain_texts_all_but_the_first_token_are_targets(
     rows = [{"text": text} for text in texts]
     options: dict[str, Any] = {"max_length": most, "overlong": policy}
     if kept:
-        found = TokenizedDemonstrations(rows, BEGINNING if bos else TOKENIZER, **options)
+        found = DemonstrationDataset(rows, BEGINNING if bos else TOKENIZER, **options)
         assert _unpacked(found.gather(torch.arange(len(kept)))) == kept
         assert found.counts["dropped"] == len(texts) - len(kept)
 
@@ -161,7 +161,7 @@ def test_of_plain_texts_all_but_the_first_token_are_targets(
 )
 def test_a_completion_ends_with_exactly_one_stop_token(completion: str, said: str) -> None:
     rows = [{"prompt": "4=", "completion": completion}]
-    batch = TokenizedDemonstrations(rows, TOKENIZER).gather(torch.tensor([0]))
+    batch = DemonstrationDataset(rows, TOKENIZER).gather(torch.tensor([0]))
     assert TOKENIZER.decode(batch["target"]) == said
 
 
@@ -169,7 +169,7 @@ def test_a_cut_completion_does_not_stop_and_the_cuts_are_counted() -> None:
     rows = [{"prompt": "a" * n, "completion": "b" * m} for n, m in ((2, 2), (9, 2), (2, 9), (9, 9))]
     counts = {}
     for policy in POLICIES:
-        found = TokenizedDemonstrations(rows, TOKENIZER, max_length=6, overlong=policy)  # type: ignore[arg-type]
+        found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong=policy)  # type: ignore[arg-type]
         counts[policy] = list(found.counts.values())
         targets = found.gather(torch.arange(len(found)))
         ends = [int(targets["target"][targets["sequence"] == i][-1]) for i in range(len(found))]
@@ -187,14 +187,14 @@ def test_a_cut_completion_does_not_stop_and_the_cuts_are_counted() -> None:
         "drop": [4, 1, 0, 0, 0, 3],
     }
     with pytest.raises(ValueError, match=r"3 of the rows 0 to 3 .* rows \[1, 2, 3\] have \[12, 12"):
-        TokenizedDemonstrations(rows, TOKENIZER, max_length=6)
+        DemonstrationDataset(rows, TOKENIZER, max_length=6)
 
 
 def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "a" * n, "completion": "b"} for n in (2, 9)]
     with caplog.at_level("INFO"):
-        TokenizedDemonstrations(rows, TOKENIZER, max_length=6, overlong="drop")
-        TokenizedDemonstrations(rows, TOKENIZER)  # of nothing, nothing
+        DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
+        DemonstrationDataset(rows, TOKENIZER)  # of nothing, nothing
     told = [record.getMessage() for record in caplog.records if "rows are kept" in record.message]
     assert len(told) == 1
     assert "1 of 2 rows are kept" in told[0]
@@ -203,7 +203,7 @@ def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_bos_token_is_there_once() -> None:
     rows = [{"prompt": prompt, "completion": "2"} for prompt in ("1+1=", "<bos>1+1=")]
-    batch = TokenizedDemonstrations(rows, BEGINNING).gather(torch.tensor([0, 1]))
+    batch = DemonstrationDataset(rows, BEGINNING).gather(torch.tensor([0, 1]))
     assert batch["input_ids"].tolist() == [[BOS, *_ids("1+1=2"), EOS]] * 2
 
 
@@ -212,7 +212,7 @@ def test_prompts_are_what_generation_begins_with() -> None:
         {"prompt": prompt, "completion": "2", "answer": answer}
         for prompt, answer in (("1+1=", "2"), ("10+1=", 11))
     ]
-    found = TokenizedDemonstrations(rows, TOKENIZER, prompts=True, columns=["answer"])
+    found = DemonstrationDataset(rows, TOKENIZER, prompts=True, columns=["answer"])
     batch = found.gather(torch.tensor([1, 0]))
     assert batch["prompt_ids"].tolist() == [_ids("10+1="), [0, *_ids("1+1=")]]
     assert batch["prompt_mask"].tolist() == [[True] * 5, [False] + [True] * 4]
@@ -266,8 +266,8 @@ def test_packed_equals_unpacked_through_a_language_model(attention: str) -> None
     )
     model = LlamaForCausalLM(config).eval()
     rows = [{"prompt": "3" * n + "=", "completion": "7" * (n % 4 + 1)} for n in range(1, 13)]
-    loose = TokenizedDemonstrations(rows, TOKENIZER, max_length=24)
-    packed = TokenizedDemonstrations(rows, TOKENIZER, max_length=24, packing=True)
+    loose = DemonstrationDataset(rows, TOKENIZER, max_length=24)
+    packed = DemonstrationDataset(rows, TOKENIZER, max_length=24, packing=True)
     index = torch.tensor([3, 11, 0, 5, 7, 3, 1])
     one, other = loose.gather(index), packed.gather(index)
     assert len(other["input_ids"]) < len(one["input_ids"])
@@ -285,8 +285,8 @@ def test_packed_equals_unpacked_through_a_language_model(attention: str) -> None
 def test_pack_length_holds_any_sample() -> None:
     rows = [{"prompt": "a", "completion": "b"}] * 3
     with pytest.raises(ValueError, match="pack_length is 10, max_length 20"):
-        TokenizedDemonstrations(rows, TOKENIZER, max_length=20, packing=True, pack_length=10)
-    found = TokenizedDemonstrations(rows, TOKENIZER, max_length=5, packing=True, pack_length=9)
+        DemonstrationDataset(rows, TOKENIZER, max_length=20, packing=True, pack_length=10)
+    found = DemonstrationDataset(rows, TOKENIZER, max_length=5, packing=True, pack_length=9)
     batch = found.gather(torch.arange(3))
     assert batch["input_ids"].shape == (1, 9)
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2]]
@@ -294,7 +294,7 @@ def test_pack_length_holds_any_sample() -> None:
 
 def test_padding_of_a_packed_row_is_a_sample_of_its_own() -> None:
     rows = [{"prompt": "a", "completion": c} for c in ("b", "bb", "bbb")]
-    found = TokenizedDemonstrations(rows, TOKENIZER, max_length=8, packing=True)
+    found = DemonstrationDataset(rows, TOKENIZER, max_length=8, packing=True)
     batch = found.gather(torch.arange(3))  # 5 + 3 in one row, 4 in the other
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]]
     assert batch["input_ids"][1, 4:].tolist() == [0] * 4

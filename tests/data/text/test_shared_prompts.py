@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lit_adaptive.data.text.packing import laid_out
-from lit_adaptive.data.text.shared_prompts import Answers, laid_out_together
+from lit_adaptive.data.text.packing import collate_packed
+from lit_adaptive.data.text.shared_prompts import Answers, collate_shared
 from lit_adaptive.modules.language_model import LanguageModel, read
 
 PAD = 0
@@ -41,7 +41,7 @@ def _alone(answers: Answers, whole: list[Any]) -> dict[str, torch.Tensor]:
     for tokens, asked in zip(whole, answers.prompt_length, strict=True):
         flat += [*tokens[:asked], *(~t for t in tokens[asked:])]
     length = np.array([len(tokens) for tokens in whole])
-    return laid_out(np.array(flat, np.int32), length, pad=PAD, pack_length=None)
+    return collate_packed(np.array(flat, np.int32), length, pad=PAD, pack_length=None)
 
 
 @st.composite
@@ -56,10 +56,10 @@ def _drawn(draw: Any) -> tuple[Answers, list[Any]]:
 
 @given(_drawn(), st.sampled_from([0.0, 0.01, 0.1]))
 def test_every_target_sees_its_prompt_and_its_answer_so_far(
-    drawn: tuple[Answers, list[Any]], pair_cost: float
+    drawn: tuple[Answers, list[Any]], attention_cost_ratio: float
 ) -> None:
     answers, whole = drawn
-    batch = laid_out_together(answers, pad=PAD, pair_cost=pair_cost)
+    batch = collate_shared(answers, pad=PAD, attention_cost_ratio=attention_cost_ratio)
     if batch is None:
         return
     width = batch["input_ids"].shape[1]
@@ -104,7 +104,7 @@ def test_log_probs_and_gradients_are_those_of_single_rows(
     model: Any, tolerance: float, drawn: tuple[Answers, list[Any]]
 ) -> None:
     answers, whole = drawn
-    shared = laid_out_together(answers, pad=PAD, pair_cost=0.0)
+    shared = collate_shared(answers, pad=PAD, attention_cost_ratio=0.0)
     if shared is None:
         return
     language = LanguageModel(model.double())
@@ -122,9 +122,9 @@ def test_log_probs_and_gradients_are_those_of_single_rows(
 
 
 def test_rows_are_as_many_as_is_cheapest() -> None:
-    def rows(asked: int, said: int, pair_cost: float) -> int | None:
+    def rows(asked: int, said: int, attention_cost_ratio: float) -> int | None:
         answers, _ = _answers([(asked, [said] * 8)] * 2, [*range(16)])
-        batch = laid_out_together(answers, pad=PAD, pair_cost=pair_cost)
+        batch = collate_shared(answers, pad=PAD, attention_cost_ratio=attention_cost_ratio)
         return None if batch is None else len(batch["input_ids"])
 
     assert rows(20, 4, 0.0) == 2  # attention costs nothing: all of a group in a row
@@ -138,4 +138,4 @@ def test_rows_are_as_many_as_is_cheapest() -> None:
 
 def test_answers_of_one_prompt_each_are_left_alone() -> None:
     answers, _ = _answers([(5, [3])] * 4, [3, 1, 0, 2])
-    assert laid_out_together(answers, pad=PAD, pair_cost=0.0) is None
+    assert collate_shared(answers, pad=PAD, attention_cost_ratio=0.0) is None

@@ -11,8 +11,8 @@ import torch
 from lit_adaptive.data import Arithmetic, PromptDataset
 from lit_adaptive.modules import ConfiguredLM, LanguageModel, LoRA
 from lit_adaptive.rollout.engines.continuous_batching import ContinuousBatchingEngine
-from lit_adaptive.rollout.generation import Completions, Sampling
-from lit_adaptive.rollout.models.tokenizers import stop_ids
+from lit_adaptive.rollout.generation import Completions, SamplingParams
+from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 # The defaults are sized by the memory that is free: on a CPU, by most of the machine's.
 SMALL = {"page_size": 16, "num_blocks": 64, "max_batch_tokens": 64, "use_async_batching": False}
@@ -36,13 +36,13 @@ def _policy(prompts: PromptDataset, *, lora: bool = False) -> Any:
         transformer=language.base,
         language=language,
         tokenizer=prompts.tokenizer,
-        stops=lambda: stop_ids(prompts.tokenizer),
+        stops=lambda: stop_token_ids(prompts.tokenizer),
         decoding=nullcontext,
     )
 
 
 def _ask(
-    policy: Any, prompts: PromptDataset, index: list[int], sampling: Sampling, seed: int = 5
+    policy: Any, prompts: PromptDataset, index: list[int], sampling: SamplingParams, seed: int = 5
 ) -> Completions:
     engine = ContinuousBatchingEngine(SMALL)
     engine.attach(policy)
@@ -57,7 +57,7 @@ def test_log_probs_are_those_of_a_full_forward_pass(
     prompts: PromptDataset, temperature: float, lora: bool
 ) -> None:
     policy, index = _policy(prompts, lora=lora), [0, 3, 5, 3, 8]
-    found = _ask(policy, prompts, index, Sampling(9, temperature=temperature))
+    found = _ask(policy, prompts, index, SamplingParams(9, temperature=temperature))
     assert len(found.tokens) == 15
     assert found.version == 3
     stops = policy.stops()
@@ -79,7 +79,7 @@ def test_the_same_request_is_answered_alike_and_another_seed_differently(
 ) -> None:
     policy = _policy(prompts)
     one, again, other = (
-        [t.tolist() for t in _ask(policy, prompts, [1, 2], Sampling(9), seed).tokens]
+        [t.tolist() for t in _ask(policy, prompts, [1, 2], SamplingParams(9), seed).tokens]
         for seed in (5, 5, 6)
     )
     assert one == again
@@ -89,18 +89,18 @@ def test_the_same_request_is_answered_alike_and_another_seed_differently(
 
 def test_it_follows_the_weights(prompts: PromptDataset) -> None:
     policy = _policy(prompts)
-    before = _ask(policy, prompts, [1], Sampling(9, temperature=0.0))
+    before = _ask(policy, prompts, [1], SamplingParams(9, temperature=0.0))
     with torch.no_grad():
         for each in policy.transformer.parameters():
             each.add_(0.3 * torch.randn_like(each))
-    after = _ask(policy, prompts, [1], Sampling(9, temperature=0.0))
+    after = _ask(policy, prompts, [1], SamplingParams(9, temperature=0.0))
     assert before.tokens[0].tolist() != after.tokens[0].tolist()
 
 
 def test_what_it_cannot_do_is_refused(prompts: PromptDataset) -> None:
     policy = _policy(prompts)
     with pytest.raises(ValueError, match=r"top_p is 0.9 and top_k 0; .* leave them at 1"):
-        _ask(policy, prompts, [1], Sampling(9, top_p=0.9))
+        _ask(policy, prompts, [1], SamplingParams(9, top_p=0.9))
     with pytest.raises(ValueError, match=r"options has \['seed'\]"):
         ContinuousBatchingEngine({"seed": 3})
     with pytest.raises(ValueError, match=r"does not take: .*pages"):
@@ -113,4 +113,4 @@ def test_what_it_cannot_do_is_refused(prompts: PromptDataset) -> None:
 def test_no_prompts_no_completions(prompts: PromptDataset) -> None:
     engine = ContinuousBatchingEngine(SMALL)
     engine.attach(_policy(prompts))
-    assert engine.generate([], 3, Sampling(9), []).tokens == []
+    assert engine.generate([], 3, SamplingParams(9), []).tokens == []

