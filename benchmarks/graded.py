@@ -43,7 +43,7 @@ from scipy import stats
 
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
-from lit_adaptive.modules import IWSFT, ConfiguredLM
+from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.samplers import RewardWeightedSampler, ShuffledSampler
 
@@ -110,8 +110,9 @@ def trained(
     seed_everything(seed, verbose=False)
     module = IWSFT(
         ConfiguredLM("llama", hidden_size=128, layers=2, heads=4, max_positions=32),
-        learning_rate=rate,
-        warmup=0.02,
+        optimization=Optimization(
+            learning_rate=rate, betas=(0.9, 0.95), schedule="cosine", warmup=0.02
+        ),
         weights=start,
         max_new_tokens=5,
         **objective,

@@ -84,7 +84,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
 
     from callbacks import RolloutReplay
     from lit_adaptive.data import RolloutDataModule
-    from lit_adaptive.modules import GRPO
+    from lit_adaptive.modules import GRPO, Optimization
     from lit_adaptive.replay import RolloutBuffer
     from lit_adaptive.rollout.generation import SamplingParams
     from lit_adaptive.rollout.rewards.base import Reward
@@ -121,7 +121,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
         replay=RolloutBuffer(512) if fraction else None,
         replay_fraction=fraction,
     )
-    model = GRPO(setting.recipe(), learning_rate=1e-9)
+    model = GRPO(setting.recipe(), optimization=Optimization(learning_rate=1e-9))
     clock = Clock()
     trainer = Trainer(
         max_epochs=1,

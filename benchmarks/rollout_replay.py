@@ -39,7 +39,7 @@ from scipy import stats
 from callbacks import RolloutReplay, SupervisedWarmup
 from lit_adaptive.core.advantages import pass_at_k
 from lit_adaptive.data import Arithmetic, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 
@@ -140,7 +140,7 @@ def trained(
     model = GRPO(
         ConfiguredLM(hidden_size=128, layers=2, heads=4, max_positions=64),
         objective=PolicyObjective(**objective),
-        learning_rate=2e-4 if start else 1e-30,
+        optimization=Optimization(learning_rate=2e-4 if start else 1e-30),
         weights=start,
     )
     shown = Arithmetic("train", **QUESTIONS, **GRADED)

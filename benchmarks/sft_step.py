@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import DemonstrationsDataModule
-from lit_adaptive.modules import IWSFT, ConfiguredLM
+from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
 OUT = Path(__file__).parent / "results" / "sft_step.json"
@@ -85,7 +85,10 @@ def ours(name: str, objective: str, steps: int, folder: Path) -> float:
         data.write_text("\n".join(json.dumps(row) for row in rows(*LENGTHS[name])))
     datamodule = DemonstrationsDataModule(str(data), tokenizer="characters", batch_size=BATCH)
     module = IWSFT(
-        recipe(name), objective=objective, schedule="constant", warmup=0.0, max_new_tokens=0
+        recipe(name),
+        objective=objective,
+        optimization=Optimization(learning_rate=1e-5, betas=(0.9, 0.95)),
+        max_new_tokens=0,
     )
     clock = OurClock()
     trainer = Trainer(

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_adaptive.data.seeding import reseed
+from lit_adaptive.modules.base import evaluation_mode
 
 
 def gather_over_ranks(
@@ -21,17 +22,11 @@ def gather_over_ranks(
     return {name: value.flatten(0, 1) for name, value in everyone.items()}
 
 
-@torch.no_grad()
 def losses_of(batch: dict[str, Any], trainer: Trainer, pl_module: LightningModule) -> Tensor:
     """Per-sample losses ``[B]`` without dropout, and without touching running statistics."""
     module: Any = pl_module
-    training = pl_module.training
-    pl_module.eval()
-    try:
-        with trainer.precision_plugin.forward_context():
-            losses: Tensor = module.per_sample_loss(batch)
-    finally:
-        pl_module.train(training)
+    with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
+        losses: Tensor = module.per_sample_loss(batch)
     return losses.detach().float()
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_adaptive.data.text.packing import ranges
+from lit_adaptive.modules.base import evaluation_mode
 
 _KEY = "log_probs"
 
@@ -111,15 +112,12 @@ class ReferenceLogProbs(Callback):
         module: Any = pl_module
         offsets: Tensor = data.dataset.offsets
         flat = torch.zeros(int(offsets[-1]))
-        training = pl_module.training
-        pl_module.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
             for batch in data.scoring_dataloader():
                 here: dict[str, Any] = trainer.strategy.batch_to_device(batch)
                 found: Tensor = module.token_log_probs(here).float().cpu()
                 counted = batch["counted"][batch["sequence"]]
                 flat[_places(offsets, batch["index"])[counted]] = found[counted]
-        pl_module.train(training)
         if trainer.world_size > 1:  # each rank wrote its share, and zeros elsewhere
             flat = trainer.strategy.reduce(flat.to(pl_module.device), reduce_op="sum").cpu()
         if bool((~flat.isfinite()).any()):

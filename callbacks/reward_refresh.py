@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks._shared import first_of_each, gather_over_ranks, private_rng
 from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
@@ -188,15 +189,9 @@ class RewardRefresh(Callback):
         self._resumed = self.refreshes > 0
 
 
-@torch.no_grad()
 def _completed(prompts: list[str], trainer: Trainer, pl_module: LightningModule) -> list[str]:
     """The policy's completions, without dropout."""
     module: Any = pl_module
-    training = pl_module.training
-    pl_module.eval()
-    try:
-        with trainer.precision_plugin.forward_context():
-            completions: list[str] = module.complete(prompts)
-    finally:
-        pl_module.train(training)
+    with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
+        completions: list[str] = module.complete(prompts)
     return completions

@@ -10,7 +10,7 @@ from callbacks._shared import private_rng
 from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 from lit_adaptive.modules.language_model import read
-from lit_adaptive.modules.optimization import adamw, scheduled
+from lit_adaptive.modules.optimization import adamw, learning_rate_schedule
 
 _STREAM = 7
 
@@ -76,7 +76,7 @@ class SupervisedWarmup(Callback):
     def _fine_tune(self, shown: DemonstrationDataset, model: Any, trainer: Trainer) -> float:
         parameters = [each for each in model.policy.parameters() if each.requires_grad]
         optimizer = adamw(parameters, self.learning_rate, 0.0, (0.9, 0.999), fused=False)
-        falling = scheduled(optimizer, "linear", 0.0, self.steps)
+        falling = learning_rate_schedule(optimizer, "linear", 0.0, self.steps)
         loss = torch.zeros(())
         order = torch.empty(0, dtype=torch.int64)
         for _ in range(self.steps):

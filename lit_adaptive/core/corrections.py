@@ -10,7 +10,8 @@ Let f_i be what one wants the mean of over all N samples: a loss, a gradient.
         no weight can correct it: what has no chance at all is in no sum. Within the support the
         first line holds, with N the size of the support.
 
-Weights divided by the greatest of their batch (``importance_sampling_weights``, as in PER) only shrink
+Weights divided by the greatest of their batch (``importance_sampling_weights``, as in PER) only
+shrink
 steps, but by a factor that differs from batch to batch: no longer unbiased.
 """
 

@@ -11,6 +11,7 @@ from lit_adaptive.modules.iw_sft import IWSFT
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.model_builders import CausalLM, PretrainedLM
 from lit_adaptive.modules.objective import PolicyObjective
+from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.q_networks import MLP, MinAtarConv, NatureConv, QNetwork
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LoRA",
     "MinAtarConv",
     "NatureConv",
+    "Optimization",
     "PolicyObjective",
     "PretrainedLM",
     "QNetwork",

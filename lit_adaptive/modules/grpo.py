@@ -18,17 +18,14 @@ from lit_adaptive.core.segments import means
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
-from lit_adaptive.modules.optimization import (
-    Optimization,
-    OptimizerFactory,
-    Schedule,
-    SchedulerFactory,
-)
+from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.referenced import ReferencedModule
 from lit_adaptive.rollout.rewards.base import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["frozen", "adapter_off"]
+
+GRPO_OPTIMIZATION = Optimization(learning_rate=1e-6)
 
 
 class GRPO(ReferencedModule):
@@ -43,16 +40,10 @@ class GRPO(ReferencedModule):
         objective: advantages and loss; by default GRPO.
         reference: of the KL: a second copy of the model as it begins, or the model without its
             LoRA.
-        learning_rate: of AdamW, above 0.
-        weight_decay: of AdamW, at least 0.
-        betas: of AdamW.
-        schedule: of the learning rate after the warm-up, over the whole training.
-        warmup: share of training in which the learning rate rises from 0, in [0, 1).
+        optimization: optimizer and learning-rate schedule.
         weights: a checkpoint of such a module, or of ``IWSFT``, to begin with.
         max_new_tokens: of greedy answers on validation sets and of ``predict``; 0: none.
         reward: judges greedy answers; by default whether they equal the column ``answer``.
-        optimizer: builds another one; the learning rate, decay and betas are its own then.
-        lr_scheduler: builds another schedule, stepped after each optimizer step.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -82,22 +73,14 @@ class GRPO(ReferencedModule):
         *,
         objective: PolicyObjective | None = None,
         reference: Reference = "frozen",
-        learning_rate: float = 1e-6,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        schedule: Schedule = "constant",
-        warmup: float = 0.0,
+        optimization: Optimization = GRPO_OPTIMIZATION,
         weights: str | None = None,
         max_new_tokens: int = 64,
         reward: Reward | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(model, weights=weights, max_new_tokens=max_new_tokens, reward=reward)
         self.objective = objective or PolicyObjective()
-        self.optimization = Optimization(
-            learning_rate, weight_decay, betas, schedule, warmup, optimizer, lr_scheduler
-        )
+        self.optimization = optimization
         if reference == "adapter_off" and self.objective.kl_beta > 0 and model.lora is None:
             raise ValueError(
                 "reference is 'adapter_off', but the model has no adapters: give the model a lora, "

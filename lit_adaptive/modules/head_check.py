@@ -2,7 +2,8 @@
 
 import torch
 
-from lit_adaptive.modules.language_model import LanguageModel, evaluating
+from lit_adaptive.modules.base import evaluation_mode
+from lit_adaptive.modules.language_model import LanguageModel
 
 
 def check_head(language: LanguageModel) -> None:
@@ -18,7 +19,7 @@ def check_head(language: LanguageModel) -> None:
     ids = torch.arange(4, device=device).remainder(base.config.vocab_size)[None]
     places = torch.arange(3, device=device)
     everything = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with evaluating(language):
+    with evaluation_mode(language):
         ours, _ = language(ids, torch.arange(4, device=device)[None], places, ids[0, 1:])
         logits = language.model(**everything, use_cache=False).logits[0, :-1].float()
     theirs = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]

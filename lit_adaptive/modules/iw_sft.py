@@ -31,17 +31,16 @@ from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import Reduction, means, reduced
 from lit_adaptive.modules.language_model import LanguageModel, read
 from lit_adaptive.modules.model_builders import CausalLM
-from lit_adaptive.modules.optimization import (
-    Optimization,
-    OptimizerFactory,
-    Schedule,
-    SchedulerFactory,
-)
+from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.referenced import ReferencedModule
 from lit_adaptive.rollout.rewards.base import Reward
 
 Batch = dict[str, Any]
 Reference = Literal["cached", "frozen", "adapter_off"]
+
+IWSFT_OPTIMIZATION = Optimization(
+    learning_rate=1e-5, betas=(0.9, 0.95), schedule="cosine", warmup=0.05
+)
 
 
 class IWSFT(ReferencedModule):
@@ -67,16 +66,10 @@ class IWSFT(ReferencedModule):
         label_smoothing: share in [0, 1).
         reduction: ``token``, ``sequence``, or ``fixed``: the sum divided by ``count``.
         count: of ``fixed``, per rank and micro-batch.
-        learning_rate: of AdamW, above 0.
-        weight_decay: of AdamW, at least 0.
-        betas: of AdamW.
-        schedule: of the learning rate after the warm-up, over the whole training.
-        warmup: share of training in which the learning rate rises from 0, in [0, 1).
+        optimization: optimizer and learning-rate schedule.
         weights: a checkpoint of such a module to begin with, in place of the model's own weights.
         max_new_tokens: of greedy answers on validation sets and of ``predict``; 0: none.
         reward: judges greedy answers; by default whether they equal the column ``answer``.
-        optimizer: builds another one; the learning rate, decay and betas are its own then.
-        lr_scheduler: builds another schedule, stepped after each optimizer step.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -101,24 +94,16 @@ class IWSFT(ReferencedModule):
         label_smoothing: float = 0.0,
         reduction: Reduction = "token",
         count: float | None = None,
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        schedule: Schedule = "cosine",
-        warmup: float = 0.05,
+        optimization: Optimization = IWSFT_OPTIMIZATION,
         weights: str | None = None,
         max_new_tokens: int = 32,
         reward: Reward | None = None,
-        optimizer: OptimizerFactory | None = None,
-        lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(model, weights=weights, max_new_tokens=max_new_tokens, reward=reward)
         check_options(objective, ratio, level, reduction, count=count)
         check_temperature(temperature)
         resolved_clamp(clamp, ratio, level)
-        self.optimization = Optimization(
-            learning_rate, weight_decay, betas, schedule, warmup, optimizer, lr_scheduler
-        )
+        self.optimization = optimization
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if q_decay is not None and not 0 <= q_decay < 1:

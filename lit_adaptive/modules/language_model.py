@@ -1,7 +1,5 @@
 """A causal language model, as training and decoding ask it."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -136,18 +134,6 @@ class LanguageModel(nn.Module):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "decode")
-
-
-@contextmanager
-def evaluating(language: LanguageModel) -> Generator[None]:
-    """Within, without dropout or gradients; then as it was."""
-    training = language.training
-    language.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        language.train(training)
 
 
 def read(

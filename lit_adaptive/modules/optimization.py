@@ -1,4 +1,4 @@
-"""How language models are optimized: AdamW, a warm-up, and a schedule over the whole training."""
+"""Optimizer and learning-rate schedule of the language-model modules."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,71 +14,68 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-def check_optimization(learning_rate: float, weight_decay: float, warmup: float) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay is {weight_decay}; it must not be negative")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is {warmup}; it is a share of training and lies in [0, 1)")
-
-
 @dataclass(frozen=True)
 class Optimization:
-    """How a module's parameters are optimized.
+    """AdamW with a warm-up and a learning-rate schedule, or a given optimizer and scheduler.
 
     Args:
-        learning_rate: of AdamW, above 0.
-        weight_decay: of AdamW, at least 0.
-        betas: of AdamW.
-        schedule: of the learning rate after the warm-up, over the whole training.
-        warmup: share of training in which the learning rate rises from 0, in [0, 1).
-        optimizer: builds another one; the learning rate, decay and betas are its own then.
-        lr_scheduler: builds another schedule, stepped after each optimizer step.
+        learning_rate: peak learning rate of AdamW, above 0.
+        weight_decay: decoupled weight decay of AdamW, at least 0.
+        betas: AdamW's decay rates of the gradient's first and second moment.
+        schedule: learning rate after the warm-up, over the whole training.
+        warmup: fraction of training in which the learning rate rises linearly from 0, in [0, 1).
+        optimizer: optimizer to use instead of AdamW; the learning rate, weight decay and betas
+            above are then ignored.
+        lr_scheduler: scheduler to use instead of ``schedule`` and ``warmup``; it is stepped after
+            each optimizer step.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    schedule: Schedule
-    warmup: float
-    optimizer: OptimizerFactory | None
-    lr_scheduler: SchedulerFactory | None
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    optimizer: OptimizerFactory | None = None
+    lr_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        check_optimization(self.learning_rate, self.weight_decay, self.warmup)
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is {self.warmup}; it is a fraction of training and must lie in [0, 1)"
+            )
 
-    def configured(
+    def configure_optimizers(
         self, parameters: Iterable[Tensor], steps: Callable[[], float], *, fused: bool
     ) -> Any:
-        """What ``configure_optimizers`` returns.
+        """Return value of ``LightningModule.configure_optimizers``.
 
         Args:
-            parameters: those that require gradients are optimized.
-            steps: says how many there will be.
-            fused: whether parameters are plain tensors.
+            parameters: model parameters; those that require gradients are optimized.
+            steps: returns the number of optimizer steps of the whole training.
+            fused: whether to use the fused implementation; parameters must be plain tensors.
         """
-        trained = [each for each in parameters if each.requires_grad]
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
         if self.optimizer is not None:
-            built = self.optimizer(trained)
+            optimizer = self.optimizer(trainable)
         else:
-            built = adamw(trained, self.learning_rate, self.weight_decay, self.betas, fused=fused)
+            optimizer = adamw(
+                trainable, self.learning_rate, self.weight_decay, self.betas, fused=fused
+            )
         if self.lr_scheduler is not None:
-            scheduler: Any = self.lr_scheduler(built)
+            scheduler: Any = self.lr_scheduler(optimizer)
         elif self.optimizer is not None or (self.schedule == "constant" and not self.warmup):
-            return built
+            return optimizer
         else:
-            scheduler = scheduled(built, self.schedule, self.warmup, steps())
+            scheduler = learning_rate_schedule(optimizer, self.schedule, self.warmup, steps())
         return {
-            "optimizer": built,
+            "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
@@ -91,24 +88,26 @@ def adamw(
     *,
     fused: bool,
 ) -> Optimizer:
-    """AdamW, fused where parameters are plain tensors."""
+    """AdamW over ``parameters``; ``fused`` requires plain tensors."""
     return torch.optim.AdamW(
         parameters, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=fused
     )
 
 
-def scheduled(optimizer: Optimizer, schedule: Schedule, warmup: float, steps: float) -> Any:
-    """A learning rate that rises from 0 for ``warmup`` of ``steps``, then follows ``schedule``.
+def learning_rate_schedule(
+    optimizer: Optimizer, schedule: Schedule, warmup: float, steps: float
+) -> Any:
+    """Scheduler that rises from 0 for ``warmup * steps`` steps, then follows ``schedule``.
 
     Raises:
-        ValueError: if it is not known when training ends.
+        ValueError: if ``steps`` is infinite, because training has no limit.
     """
     from transformers import get_scheduler
 
     if not steps < float("inf"):
         raise ValueError(
-            f"the schedule {schedule!r} with a warm-up of {warmup} must know when training ends: "
-            "set max_steps or max_epochs, or schedule constant and warmup 0"
+            f"schedule {schedule!r} with a warm-up of {warmup} needs the length of training: set "
+            "max_steps or max_epochs, or use schedule 'constant' with warmup 0"
         )
     return get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,

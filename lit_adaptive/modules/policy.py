@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.modules.base import AdaptiveModule
+from lit_adaptive.modules.base import AdaptiveModule, evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.rollout.generation import Completions, SamplingParams, generate, left_padded
@@ -126,14 +126,8 @@ class PolicyModule(AdaptiveModule):
     @contextmanager
     def decoding(self) -> Generator[None]:
         """Within, without dropout or gradients, in the run's precision; then as it was."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        with evaluation_mode(self), self.trainer.precision_plugin.forward_context():
+            yield
 
     def _generator(self) -> torch.Generator:
         """Seeded from the global stream, which is part of what a resumed run repeats."""

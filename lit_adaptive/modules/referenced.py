@@ -37,7 +37,7 @@ class ReferencedModule(GeneratingModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, or what was given."""
-        return self.optimization.configured(
+        return self.optimization.configure_optimizers(
             self.policy.parameters(),
             lambda: self.trainer.estimated_stepping_batches,
             fused=self.device_mesh is None,

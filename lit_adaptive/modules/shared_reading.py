@@ -2,7 +2,8 @@
 
 import torch
 
-from lit_adaptive.modules.language_model import LanguageModel, evaluating
+from lit_adaptive.modules.base import evaluation_mode
+from lit_adaptive.modules.language_model import LanguageModel
 
 # Of attention's products a mask throws half away, and its kernels reach less of a processor's speed
 # than a layer's other products: measured on CPU, a pair costs 1 / (4 D) to 1 / (6 D) of a token.
@@ -41,7 +42,7 @@ def _reads_alike(language: LanguageModel) -> bool:
     target, place = ids[:4], torch.tensor([3, 4, 5, 6], device=device)
     apart = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]], device=device)
     every = torch.arange(5, device=device).expand(2, -1)
-    with evaluating(language):
+    with evaluation_mode(language):
         try:
             shared, _ = language(ids[together], positions, place, target, segment=segment)
         except (TypeError, ValueError, RuntimeError, IndexError):  # takes no such mask

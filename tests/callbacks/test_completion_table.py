@@ -22,7 +22,7 @@ from callbacks import completion_table
 from callbacks.completion_table import CompletionTable, chosen, shown
 from callbacks.rollout_replay import RolloutReplay
 from lit_adaptive.data import Arithmetic, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.generation import SamplingParams
@@ -63,7 +63,7 @@ def data(**options: Any) -> RolloutDataModule:
 
 def module() -> GRPO:
     model = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
-    return GRPO(model, learning_rate=1e-3, max_new_tokens=0)
+    return GRPO(model, optimization=Optimization(learning_rate=1e-3), max_new_tokens=0)
 
 
 class Witness(Callback):

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.entropy_guard import EntropyGuard
 from lit_adaptive.data import Arithmetic, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
@@ -50,7 +50,7 @@ def data(**options: Any) -> RolloutDataModule:
 
 def grpo(**options: Any) -> GRPO:
     model = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
-    return GRPO(model, learning_rate=3e-3, max_new_tokens=0, **options)
+    return GRPO(model, optimization=Optimization(learning_rate=3e-3), max_new_tokens=0, **options)
 
 
 def fit(

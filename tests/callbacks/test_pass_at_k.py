@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks.pass_at_k import PassAtK
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
-from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM
+from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
@@ -115,7 +115,7 @@ def demonstrations(**options: Any) -> DemonstrationsDataModule:
 
 def grpo(learning_rate: float = 1e-3) -> GRPO:
     model = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
-    return GRPO(model, learning_rate=learning_rate, max_new_tokens=0)
+    return GRPO(model, optimization=Optimization(learning_rate=learning_rate), max_new_tokens=0)
 
 
 def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
@@ -222,7 +222,12 @@ class Watched(GRPO):
 
 def watched(learning_rate: float = 1e-30) -> Watched:
     model = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
-    return Watched(model, learning_rate=learning_rate, max_new_tokens=0, reward=HasDigit())
+    return Watched(
+        model,
+        optimization=Optimization(learning_rate=learning_rate),
+        max_new_tokens=0,
+        reward=HasDigit(),
+    )
 
 
 def test_a_policys_answers_are_judged_as_they_are(tmp_path: Path) -> None:

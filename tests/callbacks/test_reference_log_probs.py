@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
-from lit_adaptive.modules import IWSFT, ConfiguredLM
+from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),
@@ -20,7 +20,7 @@ pytestmark = [
 
 def model(seed: int = 1, **options: Any) -> IWSFT:
     recipe = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=seed)
-    return IWSFT(recipe, learning_rate=0.05, warmup=0.0, max_new_tokens=0, **options)
+    return IWSFT(recipe, optimization=Optimization(learning_rate=0.05), max_new_tokens=0, **options)
 
 
 def data(**options: Any) -> DemonstrationsDataModule:
@@ -57,7 +57,7 @@ class Counted(IWSFT):
 
 def counted() -> Counted:
     recipe = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1)
-    return Counted(recipe, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+    return Counted(recipe, optimization=Optimization(learning_rate=0.05), max_new_tokens=0)
 
 
 def test_every_token_has_the_log_probability_of_the_model_as_it_began() -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import PromptStatistics, RolloutReplay, SupervisedWarmup
 from lit_adaptive.data import Arithmetic, RolloutDataModule, read_scores
-from lit_adaptive.modules import GRPO, ConfiguredLM
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -62,7 +62,9 @@ def run(
         **more,
     )
     model = GRPO(
-        ConfiguredLM(hidden_size=32, layers=1, heads=2), learning_rate=rate, max_new_tokens=5
+        ConfiguredLM(hidden_size=32, layers=1, heads=2),
+        optimization=Optimization(learning_rate=rate),
+        max_new_tokens=5,
     )
     trainer = Trainer(
         max_epochs=1,

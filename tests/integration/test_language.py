@@ -101,7 +101,7 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     # Token means over both ranks, the reference scored by both, weights and all: equal parameters.
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
-    more += ["--trainer.check_val_every_n_epoch=1", "--model.learning_rate=0.003"]
+    more += ["--trainer.check_val_every_n_epoch=1", "--model.optimization.learning_rate=0.003"]
     more += ["--model.normalize=true"]
     more += ["--data.dataset.size=127"]  # one rank scores a sample twice, and counts it once
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=4"]

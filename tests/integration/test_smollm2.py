@@ -12,7 +12,7 @@ from resumed_runs import CONFIG, run
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
-from lit_adaptive.modules import GRPO, LoRA, PretrainedLM
+from lit_adaptive.modules import GRPO, LoRA, Optimization, PretrainedLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.models.pretrained import load_tokenizer, resolve_source
@@ -116,7 +116,9 @@ def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
         replay=RolloutBuffer(8),
         replay_fraction=0.5,
     )
-    model = GRPO(PretrainedLM("smollm2", lora=LoRA(4)), learning_rate=1e-4)
+    model = GRPO(
+        PretrainedLM("smollm2", lora=LoRA(4)), optimization=Optimization(learning_rate=1e-4)
+    )
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM, LoRA, PolicyObjective
+from lit_adaptive.modules import GRPO, ConfiguredLM, LoRA, Optimization, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -63,7 +63,7 @@ def run(
     model = GRPO(
         ConfiguredLM(hidden_size=32, layers=1, heads=2, lora=LoRA(4) if lora else None),
         objective=objective,
-        learning_rate=rate,
+        optimization=Optimization(learning_rate=rate),
         max_new_tokens=5,
         **reference,
     )
@@ -203,7 +203,7 @@ def test_entropy_bonus_adds_the_gradient_of_the_entropy() -> None:
 def test_mismatch_of_engine_and_trainer_is_weighed(
     mode: Any, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_adaptive.rollout import transformers_engine as engines
+    from lit_adaptive.rollout.engines import transformers as engines
 
     shift = 0.3  # the trainer's law gives each token e^0.3 = 1.35 times the engine's probability
     plain = engines.generate

@@ -11,10 +11,12 @@ from torch import Tensor
 from callbacks import LossRefresh, ReferenceLogProbs
 from lit_adaptive.core.iw_sft import ImportanceWeightedSFTLoss
 from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
-from lit_adaptive.modules import IWSFT, ConfiguredLM, LoRA
+from lit_adaptive.modules import IWSFT, ConfiguredLM, LoRA, Optimization
 from lit_adaptive.samplers import AdaptiveBatchSampler, PrioritizedSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
+
+SLOW, FAST = Optimization(learning_rate=0.01), Optimization(learning_rate=0.05)
 
 
 class Record(Callback):
@@ -104,7 +106,7 @@ def logits_of(module: IWSFT, state: dict[str, Tensor], batch: dict[str, Any]) ->
 )
 def test_the_loss_is_that_of_whole_logits(options):
     # At a learning rate of 0.01 three steps take the policy well away from the reference.
-    module = IWSFT(tiny(), learning_rate=0.01, warmup=0.0, max_new_tokens=0, **options)
+    module = IWSFT(tiny(), optimization=SLOW, max_new_tokens=0, **options)
     # Drawn by difficulty and corrected, so that samples have weights of their own.
     data = sums(sampler=PrioritizedSampler, scores="difficulty")
     _, record = fit(module, data, *([ReferenceLogProbs()] if options["objective"] == "iw" else []))
@@ -148,7 +150,12 @@ def test_the_signal_is_each_samples_mean_negative_log_likelihood():
 def test_cached_frozen_and_adapter_off_are_the_same_reference():
     def losses(reference: str, *more: Callback) -> Tensor:
         model = tiny(lora=LoRA(4))
-        module = IWSFT(model, reference=reference, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+        module = IWSFT(
+            model,
+            reference=reference,
+            optimization=FAST,
+            max_new_tokens=0,
+        )
         return torch.stack(fit(module, None, *more)[1].losses)
 
     cached = losses("cached", ReferenceLogProbs())
@@ -159,8 +166,7 @@ def test_cached_frozen_and_adapter_off_are_the_same_reference():
             IWSFT(
                 tiny(lora=LoRA(4)),
                 objective="nll",
-                learning_rate=0.05,
-                warmup=0.0,
+                optimization=FAST,
                 max_new_tokens=0,
             )
         )[1].losses
@@ -170,8 +176,8 @@ def test_cached_frozen_and_adapter_off_are_the_same_reference():
 
 def test_until_it_is_scored_the_reference_weighs_nothing():
     # after_epochs=1: an epoch of 4 batches of plain SFT, then the model there is the reference.
-    plain = IWSFT(tiny(), objective="nll", learning_rate=0.01, warmup=0.0, max_new_tokens=0)
-    weighted = IWSFT(tiny(), objective="iw", learning_rate=0.01, warmup=0.0, max_new_tokens=0)
+    plain = IWSFT(tiny(), objective="nll", optimization=SLOW, max_new_tokens=0)
+    weighted = IWSFT(tiny(), objective="iw", optimization=SLOW, max_new_tokens=0)
     _, one = fit(plain, max_steps=8)
     _, other = fit(weighted, None, ReferenceLogProbs(after_epochs=1), max_steps=8)
     assert torch.equal(torch.stack(one.losses[:5]), torch.stack(other.losses[:5]))
@@ -184,7 +190,7 @@ def test_until_it_is_scored_the_reference_weighs_nothing():
 
 
 def test_the_moving_average_follows_each_step_and_makes_the_weights():
-    module = IWSFT(tiny(), q_decay=0.75, learning_rate=0.05, warmup=0.0, max_new_tokens=0)
+    module = IWSFT(tiny(), q_decay=0.75, optimization=FAST, max_new_tokens=0)
     _trainer, record = fit(module, None, ReferenceLogProbs())
     name = "model.model.layers.0.mlp.up_proj.weight"
     steps = [state[f"language.{name}"] for state in record.states]
@@ -209,7 +215,7 @@ def test_the_moving_average_follows_each_step_and_makes_the_weights():
 
 def test_packed_trains_as_unpacked_does():
     def run(**options: Any) -> Record:
-        module = IWSFT(tiny(), learning_rate=0.01, warmup=0.0, max_new_tokens=0)
+        module = IWSFT(tiny(), optimization=SLOW, max_new_tokens=0)
         return fit(module, sums(**options), ReferenceLogProbs())[1]
 
     one, packed = run(), run(packing=True, max_length=32)
@@ -260,7 +266,10 @@ def test_validation_measures_likelihood_and_greedy_answers():
 
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_loads(tmp_path: Path):
     module = IWSFT(
-        tiny(lora=LoRA(4)), objective="nll", learning_rate=0.05, warmup=0.0, max_new_tokens=0
+        tiny(lora=LoRA(4)),
+        objective="nll",
+        optimization=FAST,
+        max_new_tokens=0,
     )
     trainer, _ = fit(module)
     path = tmp_path / "adapters.ckpt"
@@ -309,12 +318,9 @@ def test_iw_without_a_reference_is_refused_before_training():
     ("options", "words"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"warmup": 1.0}, "warmup is 1.0"),
         ({"q_decay": 1.0}, "q_decay is 1.0"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"reference": "adapter_off"}, "the model has no adapters"),
         ({"reduction": "fixed"}, "count is None"),
         ({"clamp": (1.5, 2.0)}, "clamp is"),
@@ -354,7 +360,7 @@ def test_what_fills_up_a_rank_counts_in_no_metric():
 
 def test_its_signal_tells_a_sampler_that_learns():
     data = sums(sampler=AdaptiveBatchSampler)
-    module = IWSFT(tiny(), objective="nll", learning_rate=0.01, max_new_tokens=0)
+    module = IWSFT(tiny(), objective="nll", optimization=SLOW, max_new_tokens=0)
     _, record = fit(module, data, LossRefresh())
     expected = AdaptiveBatchSampler(64, seed=data.seed)
     for batch, losses in zip(record.batches, record.signals, strict=True):

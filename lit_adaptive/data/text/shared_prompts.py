@@ -66,11 +66,11 @@ def collate_shared(
     Args:
         answers: in any order; targets are in this order.
         pad: the id that fills up rows.
-        attention_cost_ratio: of two tokens of which one attends to the other, in tokens; at least 0.
+        attention_cost_ratio: cost of one attention pair in tokens of the decoder, at least 0.
 
     Returns:
-        As ``packing.collate_packed``, and ``segment`` ``[R, T]`` int64: 0 of prompts, 1, 2, ... of a
-        row's answers, -1 of padding.
+        As ``packing.collate_packed``, and ``segment`` ``[R, T]`` int64: 0 of prompts, 1, 2, ... of
+        a row's answers, -1 of padding.
     """
     alone = int((answers.prompt_length + answers.length).max())
     least = len(answers.length) * alone * (1 + attention_cost_ratio / 2 * alone)

@@ -11,7 +11,7 @@ from lit_adaptive.core.policy_aggregate import aggregate
 from lit_adaptive.data import Arithmetic, RolloutDataModule
 from lit_adaptive.data.rollouts.layout import Layout, parts
 from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder
-from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
@@ -70,7 +70,7 @@ def run(
     model = GRPO(
         ConfiguredLM(hidden_size=32, layers=1, heads=2),
         objective=objective,
-        learning_rate=1e-3,
+        optimization=Optimization(learning_rate=1e-3),
         max_new_tokens=5,
     )
     trainer = Trainer(
