@@ -6,7 +6,7 @@ need not care, and a file may be larger than memory.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,9 +14,15 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 from torch.utils.data import Dataset
 
+from lit_adaptive.data.sources.columns import MapDataset
 from lit_adaptive.data.sources.hub import load_hub
 
 Chunk: TypeAlias = dict[str, list[Any]]
+RowSource: TypeAlias = str | Path | Sequence[dict[str, Any]] | MapDataset
+"""File, folder, hub name, list of dictionaries or map-style dataset that ``read_rows`` reads.
+
+``Path`` also keeps jsonargparse from replacing a path by the content of its file.
+"""
 
 CHUNK = 2048  # rows; few enough that a chunk of long texts fits in memory
 

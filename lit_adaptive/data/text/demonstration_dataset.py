@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_adaptive.data.sources.columns import Ids, plain_ids, read_ids, refuse_rows
-from lit_adaptive.data.sources.rows import read_rows
+from lit_adaptive.data.sources.rows import RowSource, read_rows
 from lit_adaptive.data.text.chat import Turns, resolve_tokenizer
 from lit_adaptive.data.text.encoding import Encoder, Overlong
 from lit_adaptive.data.text.packing import Counts, collate_packed, left_padded, ranges
@@ -58,6 +58,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         columns: text columns that batches with ``prompts`` hold.
         chat: put prompts and completions that are strings into the chat template, as a message of
             the user and one of the assistant.
+        system: system message put before prompts that are strings, in the chat template.
         turns: of conversations, whether the assistant's ``last`` turn or ``all`` are targets.
         chat_template: a Jinja template, or a file of one, instead of the tokenizer's.
         max_length: tokens of a sample.
@@ -82,8 +83,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        source: Any,
-        tokenizer: Any,
+        source: RowSource,
+        tokenizer: str | Any = "characters",
         *,
         prompt: str | None = None,
         completion: str | None = None,
@@ -92,6 +93,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         id: str | None = "id",  # noqa: A002
         columns: Sequence[str] = (),
         chat: bool = False,
+        system: str | None = None,
         turns: Turns = "last",
         chat_template: str | None = None,
         max_length: int = 1024,
@@ -115,6 +117,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             id=id,
             columns=tuple(columns),
             chat=chat,
+            system=system,
             turns=turns,
             max_length=max_length,
             overlong=overlong,

@@ -29,6 +29,7 @@ class Reading:
     id: str | None = "id"
     columns: tuple[str, ...] = ()
     chat: bool = False
+    system: str | None = None
     turns: Turns = "last"
     max_length: int = 1024
     overlong: Overlong = "error"
@@ -132,8 +133,13 @@ def samples_of(
             completions = _strings(chunk, str(reading.completion), source, first)
             return Samples([[p] for p in prompts], [[c] for c in completions], prompts, completions)
         where = f"{reading.prompt} and {reading.completion} in {source}"
+        system: list[Message] = []
+        if reading.system is not None:
+            system = [{"role": "system", "content": reading.system}]
         talks = [
-            _messages(prompt, "user") + _messages(completion, "assistant")
+            (system if isinstance(prompt, str) else [])
+            + _messages(prompt, "user")
+            + _messages(completion, "assistant")
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
     else:

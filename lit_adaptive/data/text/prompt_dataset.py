@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_adaptive.data.sources.columns import Ids, numbers, plain_ids, read_ids, refuse_rows
-from lit_adaptive.data.sources.rows import read_rows
+from lit_adaptive.data.sources.rows import RowSource, read_rows
 from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
 from lit_adaptive.data.text.encoding import Encoder, parallel
 from lit_adaptive.data.text.packing import left_padded, ranges
@@ -56,7 +56,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        source: Any,
+        source: RowSource,
         tokenizer: str | Any = "characters",
         *,
         prompt: str = "prompt",

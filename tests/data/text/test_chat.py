@@ -85,6 +85,13 @@ def test_prompts_and_completions_may_be_messages_or_be_made_messages() -> None:
     assert _parts(plain) == ("1+12<eos>", "2<eos>")
 
 
+def test_a_system_message_precedes_prompts_that_are_strings() -> None:
+    rows = [{"prompt": "1+1", "completion": "2"}, {"prompt": TALK[:1], "completion": "2"}]
+    found = DemonstrationDataset(rows, _chatty(), chat=True, system="be brief")
+    assert _parts(found)[0].startswith("<turn>system\nbe brief<end>\n<turn>user\n1+1")
+    assert _parts(found, 1)[0].startswith("<turn>user\n1+1")
+
+
 def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None:
     bare = character_tokenizer()
     talks = [{"messages": TALK}]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from lit_adaptive.data import Arithmetic, PromptDataset
 
@@ -19,6 +20,13 @@ def _file(folder: Path, rows: list[dict[str, Any]]) -> str:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
+
+
+def _from_config(arguments: dict[str, Any], kind: type[Any]) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--dataset", type=kind)
+    dataset = {"class_path": f"lit_adaptive.data.{kind.__name__}", "init_args": arguments}
+    return parser.instantiate_classes(parser.parse_object({"dataset": dataset})).dataset
 
 
 def test_columns_are_kept_as_they_are_for_rewards(tmp_path: Path) -> None:
@@ -108,3 +116,17 @@ def test_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         PromptDataset(_file(tmp_path, rows), **options)
+
+
+def test_yaml_gives_the_path_of_a_csv_file_and_not_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,answer\n1+1=,2\n")
+    prompts = _from_config({"source": str(path), "columns": ["answer"]}, PromptDataset)
+    assert prompts.texts(torch.tensor([0])) == [{"prompt": "1+1=", "answer": "2"}]
+
+
+def test_yaml_gives_rows_or_a_dataset_by_its_class() -> None:
+    rows = _from_config({"source": [{"prompt": "1+1="}, {"prompt": "2+2="}]}, PromptDataset)
+    assert len(rows) == 2
+    sums = {"class_path": "lit_adaptive.data.Arithmetic", "init_args": {"size": 5}}
+    assert len(_from_config({"source": sums}, PromptDataset)) == 5
