@@ -1,4 +1,4 @@
-"""The index of methods (configs/README.md) resolves, is complete, and each config holds its idea."""
+"""The index of methods (configs/README.md) is complete and true; configs differ in their idea only."""
 
 import ast
 import importlib
