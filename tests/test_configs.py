@@ -4,15 +4,22 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from lit_adaptive.cli.main import AdaptiveCLI
+from lit_adaptive.cli.main import AdaptiveCLI, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
+
+TRAINABLE = [
+    path
+    for path in RECIPES
+    if not path.stem.startswith(("smollm2", "images", "text", "dqn_minatar", "dqn_atari"))
+]
 
 # Recipes that need an extra or a download, and the package that shows that it is there.
 NEEDS = {
@@ -45,6 +52,58 @@ def test_builds_model_data_and_trainer(
     assert cli.datamodule is not None
     assert cli.trainer.log_dir is not None
     assert Path(cli.trainer.log_dir).parent == tmp_path / path.stem
+
+
+def shrunk(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The experiment ``tree`` with one or two steps of everything that takes long."""
+    trainer, data = tree["trainer"], tree["data"]["init_args"]
+    trainer |= {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_val_batches": 1}
+    trainer |= {"log_every_n_steps": 1, "enable_progress_bar": False}
+    if "steps_per_epoch" in data:
+        data |= {"steps_per_epoch": 2, "batch_size": 4}
+    else:
+        trainer["limit_train_batches"] = 4
+    if "capacity" in data:
+        data |= {"capacity": 500, "evaluation_episodes": 1}
+    for callback in trainer["callbacks"]:
+        options = callback.setdefault("init_args", {})
+        match callback["class_path"].rsplit(".", 1)[-1]:
+            case "SupervisedWarmup":
+                options["steps"] = 2
+            case "TransitionCollector":
+                options["warmup"] = 100
+            case "PassAtK":
+                options["every_n_epochs"] = 1
+            case "ReferenceLogProbs":
+                options["after_epochs"] = 0
+            case "ReducibleLossSelector":
+                options["holdout"] = str(folder / "holdout.ckpt")
+            case "ModelCheckpoint" if "dirpath" in options:
+                options["dirpath"] = str(folder / "checkpoints")
+            case _:
+                pass
+    return tree
+
+
+def fit(path: Path, folder: Path) -> None:
+    config = folder / path.name
+    config.write_text(yaml.safe_dump(shrunk(yaml.safe_load(path.read_text()), folder)))
+    main(["fit", "--config", str(config), f"--runs={folder}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TRAINABLE, ids=lambda path: path.stem)
+def test_trains_for_a_few_steps(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if path.stem == "digits_rho_loss":
+        fit(CONFIGS / "digits_uniform.yaml", tmp_path)
+        checkpoint = next(tmp_path.glob("digits_uniform/*/checkpoints/last.ckpt"))
+        checkpoint.rename(tmp_path / "holdout.ckpt")
+    fit(path, tmp_path)
+    assert "run directory:" in capsys.readouterr().out
+    (metrics,) = tmp_path.glob(f"{path.stem}/*/metrics.csv")
+    assert "train/" in metrics.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

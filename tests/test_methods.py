@@ -1,4 +1,4 @@
-"""The index of methods (configs/README.md) is complete and true; configs differ in their idea only."""
+"""The index of methods (configs/README.md) is complete and true; configs differ in one idea."""
 
 import ast
 import importlib
