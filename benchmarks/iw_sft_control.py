@@ -44,7 +44,7 @@ from lit_adaptive.core.iw_sft import (
     iw_sft_weights,
     self_normalized,
 )
-from lit_adaptive.core.segments import means, reduced
+from lit_adaptive.core.segments import reduce_segments, segment_mean
 from lit_adaptive.samplers import RewardWeightedSampler, UniformSampler
 
 TRAJECTORIES, EPISODES, HORIZON = 400, 32, 500
@@ -264,13 +264,13 @@ def tune(method: Method, start: nn.Module, data: Trajectories, seed: int) -> tup
             weight, clamped = iw_sft_weights(
                 judged, reference[place], sequence, BATCH, **method.weights
             )
-            mean_weight.append(float(means(weight, sequence, BATCH).mean()))
+            mean_weight.append(float(segment_mean(weight, sequence, BATCH).mean()))
             method.seen.setdefault("clamped", []).append(float(clamped.float().mean()))
             losses = losses * (self_normalized(weight) if method.normalize else weight)
         elif method.dft:
             losses = losses * dft_weights(log_prob).weight
         optimizer.zero_grad()
-        reduced(losses, sequence, BATCH).backward()
+        reduce_segments(losses, sequence, BATCH).backward()
         optimizer.step()
         if method.ema:
             with torch.no_grad():

@@ -18,7 +18,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.segments import (
+    center_segments,
+    segment_count,
+    segment_max,
+    segment_mean,
+    segment_std,
+)
+
 Scale = Literal["none", "group", "batch"]
+
+INFORMATIVE, SOLVED, FAILED, FLAT = range(4)
+"""What ``group_outcomes`` returns."""
 
 
 def group_advantages(
@@ -59,21 +70,16 @@ def group_advantages(
     reward = _checked(reward, group, size)
     _refuse_lone(group, size, scale=scale, leave_one_out=leave_one_out)
     known = ~reward.isnan()
-    greatest = _greatest(reward, group, size)
-    count = _sums(known.double(), group, size)
-    # Against the group's greatest: where all are equal the differences are exactly 0.
-    below = torch.where(known, reward - greatest[group], 0.0)
-    mean = _sums(below, group, size) / count.clamp(min=1)
-    centered = torch.where(known, below - mean[group], 0.0)
-    advantage = centered
+    value, owner = reward[known], group[known]
+    advantage = center_segments(value, owner, size)
     if leave_one_out:
-        advantage = centered * (count / (count - 1).clamp(min=1))[group]
-    if scale == "group":
-        variance = _sums(centered.square(), group, size) / (count - 1).clamp(min=1)
-        advantage = _over(advantage, variance.sqrt()[group], epsilon)
-    elif scale == "batch":
-        advantage = _over(advantage, _batch_deviation(reward[known]), epsilon)
-    return torch.where(known, advantage, 0.0).float()
+        count = segment_count(owner, size)
+        advantage = advantage * (count / (count - 1).clamp(min=1))[owner]
+    if scale != "none":
+        pool = owner if scale == "group" else torch.zeros_like(owner)
+        deviation = segment_std(value, pool, size)[pool]
+        advantage = torch.where(deviation == 0, 0.0, advantage / (deviation + epsilon))
+    return torch.zeros_like(reward).masked_scatter(known, advantage).float()
 
 
 def has_spread(reward: Tensor, group: Tensor, size: int, tolerance: float = 0.0) -> Tensor:
@@ -93,31 +99,27 @@ def has_spread(reward: Tensor, group: Tensor, size: int, tolerance: float = 0.0)
     """
     reward = _checked(reward, group, size)
     _check_tolerance(tolerance)
-    spread = _greatest(reward, group, size) + _greatest(-reward, group, size)
-    return spread > tolerance  # of none: -inf
+    known = ~reward.isnan()
+    value, owner = reward[known], group[known]
+    spread = segment_max(value, owner, size) + segment_max(-value, owner, size)
+    return spread > tolerance  # -inf in a group without rewards
 
 
-def undecided(
-    reward: Tensor,
-    group: Tensor,
-    size: int,
-    tolerance: float = 0.0,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-) -> Tensor:
-    """Whether a group's mean reward is neither ``low`` nor ``high``, nor beyond: ``[P]`` bool.
+def group_outcomes(reward: Tensor, group: Tensor, size: int, tolerance: float = 0.0) -> Tensor:
+    """Whether each group can teach: ``INFORMATIVE``, or why not.
 
-    DAPO's equation 11 for rewards of 0 and 1, and the rule of DOTS' rollout replay (Sun et al.,
-    2025, arXiv:2506.05316, algorithm 1).
+    ``SOLVED`` and ``FAILED``: all rewards lie in [0, 1] and their mean is 1 or 0, the filter of
+    DAPO (Yu et al., 2025, arXiv:2503.14476, equation 11) and of DOTS' rollout replay (Sun et al.,
+    2025, arXiv:2506.05316, algorithm 1). ``FLAT``: all rewards are equal, or none is known.
 
     Args:
-        reward: ``[N]``, finite or NaN; NaN does not count.
+        reward: ``[N]``, finite, or NaN where no reward applies.
         group: ``[N]`` int64 in ``[0, size)``.
         size: number of groups P.
-        tolerance: how near to an end still is at the end; at least 0.
-        low: the mean where all are wrong.
-        high: the mean where all are right.
+        tolerance: largest distance of the mean from 1 or 0 that counts as solved or failed, >= 0.
+
+    Returns:
+        ``[P]`` int64.
 
     Raises:
         ValueError: if a reward is infinite or ``tolerance`` negative.
@@ -125,24 +127,14 @@ def undecided(
     reward = _checked(reward, group, size)
     _check_tolerance(tolerance)
     known = ~reward.isnan()
-    count = _sums(known.double(), group, size)
-    mean = _sums(reward.nan_to_num(), group, size) / count  # of none: NaN, which is in no interval
-    return (mean > low + tolerance) & (mean < high - tolerance)
-
-
-def informative(reward: Tensor, group: Tensor, size: int, tolerance: float = 0.0) -> Tensor:
-    """``undecided`` between 0 and 1, and rewards that differ: ``[P]`` bool.
-
-    Args:
-        reward: ``[N]``, finite or NaN; NaN does not count.
-        group: ``[N]`` int64 in ``[0, size)``.
-        size: number of groups P.
-        tolerance: of the mean, at least 0.
-
-    Raises:
-        ValueError: if a reward is infinite or ``tolerance`` negative.
-    """
-    return undecided(reward, group, size, tolerance) & has_spread(reward, group, size)
+    value, owner = reward[known], group[known]
+    least, greatest = -segment_max(-value, owner, size), segment_max(value, owner, size)
+    mean = segment_mean(value, owner, size)
+    outcome = torch.where(least < greatest, INFORMATIVE, FLAT)
+    bounded = (segment_count(owner, size) > 0) & (least >= 0) & (greatest <= 1)
+    outcome[bounded & (mean >= 1 - tolerance)] = SOLVED
+    outcome[bounded & (mean <= tolerance)] = FAILED
+    return outcome
 
 
 def psr_nsr_advantages(
@@ -251,26 +243,6 @@ def pass_at_k(correct: Tensor, total: Tensor, k: int) -> Tensor:
     for drawn in range(k):  # the chance that the next is wrong too; 0 where none is left
         log_none += torch.log1p(-(right / (n - drawn)).clamp(max=1))
     return -torch.expm1(log_none)
-
-
-def _over(advantage: Tensor, deviation: Tensor, epsilon: float) -> Tensor:
-    return torch.where(deviation == 0, 0.0, advantage / (deviation + epsilon))
-
-
-def _batch_deviation(reward: Tensor) -> Tensor:
-    if len(reward) < 2:
-        return reward.new_zeros(())
-    return (reward - reward.amax()).std()
-
-
-def _sums(value: Tensor, group: Tensor, size: int) -> Tensor:
-    return value.new_zeros(size).index_add(0, group, value)
-
-
-def _greatest(value: Tensor, group: Tensor, size: int) -> Tensor:
-    """Of each group, NaN left out: ``[P]``; -inf where there is none."""
-    value = value.nan_to_num(nan=-math.inf)
-    return value.new_full((size,), -math.inf).scatter_reduce(0, group, value, "amax")
 
 
 def _refuse_lone(group: Tensor, size: int, *, scale: str, leave_one_out: bool) -> None:

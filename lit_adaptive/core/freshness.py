@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.prioritized import check_alpha
+from lit_adaptive.core.segments import center_segments, segment_mean
 
 
 def check_tau(tau: float) -> None:
@@ -128,7 +129,7 @@ def absolute_advantage(
     value = advantage.detach().double().abs()
     if counted is not None:
         value, group = value[counted], group[counted]
-    return _group_means(value, group, size)
+    return segment_mean(value, group, size)
 
 
 def learnability(reward: Tensor, group: Tensor, size: int) -> Tensor:
@@ -145,12 +146,6 @@ def learnability(reward: Tensor, group: Tensor, size: int) -> Tensor:
     Returns:
         ``[P]`` float64, not negative; 0 for a group without rewards.
     """
-    told = ~reward.isnan()
-    value, group = reward.detach()[told].double(), group[told]
-    centered = value - _group_means(value, group, size)[group]
-    return _group_means(centered.square(), group, size)
-
-
-def _group_means(value: Tensor, group: Tensor, size: int) -> Tensor:
-    total = torch.zeros(size, dtype=torch.float64, device=value.device).index_add(0, group, value)
-    return total / torch.bincount(group, minlength=size).clamp(min=1)
+    known = ~reward.isnan()
+    value, group = reward.detach()[known].double(), group[known]
+    return segment_mean(center_segments(value, group, size).square(), group, size)

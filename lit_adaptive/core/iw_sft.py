@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.core.segments import Reduction, means, reduced
+from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 
 Objective = Literal["iw", "dft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]
@@ -124,7 +124,7 @@ def iw_sft_weights(
     if ratio == "ref_over_policy":
         difference = -difference
     if level == "sequence":
-        difference = means(difference, sequence, size)
+        difference = segment_mean(difference, sequence, size)
     if bool(difference.isnan().any()):
         raise ValueError(
             "log pi_theta - log pi_ref is NaN: the policy or the reference gives NaN: look for it "
@@ -224,8 +224,8 @@ class ImportanceWeightedSFTLoss(nn.Module):
         normalize: divide the weights by their mean over the batch.
         label_smoothing: smooth labels by ``epsilon``.
         ignore_index: the label of what is not trained on.
-        reduction: see ``reduced``.
-        count: see ``reduced``.
+        reduction: see ``reduce_segments``.
+        count: see ``reduce_segments``.
         shift: logits at place t predict the label at t + 1, as a causal model's do; the labels are
             then the ``input_ids`` themselves, and ``ref_log_probs[:, t]`` is that of label t.
 
@@ -308,7 +308,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         weights = self._weights(log_prob if q is None else q, reference, sequence, len(labels))
         if weights is not None:
             losses = losses * weights
-        return reduced(
+        return reduce_segments(
             losses,
             sequence,
             len(labels),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.policy_ratios import check_tokens
-from lit_adaptive.core.segments import sums
+from lit_adaptive.core.segments import segment_sum
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
 
@@ -70,8 +70,8 @@ def aggregate(
     if counted is not None:
         losses = torch.where(counted.bool(), losses, 0.0)
     if loss_type in ("grpo", "gspo"):
-        lengths = sums(number, sequence, size).clamp(min=1)
-        return (sums(losses, sequence, size) / lengths).sum() / (count or max(size, 1))
+        lengths = segment_sum(number, sequence, size).clamp(min=1)
+        return (segment_sum(losses, sequence, size) / lengths).sum() / (count or max(size, 1))
     if loss_type == "dr_grpo":
         if max_length is None or not max_length > 0:
             raise ValueError(

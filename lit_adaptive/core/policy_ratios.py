@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.segments import means, sums
+from lit_adaptive.core.segments import segment_mean, segment_sum
 
 RatioLevel = Literal["token", "sequence"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -66,7 +66,7 @@ def log_ratios(
     difference = log_prob - behavior.detach()
     if level == "token":
         return difference
-    mean = means(difference.detach(), sequence, size)
+    mean = segment_mean(difference.detach(), sequence, size)
     return mean[sequence] + (log_prob - log_prob.detach())
 
 
@@ -181,7 +181,7 @@ def mismatch_weights(
         )
     difference = (old - behavior).float()
     if level == "sequence":
-        difference = sums(difference, sequence, size)[sequence]
+        difference = segment_sum(difference, sequence, size)[sequence]
     ratio = difference.clamp(max=LOG_LIMIT).exp()
     if mode == "truncate":
         return MismatchWeights(ratio.clamp(max=cap), ratio > cap)
@@ -219,7 +219,7 @@ def off_policy_sequence_mask(
     check_tokens(log_prob, sequence, behavior=behavior)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; a mean log ratio in nats, at least 0")
-    drift = means((behavior - log_prob).float(), sequence, size)
+    drift = segment_mean((behavior - log_prob).float(), sequence, size)
     return (advantage >= 0) | (drift <= threshold)
 
 

@@ -28,6 +28,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.segments import (
+    center_segments,
+    segment_max,
+    segment_mean,
+    segment_std,
+    segment_sum,
+)
+
 NESTED = (0.1, 0.05, 0.02)
 
 
@@ -47,16 +55,10 @@ def standardized(reward: Tensor, group: Tensor) -> Tensor:
         ValueError: naming the samples whose reward is not finite, or if the shapes differ.
     """
     reward = _checked(reward, group)
-    number, place, size = _numbered(group)
-    greatest = reward.new_full((number,), -math.inf).scatter_reduce(0, place, reward, "amax")
-    # Against the group's greatest: where all are equal the differences are exactly 0.
-    below = reward - greatest[place]
-    mean = below.new_zeros(number).index_add(0, place, below) / size
-    centered = below - mean[place]
-    variance = below.new_zeros(number).index_add(0, place, centered.square()) / size
-    deviation = variance.sqrt()[place]
-    equal = below.new_zeros(number).scatter_reduce(0, place, below, "amin")[place] == 0
-    return torch.where(equal | (deviation == 0), 0.0, centered / deviation)
+    number, place = _numbered(group)
+    deviation = segment_std(reward, place, number, correction=0)[place]
+    centered = center_segments(reward, place, number)
+    return torch.where(deviation == 0, 0.0, centered / deviation)
 
 
 def exponential_masses(
@@ -82,9 +84,8 @@ def exponential_masses(
         return reward
     if group is None:
         return ((reward - reward.amax()) / temperature).exp()
-    number, place, _ = _numbered(group)
-    greatest = reward.new_full((number,), -math.inf).scatter_reduce(0, place, reward, "amax")
-    return ((reward - greatest[place]) / temperature).exp()
+    number, place = _numbered(group)
+    return ((reward - segment_max(reward, place, number)[place]) / temperature).exp()
 
 
 def rank_masses(reward: Tensor, *, temperature: float = 1.0, group: Tensor | None = None) -> Tensor:
@@ -108,8 +109,7 @@ def rank_masses(reward: Tensor, *, temperature: float = 1.0, group: Tensor | Non
     check_temperature(temperature)
     standing = _standing(_checked(reward, group), group)
     mass = (standing.place + 1).double().pow(-1 / temperature)
-    runs = torch.zeros(standing.runs, dtype=torch.float64, device=mass.device)
-    mean = runs.index_add(0, standing.run, mass) / standing.length
+    mean = segment_mean(mass, standing.run, standing.runs)
     return torch.empty_like(mass).scatter(0, standing.order, mean[standing.run])
 
 
@@ -226,8 +226,8 @@ def per_group(mass: Tensor, group: Tensor) -> Tensor:
         ``[N]`` float64 in [0, 1].
     """
     mass = _checked(mass, group)
-    number, place, _ = _numbered(group)
-    total = mass.new_zeros(number).index_add(0, place, mass)[place]
+    number, place = _numbered(group)
+    total = segment_sum(mass, place, number)[place]
     return torch.where(total > 0, mass / total, 0.0)
 
 
@@ -286,10 +286,10 @@ def _checked(reward: Tensor, group: Tensor | None = None) -> Tensor:
     return reward
 
 
-def _numbered(group: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many groups there are, each sample's number in ``[0, groups)``, and their sizes."""
-    names, place, size = torch.unique(group, return_inverse=True, return_counts=True)
-    return len(names), place, size
+def _numbered(group: Tensor) -> tuple[int, Tensor]:
+    """How many groups there are, and each sample's number in ``[0, groups)``."""
+    names, place = torch.unique(group, return_inverse=True)
+    return len(names), place
 
 
 class _Standing(NamedTuple):

@@ -1,5 +1,14 @@
-"""From the values of all tokens of a batch to one for each sequence, or one for all."""
+"""Statistics of segments: of the tokens of each sequence, or of the rollouts of each group.
 
+    value  [K]  float, the values of all segments in one flat tensor
+    index  [K]  int64 in [0, size): the segment of each value, in any order
+    size        number of segments; a segment may be empty
+
+All functions stay on the device of ``value`` and wait for nothing. NaN is a value like any other:
+select the known values first where NaN means "does not apply".
+"""
+
+import math
 from typing import Literal
 
 import torch
@@ -8,18 +17,52 @@ from torch import Tensor
 Reduction = Literal["token", "sequence", "fixed"]
 
 
-def sums(value: Tensor, sequence: Tensor, size: int) -> Tensor:
-    """Sum of the values ``[K]`` of each sequence: ``[size]``; 0 for one without tokens."""
-    return torch.zeros(size, dtype=value.dtype, device=value.device).index_add(0, sequence, value)
+def segment_count(index: Tensor, size: int) -> Tensor:
+    """Number of values in each segment: ``[size]`` int64."""
+    # torch.bincount would synchronise with the device.
+    return index.new_zeros(size).index_add(0, index, torch.ones_like(index))
 
 
-def means(value: Tensor, sequence: Tensor, size: int) -> Tensor:
-    """Mean of the values ``[K]`` of each sequence: ``[size]``; 0 for one without tokens."""
-    count = torch.bincount(sequence, minlength=size).clamp(min=1)
-    return sums(value, sequence, size) / count
+def segment_sum(value: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum of each segment: ``[size]``, of the dtype of ``value``; 0 if empty."""
+    return value.new_zeros(size).index_add(0, index, value)
 
 
-def reduced(
+def segment_mean(value: Tensor, index: Tensor, size: int) -> Tensor:
+    """Mean of each segment: ``[size]``; 0 if empty."""
+    return segment_sum(value, index, size) / segment_count(index, size).clamp(min=1)
+
+
+def segment_max(value: Tensor, index: Tensor, size: int) -> Tensor:
+    """Maximum of each segment: ``[size]``; ``-inf`` if empty."""
+    return value.new_full((size,), -math.inf).scatter_reduce(0, index, value, "amax")
+
+
+def center_segments(value: Tensor, index: Tensor, size: int) -> Tensor:
+    """Each value minus the mean of its segment: ``[K]``.
+
+    Exactly 0 in a segment of equal values, where subtracting a rounded mean could leave a residue.
+    """
+    below = value - segment_max(value, index, size)[index]
+    return below - segment_mean(below, index, size)[index]
+
+
+def segment_std(value: Tensor, index: Tensor, size: int, *, correction: int = 1) -> Tensor:
+    """Standard deviation of each segment: ``[size]``; exactly 0 if all its values are equal.
+
+    Args:
+        value: ``[K]``, finite.
+        index: ``[K]``.
+        size: number of segments.
+        correction: subtracted from the count in the divisor, as in ``torch.std``; 0 for the
+            population's. A segment with at most ``correction`` values has 0.
+    """
+    square = center_segments(value, index, size).square()
+    divisor = (segment_count(index, size) - correction).clamp(min=1)
+    return (segment_sum(square, index, size) / divisor).sqrt()
+
+
+def reduce_segments(
     losses: Tensor,
     sequence: Tensor,
     size: int,
@@ -28,18 +71,18 @@ def reduced(
     count: float | None = None,
     sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """One number of the losses ``[K]`` of all tokens.
+    """Reduce the losses of all tokens to a scalar.
 
     Args:
         losses: ``[K]``, already multiplied by their weights.
         sequence: ``[K]`` int64 in ``[0, size)``.
         size: number of sequences.
-        reduction: ``"token"``: divided by the number of tokens (long completions count more), or by
-            ``count`` if it is given (the tokens of several ranks); ``"sequence"``: the mean over
-            sequences of the mean over tokens; ``"fixed"``: the sum divided by ``count``, the same
-            for every batch, so that accumulated micro-batches add up exactly.
-        count: above 0; needed by ``"fixed"``.
-        sample_weight: ``[size]``, of each sequence, such as a sampler's correction.
+        reduction: ``"token"``: the sum divided by the number of tokens, or by ``count`` (such as
+            the tokens of all ranks); ``"sequence"``: the mean over sequences of the mean over
+            tokens; ``"fixed"``: the sum divided by ``count``, the same for every batch, so that
+            accumulated micro-batches add up exactly.
+        count: above 0; required by ``"fixed"``, ignored by ``"sequence"``.
+        sample_weight: ``[size]``, factor of each sequence, such as a sampler's correction.
 
     Raises:
         ValueError: if ``count`` is missing or not above 0.
@@ -47,7 +90,7 @@ def reduced(
     if sample_weight is not None:
         losses = losses * sample_weight.to(losses.dtype)[sequence]
     if reduction == "sequence":
-        return means(losses, sequence, size).sum() / max(size, 1)
+        return segment_mean(losses, sequence, size).sum() / max(size, 1)
     if reduction == "fixed" and count is None:
         raise ValueError("reduction is 'fixed' without a count: give the number to divide by")
     if count is not None and not count > 0:

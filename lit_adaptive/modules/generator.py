@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_adaptive.core.segments import means, sums
+from lit_adaptive.core.segments import segment_mean, segment_sum
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.policy import PolicyModule
@@ -81,9 +81,9 @@ class GeneratingModule(PolicyModule):
         sequence = batch["sequence"]
         size = len(batch["index"])
         right = (found.top_token[:, 0] == batch["target"]).float()
-        tokens = sums(torch.ones_like(right), sequence, size) * counted
-        metrics["nll"].update(means(-found.log_prob, sequence, size), tokens)
-        metrics["token_accuracy"].update(means(right, sequence, size), tokens)
+        tokens = segment_sum(torch.ones_like(right), sequence, size) * counted
+        metrics["nll"].update(segment_mean(-found.log_prob, sequence, size), tokens)
+        metrics["token_accuracy"].update(segment_mean(right, sequence, size), tokens)
 
     def _report(self, stage: str) -> None:
         metrics: Any = self.metrics[stage]

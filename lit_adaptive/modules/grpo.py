@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.log_probs import TokenLogProbs
-from lit_adaptive.core.segments import means
+from lit_adaptive.core.segments import segment_mean
 from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
@@ -146,7 +146,7 @@ class GRPO(ReferencedModule):
             found.log_prob, found.entropy, self._reference(batch), batch, batch["max_new_tokens"]
         )
         size = len(batch["index"])
-        ratio = means(told.policy.ratio, batch["sequence"], size)
+        ratio = segment_mean(told.policy.ratio, batch["sequence"], size)
         if logging:
             self._log_step(told, found.log_prob.detach(), found.entropy, batch)
         return {"loss": told.loss, "ratio": ratio}

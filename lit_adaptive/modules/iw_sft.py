@@ -28,7 +28,7 @@ from lit_adaptive.core.iw_sft import (
     smoothed_losses,
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
-from lit_adaptive.core.segments import Reduction, means, reduced
+from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 from lit_adaptive.modules.language_model import LanguageModel, read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.optimization import Optimization
@@ -174,7 +174,7 @@ class IWSFT(ReferencedModule):
 
     def per_sample_loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of each sample's tokens: ``[B]``."""
-        return means(-self.token_log_probs(batch), batch["sequence"], len(batch["index"]))
+        return segment_mean(-self.token_log_probs(batch), batch["sequence"], len(batch["index"]))
 
     def _reference(self, batch: Batch) -> Tensor | None:
         """The reference's log-probabilities ``[K]``; None before they were scored."""
@@ -230,7 +230,7 @@ class IWSFT(ReferencedModule):
             weights = Weights(weight, weights.clamped)
             losses = losses * weight
         size = len(batch["index"])
-        loss = reduced(
+        loss = reduce_segments(
             losses,
             batch["sequence"],
             size,
@@ -241,7 +241,7 @@ class IWSFT(ReferencedModule):
         self.tokens += (trained * self.trainer.world_size).round().long()  # type: ignore[operator]
         if logging:
             self._log_step(loss.detach(), found, weights, batch)
-        nll = means(-found.log_prob.detach(), batch["sequence"], size)
+        nll = segment_mean(-found.log_prob.detach(), batch["sequence"], size)
         return {"loss": loss, "losses": nll}
 
     def _log_step(

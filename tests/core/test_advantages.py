@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_adaptive.core.advantages import (
+    FAILED,
+    FLAT,
+    INFORMATIVE,
+    SOLVED,
     group_advantages,
+    group_outcomes,
     has_spread,
-    informative,
     overlong_penalty,
     pass_at_k,
     psr_nsr_advantages,
-    undecided,
     weighted_signs,
 )
 
@@ -172,35 +175,38 @@ def test_wrong_arguments_are_named(reward, group, options, words):
         group_advantages(torch.tensor(reward), torch.tensor(group), 1, **options)
 
 
-def test_groups_that_teach_are_those_with_differing_rewards_and_an_undecided_mean():
-    groups = [
-        [1.0, 1.0],  # all right
-        [0.0, 0.0],  # all wrong
-        [0.0, 1.0],
-        [0.5, 0.5],  # undecided but equal
-        [0.0, 1.0, NAN],
-        [1.0, NAN],
-        [NAN, NAN],
-        [-1.0, 1.0],  # differ, but their mean is that of "all wrong"
-        [0.0] * 9 + [1.0],  # mean 0.1
-    ]
-    reward, group = flat(groups)
-    size = len(groups) + 1  # the last group is empty
-    spread = [False, False, True, False, True, False, False, True, True, False]
-    open_ = [False, False, True, True, True, False, False, False, True, False]
-    assert has_spread(reward, group, size).tolist() == spread
-    assert undecided(reward, group, size).tolist() == open_
-    both = [a and b for a, b in zip(spread, open_, strict=True)]
-    assert informative(reward, group, size).tolist() == both
-    near = informative(reward, group, size, tolerance=0.1 + 1e-9)
-    assert near.tolist() == [*both[:8], False, False]
-    assert has_spread(reward, group, size, tolerance=1.0).tolist() == [
-        index == 7 for index in range(size)
-    ]
-    assert undecided(reward, group, size, low=-1.0)[7]
-    assert undecided(reward, group, size, high=0.5).tolist() == [i == 8 for i in range(size)]
+def test_informative_groups_have_differing_rewards_and_are_neither_solved_nor_failed():
+    # DAPO, equation 11; DOTS, algorithm 1.
+    outcome = {
+        (1.0, 1.0): SOLVED,
+        (0.0, 0.0): FAILED,
+        (0.0, 1.0): INFORMATIVE,
+        (0.5, 0.5): FLAT,
+        (0.0, 1.0, NAN): INFORMATIVE,
+        (1.0, NAN): SOLVED,
+        (NAN, NAN): FLAT,
+        (-1.0, 1.0): INFORMATIVE,
+        (2.0, 2.0): FLAT,
+        (0.0,) * 9 + (1.0,): INFORMATIVE,
+    }
+    reward, group = flat(list(outcome))
+    size = len(outcome) + 1  # the last group is empty
+    found = group_outcomes(reward, group, size)
+    assert found.tolist() == [*outcome.values(), FLAT]
+
+
+def test_the_tolerance_widens_solved_and_failed():
+    reward, group = flat([[0.0] * 9 + [1.0], [1.0] * 9 + [0.0], [0.0, 1.0]])
+    found = group_outcomes(reward, group, 3, tolerance=0.1 + 1e-9)
+    assert found.tolist() == [FAILED, SOLVED, INFORMATIVE]
     with pytest.raises(ValueError, match=r"tolerance is -0\.1"):
-        informative(reward, group, size, tolerance=-0.1)
+        group_outcomes(reward, group, 3, tolerance=-0.1)
+
+
+def test_spread_is_the_difference_of_the_extremes_and_must_exceed_the_tolerance():
+    reward, group = flat([[0.5, 0.5], [0.0, 1.0, NAN], [1.0, NAN], [NAN, NAN], [-1.0, 1.0]])
+    assert has_spread(reward, group, 6).tolist() == [False, True, False, False, True, False]
+    assert has_spread(reward, group, 6, tolerance=1.0).tolist() == [i == 4 for i in range(6)]
 
 
 @given(groups=GROUPS)

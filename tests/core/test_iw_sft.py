@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_adaptive.core.iw_sft import (
@@ -16,7 +14,6 @@ from lit_adaptive.core.iw_sft import (
     self_normalized,
     smoothed_losses,
 )
-from lit_adaptive.core.segments import means, reduced, sums
 
 V = 7
 
@@ -244,38 +241,6 @@ def test_the_papers_bandit_ends_where_it_says():
     root = (data * reference).sqrt()
     torch.testing.assert_close(specification, root / root.sum(), atol=1e-4, rtol=0)
     assert specification[1].item() == pytest.approx(0.5858, abs=1e-4)
-
-
-@given(
-    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=5),
-    reduction=st.sampled_from(["token", "sequence", "fixed"]),
-    seed=st.integers(0, 99),
-)
-def test_reductions_are_those_of_a_loop(lengths, reduction, seed):
-    generator = torch.Generator().manual_seed(seed)
-    size = len(lengths)
-    sequence = torch.arange(size).repeat_interleave(torch.tensor(lengths))
-    losses = torch.rand(len(sequence), generator=generator, dtype=torch.float64)
-    weight = torch.rand(size, generator=generator, dtype=torch.float64)
-    found = reduced(
-        losses, sequence, size, reduction=reduction, count=10.0 if reduction == "fixed" else None,
-        sample_weight=weight,
-    )  # fmt: skip
-    parts = [losses[sequence == i] * weight[i] for i in range(size)]
-    total = sum(float(part.sum()) for part in parts)
-    if reduction == "token":
-        expected = total / max(len(losses), 1)
-    elif reduction == "fixed":
-        expected = total / 10
-    else:
-        expected = sum(float(part.mean()) if len(part) else 0.0 for part in parts) / size
-    assert float(found) == pytest.approx(expected)
-    assert sums(losses, sequence, size).tolist() == pytest.approx(
-        [float(losses[sequence == i].sum()) for i in range(size)]
-    )
-    assert means(losses, sequence, size).tolist() == pytest.approx(
-        [float(losses[sequence == i].mean()) if n else 0.0 for i, n in enumerate(lengths)]
-    )
 
 
 def test_without_smoothing_the_loss_is_the_negative_log_probability():

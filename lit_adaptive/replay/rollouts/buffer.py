@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_adaptive.core import freshness as core
+from lit_adaptive.core.advantages import FAILED, FLAT, SOLVED
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
 from lit_adaptive.replay.rollouts._draws import shuffle_front
 from lit_adaptive.replay.rollouts._law import WeightedSampler
@@ -42,9 +43,6 @@ from lit_adaptive.replay.rollouts._state import (
 from lit_adaptive.replay.rollouts._store import GroupStore
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.rollouts.keep_rule import (
-    FAILED,
-    FLAT,
-    SOLVED,
     Signal,
     base_priorities,
     check_arguments,

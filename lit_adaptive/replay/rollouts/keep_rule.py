@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_adaptive.core import freshness as core
+from lit_adaptive.core.advantages import INFORMATIVE, group_outcomes
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
 Signal = Literal["advantage", "learnability"]
-
-SOLVED, FAILED, FLAT = 1, 2, 3
-"""Why a group is not kept."""
 
 
 def reasons(groups: RolloutGroups, tolerance: float) -> NDArray[np.int64]:
@@ -23,17 +21,8 @@ def reasons(groups: RolloutGroups, tolerance: float) -> NDArray[np.int64]:
     Of rewards in [0, 1] the mean must lie between 0 and 1, by more than ``tolerance``; and no
     rewards may be all equal. Groups with a demonstration are kept anyway.
     """
-    group, count = groups.group, len(groups)
-    told = ~groups.reward.isnan()
-    reward, of = groups.reward[told], group[told]
-    least = torch.full((count,), torch.inf).scatter_reduce(0, of, reward, "amin")
-    most = torch.full((count,), -torch.inf).scatter_reduce(0, of, reward, "amax")
-    mean = groups.mean_reward.double()
-    share = (least >= 0) & (most <= 1)
-    reason = torch.where(least < most, 0, FLAT)
-    reason[share & (mean >= 1 - tolerance)] = SOLVED
-    reason[share & (mean <= tolerance)] = FAILED
-    reason[group[groups.demonstration]] = 0
+    reason = group_outcomes(groups.reward, groups.group, len(groups), tolerance)
+    reason[groups.group[groups.demonstration]] = INFORMATIVE
     return reason.numpy()
 
 
