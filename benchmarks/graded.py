@@ -42,7 +42,7 @@ from lightning.pytorch import Trainer, seed_everything
 from scipy import stats
 
 from callbacks import ReferenceLogProbs
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.samplers import RewardWeightedSampler, ShuffledSampler
@@ -91,11 +91,9 @@ def data(seed: int, sampler: Any) -> DemonstrationsDataModule:
         demonstrations_per_prompt=4,
     )
     return DemonstrationsDataModule(
-        train,
+        DemonstrationDataset(train),
         sampler,
-        tokenizer="characters",
-        columns=["answer"],
-        val_dataset=sums("validation", 0, size=500),
+        val_dataset=DemonstrationDataset(sums("validation", 0, size=500), columns=["answer"]),
         batch_size=BATCH,
         eval_batch_size=500,
         scores=None if sampler is ShuffledSampler else "reward",

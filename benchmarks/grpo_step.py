@@ -83,7 +83,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     from lightning.pytorch import Callback, Trainer, seed_everything
 
     from callbacks import RolloutReplay
-    from lit_adaptive.data import RolloutDataModule
+    from lit_adaptive.data import PromptDataset, RolloutDataModule
     from lit_adaptive.modules import GRPO, Optimization
     from lit_adaptive.replay import RolloutBuffer
     from lit_adaptive.rollout.generation import SamplingParams
@@ -109,10 +109,9 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     warnings.filterwarnings("ignore")
     seed_everything(0, verbose=False)
     data = RolloutDataModule(
-        setting.questions(),
-        tokenizer=setting.tokenizer,
-        chat=setting.chat,
-        columns=["answer"],
+        PromptDataset(
+            setting.questions(), setting.tokenizer, chat=setting.chat, columns=["answer"]
+        ),
         batch_size=setting.prompts,
         group_size=GROUP,
         sampling=SamplingParams(setting.tokens),

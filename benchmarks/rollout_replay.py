@@ -38,7 +38,7 @@ from scipy import stats
 
 from callbacks import RolloutReplay, SupervisedWarmup
 from lit_adaptive.core.advantages import pass_at_k
-from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
@@ -128,8 +128,7 @@ def trained(
 ) -> tuple[GRPO, Watch]:
     seed_everything(seed, verbose=False)
     data = RolloutDataModule(
-        Arithmetic("train", **QUESTIONS),
-        columns=["answer"],
+        PromptDataset(Arithmetic("train", **QUESTIONS), columns=["answer"]),
         batch_size=32,
         group_size=8,
         sampling=SamplingParams(6),

@@ -28,7 +28,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from transformers import TrainerCallback
 
 from callbacks import ReferenceLogProbs
-from lit_adaptive.data import DemonstrationsDataModule
+from lit_adaptive.data import DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
@@ -83,7 +83,7 @@ def ours(name: str, objective: str, steps: int, folder: Path) -> float:
     data = folder / f"{name[:5]}.jsonl"
     if not data.exists():
         data.write_text("\n".join(json.dumps(row) for row in rows(*LENGTHS[name])))
-    datamodule = DemonstrationsDataModule(str(data), tokenizer="characters", batch_size=BATCH)
+    datamodule = DemonstrationsDataModule(DemonstrationDataset(str(data)), batch_size=BATCH)
     module = IWSFT(
         recipe(name),
         objective=objective,

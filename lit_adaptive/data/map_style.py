@@ -249,7 +249,7 @@ class AdaptiveDataModule(SampledDataModule):
 
     # What is not drawn but read in order ---------------------------------------------------------
 
-    def _order(self, dataset: Dataset[Any]) -> Tensor:
+    def _evaluation_order(self, dataset: Dataset[Any]) -> Tensor:
         """In which order it is read where nothing is drawn: ``[N]`` int64."""
         return torch.arange(_length(dataset))
 
@@ -268,8 +268,8 @@ class AdaptiveDataModule(SampledDataModule):
             for stop in (start + self.eval_batch_size,)
         ]
 
-    def _in_order(self, dataset: Dataset[Any]) -> ServedBatches:
-        parts = self._parts(self._order(dataset))
+    def _evaluation_batches(self, dataset: Dataset[Any]) -> ServedBatches:
+        parts = self._parts(self._evaluation_order(dataset))
 
         def serve() -> Iterator[Batch]:
             loader: DataLoader[tuple[Any, _Part]] = DataLoader(
@@ -288,12 +288,12 @@ class AdaptiveDataModule(SampledDataModule):
 
     def scoring_dataloader(self) -> ServedBatches:
         """The whole dataset in order, this rank's share; ``counted`` ``[B]`` marks what counts."""
-        return self._in_order(self.dataset)
+        return self._evaluation_batches(self.dataset)
 
     def val_dataloader(self) -> Any:
         """The validation set in order, this rank's share."""
         assert self.val_dataset is not None  # otherwise Lightning does not ask
-        return self._in_order(self.val_dataset)
+        return self._evaluation_batches(self.val_dataset)
 
     def test_dataloader(self) -> ServedBatches:
         """The test set, or else the validation set.
@@ -304,7 +304,7 @@ class AdaptiveDataModule(SampledDataModule):
         dataset = self.test_dataset or self.val_dataset
         if dataset is None:
             raise ValueError("neither test_dataset nor val_dataset is given: nothing to test on")
-        return self._in_order(dataset)
+        return self._evaluation_batches(dataset)
 
     predict_dataloader = test_dataloader
 

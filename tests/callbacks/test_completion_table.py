@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import WandbLogger
 from callbacks import completion_table
 from callbacks.completion_table import CompletionTable, chosen, shown
 from callbacks.rollout_replay import RolloutReplay
-from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
@@ -55,8 +55,8 @@ def data(**options: Any) -> RolloutDataModule:
     given = {"steps_per_epoch": 4, "minibatches": 2, "batch_size": 3}
     given["rewards"] = Scorer([options.pop("reward", Digits())], workers=0)
     return RolloutDataModule(
-        Arithmetic("train", size=64, digits=1), tokenizer="characters", columns=["answer"],
-        val_dataset=Arithmetic("validation", size=2, digits=1),
+        PromptDataset(Arithmetic("train", size=64, digits=1), columns=["answer"]),
+        val_dataset=PromptDataset(Arithmetic("validation", size=2, digits=1)),
         group_size=4, sampling=SamplingParams(max_new_tokens=5), **given | options,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor
 
 from callbacks import CompletionWriter
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
@@ -27,10 +27,10 @@ def module(max_new_tokens: int = 4) -> IWSFT:
 
 def data(validation: Any = None, **options: Any) -> DemonstrationsDataModule:
     return DemonstrationsDataModule(
-        Arithmetic("train", size=64, digits=2),
-        tokenizer="characters",
-        val_dataset=validation or Arithmetic("validation", size=SIZE, digits=2),
-        columns=["answer"],
+        DemonstrationDataset(Arithmetic("train", size=64, digits=2)),
+        val_dataset=DemonstrationDataset(
+            validation or Arithmetic("validation", size=SIZE, digits=2), columns=["answer"]
+        ),
         batch_size=8,
         eval_batch_size=5,
         **options,

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.entropy_guard import EntropyGuard
-from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -42,8 +42,8 @@ def data(**options: Any) -> RolloutDataModule:
     given = {"steps_per_epoch": 8, "batch_size": 3, "group_size": 4}
     given["rewards"] = Scorer([options.pop("reward", Digits())], workers=0)
     return RolloutDataModule(
-        Arithmetic("train", size=64, digits=1), tokenizer="characters", columns=["answer"],
-        val_dataset=Arithmetic("validation", size=2, digits=1),
+        PromptDataset(Arithmetic("train", size=64, digits=1), columns=["answer"]),
+        val_dataset=PromptDataset(Arithmetic("validation", size=2, digits=1)),
         sampling=SamplingParams(max_new_tokens=5), **given | options,
     )  # fmt: skip
 

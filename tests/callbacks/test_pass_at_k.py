@@ -15,7 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor
 
 from callbacks.pass_at_k import PassAtK
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
+from lit_adaptive.data import (
+    Arithmetic,
+    DemonstrationDataset,
+    DemonstrationsDataModule,
+    PromptDataset,
+    RolloutDataModule,
+)
 from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -97,20 +103,20 @@ def plus(**options: Any) -> Arithmetic:
 
 
 def rollouts(**options: Any) -> RolloutDataModule:
-    sources = {"val_dataset": plus()}
+    sources = {"val_dataset": PromptDataset(plus())}
     return RolloutDataModule(
-        Arithmetic("train", size=32, digits=1), tokenizer="characters", columns=["answer"],
+        PromptDataset(Arithmetic("train", size=32, digits=1), columns=["answer"]),
         rewards=Scorer([HasDigit()], workers=0), group_size=4, steps_per_epoch=2, batch_size=3,
         eval_batch_size=3, sampling=SamplingParams(max_new_tokens=3), **sources | options,
     )  # fmt: skip
 
 
 def demonstrations(**options: Any) -> DemonstrationsDataModule:
+    validation = DemonstrationDataset(plus(), columns=["answer"])
     return DemonstrationsDataModule(
-        Arithmetic("train", size=16, digits=1, operators="+"), tokenizer="characters",
-        **{"columns": ["answer"], "batch_size": 8, "eval_batch_size": 4, "val_dataset": plus()}
-        | options,
-    )  # fmt: skip
+        DemonstrationDataset(Arithmetic("train", size=16, digits=1, operators="+")),
+        **{"batch_size": 8, "eval_batch_size": 4, "val_dataset": validation} | options,
+    )
 
 
 def grpo(learning_rate: float = 1e-3) -> GRPO:
@@ -146,9 +152,13 @@ def prompts_of(source: Any) -> list[str]:
 # What is logged -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", [rollouts, demonstrations])
-def test_rates_are_those_of_all_choices_of_k(tmp_path: Path, source: Any) -> None:
-    data = source(val_dataset=plus(demonstrations_per_prompt=3))
+@pytest.mark.parametrize(
+    ("source", "dataset"),
+    [(rollouts, PromptDataset), (demonstrations, DemonstrationDataset)],
+)
+def test_rates_are_those_of_all_choices_of_k(tmp_path: Path, source: Any, dataset: Any) -> None:
+    validation = dataset(plus(demonstrations_per_prompt=3), columns=["answer"])
+    data = source(val_dataset=validation)
     model = Scripted()
     callback = PassAtK(k=(3, 1, 9), samples=9, reward=Exact(), batch_prompts=3, top_p=0.9)
     run = trainer(tmp_path, callback)
@@ -361,6 +371,7 @@ def test_what_the_validation_set_lacks_is_named_before_training(tmp_path: Path) 
             run.fit(model, data)
         assert run.global_step == 0
 
+    no_columns = demonstrations(val_dataset=DemonstrationDataset(plus()))
     nothing = "there are none: give the datamodule a val_dataset"
     refused(watched(), rollouts(val_dataset=None), nothing)
     plain = ConfiguredLM(hidden_size=16, layers=1, heads=2, max_positions=32, seed=1)
@@ -369,7 +380,7 @@ def test_what_the_validation_set_lacks_is_named_before_training(tmp_path: Path) 
         "max_new_tokens is None, and neither .* set PassAtK's max_new_tokens",
     )  # fmt: skip
     refused(
-        IWSFT(plain, objective="nll", max_new_tokens=2), demonstrations(columns=[]),
+        IWSFT(plain, objective="nll", max_new_tokens=2), no_columns,
         "ExactMatch needs the column 'answer', and validation batches have none",
     )  # fmt: skip
 

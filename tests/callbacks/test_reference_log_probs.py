@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from safetensors.torch import save_file
 
 from callbacks import ReferenceLogProbs
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 
 pytestmark = [
@@ -25,7 +25,9 @@ def model(seed: int = 1, **options: Any) -> IWSFT:
 
 def data(**options: Any) -> DemonstrationsDataModule:
     return DemonstrationsDataModule(
-        Arithmetic(**({"split": "train", "size": 30} | options)), batch_size=8, seed=0
+        DemonstrationDataset(Arithmetic(**({"split": "train", "size": 30} | options))),
+        batch_size=8,
+        seed=0,
     )
 
 

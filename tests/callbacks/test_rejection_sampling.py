@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from callbacks import RejectionSampling
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -66,10 +66,14 @@ SIZE = 30  # of training, three demonstrations of each prompt
 
 def data(**options: Any) -> DemonstrationsDataModule:
     return DemonstrationsDataModule(
-        Arithmetic("train", size=SIZE // 3, digits=2, operators="+", demonstrations_per_prompt=3),
-        tokenizer="characters",
-        val_dataset=Arithmetic("validation", size=7, digits=2, operators="+"),
-        columns=["answer"],
+        DemonstrationDataset(
+            Arithmetic(
+                "train", size=SIZE // 3, digits=2, operators="+", demonstrations_per_prompt=3
+            )
+        ),
+        val_dataset=DemonstrationDataset(
+            Arithmetic("validation", size=7, digits=2, operators="+"), columns=["answer"]
+        ),
         batch_size=8,
         **options,
     )
@@ -119,7 +123,7 @@ def test_the_file_is_a_dataset_to_train_on(tmp_path: Path) -> None:
     found = predict(tmp_path, RejectionSampling(samples=12))
     path = str(tmp_path / "rejection_sampling.jsonl")
     again = DemonstrationsDataModule(
-        path, tokenizer="characters", prompt="prompt", completion="completion", batch_size=4
+        DemonstrationDataset(path, prompt="prompt", completion="completion"), batch_size=4
     )
     texts = again.texts(torch.arange(len(again.dataset)))
     assert [text["prompt"] for text in texts] == [row["prompt"] for row in found]

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import PromptStatistics, RolloutReplay, SupervisedWarmup
-from lit_adaptive.data import Arithmetic, RolloutDataModule, read_scores
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule, read_scores
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
@@ -51,8 +51,7 @@ def run(
     seed_everything(3, verbose=False)
     steps = Steps()
     module = RolloutDataModule(
-        Arithmetic("train", size=12),
-        columns=["answer"],
+        PromptDataset(Arithmetic("train", size=12), columns=["answer"]),
         batch_size=4,
         group_size=4,
         sampling=SamplingParams(5),

@@ -29,10 +29,15 @@ class _Trainer:
         self.global_rank, self.world_size = rank, world
 
 
-def _module(dataset: Any = SUMS, **options: Any) -> DemonstrationsDataModule:
-    return DemonstrationsDataModule(
-        dataset, **{"tokenizer": TOKENIZER, "batch_size": 8, "max_length": 32, **options}
-    )
+def _dataset(source: Any = SUMS, **options: Any) -> DemonstrationDataset:
+    return DemonstrationDataset(source, TOKENIZER, max_length=32, **options)
+
+
+def _module(
+    source: Any = SUMS, reading: dict[str, Any] | None = None, **options: Any
+) -> DemonstrationsDataModule:
+    dataset = _dataset(source, **(reading or {}))
+    return DemonstrationsDataModule(dataset, **{"batch_size": 8, **options})
 
 
 def test_a_pass_holds_every_sample_with_its_weight() -> None:
@@ -55,10 +60,9 @@ def test_any_sampler_draws_and_worker_processes_read_the_cache(
     workers: int, tmp_path: Path
 ) -> None:
     data = _module(
+        reading={"packing": True, "cache_dir": str(tmp_path)},
         sampler=PrioritizedSampler,
-        packing=True,
         num_workers=workers,
-        cache_dir=str(tmp_path),
         seed=3,
         batches_per_epoch=3,
     )
@@ -98,7 +102,7 @@ def test_the_prompts_of_the_validation_share_are_held_out_whatever_the_order() -
     with pytest.raises(ValueError, match=r"of the 1 different prompts of list (all|none) fall"):
         _module(rows[:2], validation_share=0.5)
     with pytest.raises(ValueError, match="and val_dataset is given"):
-        _module(validation_share=0.5, val_dataset=SUMS)
+        _module(validation_share=0.5, val_dataset=_dataset())
 
 
 def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks() -> None:
@@ -107,7 +111,7 @@ def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks()
         seen: list[int] = []
         padding, lengths, widths = 0, [], []
         for rank in range(ranks):
-            data = _module(val_dataset=held_out, columns=["answer"], eval_batch_size=size)
+            data = _module(val_dataset=_dataset(held_out, columns=["answer"]), eval_batch_size=size)
             data.trainer = _Trainer(rank, ranks)  # type: ignore[assignment]
             batches = list(data.val_dataloader())
             lengths.append(len(batches))
@@ -165,14 +169,12 @@ def test_yaml_builds_it_from_a_class_or_a_path(tmp_path: Path) -> None:
         "init_args": {"size": 30, "correct": 0.5, "sloppy": 0.5},
     }
     test = {"class_path": "lit_adaptive.data.Arithmetic", "init_args": {"split": "test", "size": 9}}
+    tokenizer = _saved(tmp_path)
     made = _parsed(
         {
-            "dataset": sums,
+            "dataset": {"source": sums, "tokenizer": tokenizer, "packing": True},
             "sampler": {"class_path": "lit_adaptive.samplers.PrioritizedSampler"},
-            "tokenizer": TOKENIZER.name_or_path or _saved(tmp_path),
-            "val_dataset": test,
-            "columns": ["answer"],
-            "packing": True,
+            "val_dataset": {"source": test, "tokenizer": tokenizer, "columns": ["answer"]},
             "batch_size": 4,
             "eval_batch_size": 5,
             "difficulty": "difficulty",
@@ -186,8 +188,8 @@ def test_yaml_builds_it_from_a_class_or_a_path(tmp_path: Path) -> None:
 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(SUMS[i]) + "\n" for i in range(50)))
-    options = {"dataset": str(file), "tokenizer": "characters", "validation_share": 0.3}
-    made = _parsed({**options, "max_length": 30, "overlong": "truncate_left"}, tmp_path)
+    dataset = {"source": str(file), "max_length": 30, "overlong": "truncate_left"}
+    made = _parsed({"dataset": dataset, "validation_share": 0.3}, tmp_path)
     assert len(made.dataset) + len(made.val_dataset) == 50
     assert made.tokenizer.eos_token == "<eos>"
 

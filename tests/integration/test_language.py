@@ -34,7 +34,8 @@ def _fit(folder: Path, recipe: str, kill_at: int, *more: str, after_epochs: int 
     return [
         *("-m", "lit_adaptive", "fit", "--config", str(_early(folder, recipe, after_epochs))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=4"),
-        *("--data.dataset.size=128", "--data.val_dataset.size=16", "--data.batch_size=8"),
+        *("--data.dataset.source.size=128", "--data.val_dataset.source.size=16"),
+        "--data.batch_size=8",
         *("--model.model.hidden_size=32", "--model.model.layers=1"),
         *("--data.batches_per_epoch=16", "--trainer.accumulate_grad_batches=2"),
         "--trainer.callbacks+=recorder.Recorder",
@@ -103,7 +104,7 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
     more += ["--trainer.check_val_every_n_epoch=1", "--model.optimization.learning_rate=0.003"]
     more += ["--model.normalize=true"]
-    more += ["--data.dataset.size=127"]  # one rank scores a sample twice, and counts it once
+    more += ["--data.dataset.source.size=127"]  # one rank scores a sample twice, and counts it once
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=4"]
     run(_fit(one, "iw_sft_paper", -1, *more, after_epochs=0))
     run(_fit(two, "iw_sft_paper", -1, *more, *ranks, after_epochs=0))

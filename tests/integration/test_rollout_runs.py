@@ -96,7 +96,8 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
     return [
         *("-m", "lit_adaptive", "fit", "--config", str(_cold(folder))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=2", "--data.steps_per_epoch=8"),
-        *("--data.dataset.size=64", "--data.val_dataset.size=16", "--data.batch_size=4"),
+        *("--data.dataset.source.size=64", "--data.val_dataset.source.size=16"),
+        "--data.batch_size=4",
         *("--data.group_size=4", "--data.inner_epochs=2", "--data.minibatches=2"),
         *("--data.replay.policy=fresh", "--model.objective.clip_center=old"),
         *("--data.sampler=lit_adaptive.samplers.PrioritizedSampler",),

@@ -11,7 +11,13 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from resumed_runs import CONFIG, run
 
 from callbacks import RolloutReplay
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule, RolloutDataModule
+from lit_adaptive.data import (
+    Arithmetic,
+    DemonstrationDataset,
+    DemonstrationsDataModule,
+    PromptDataset,
+    RolloutDataModule,
+)
 from lit_adaptive.modules import GRPO, LoRA, Optimization, PretrainedLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
@@ -49,7 +55,8 @@ def test_one_step_lowers_the_loss_of_its_batch() -> None:
     language = PretrainedLM("smollm2", lora=LoRA(8)).build(tokenizer)
     assert sum(each.numel() for each in language.model.get_base_model().parameters()) > 134e6
     data = DemonstrationsDataModule(
-        Arithmetic("train", size=8, digits=2), tokenizer=tokenizer, chat=True, batch_size=8
+        DemonstrationDataset(Arithmetic("train", size=8, digits=2), tokenizer, chat=True),
+        batch_size=8,
     )
     batch = next(iter(data.train_dataloader()))
     trained = [each for each in language.parameters() if each.requires_grad]
@@ -70,7 +77,7 @@ def test_one_step_lowers_the_loss_of_its_batch() -> None:
 def test_its_turns_end_with_its_own_token() -> None:
     tokenizer = load_tokenizer("smollm2")
     data = DemonstrationsDataModule(
-        Arithmetic("train", size=4), tokenizer=tokenizer, chat=True, batch_size=4
+        DemonstrationDataset(Arithmetic("train", size=4), tokenizer, chat=True), batch_size=4
     )
     batch = next(iter(data.train_dataloader()))
     ends = [batch["target"][batch["sequence"] == i][-1].item() for i in range(4)]
@@ -81,7 +88,8 @@ def test_its_turns_end_with_its_own_token() -> None:
 @pytest.mark.slow
 def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
     recipe = str(CONFIG.parent / "smollm2_iw_sft.yaml")
-    small = ["--data.dataset.size=32", "--data.val_dataset.size=8", "--data.batch_size=4"]
+    small = ["--data.dataset.source.size=32", "--data.val_dataset.source.size=8"]
+    small += ["--data.batch_size=4"]
     small += ["--data.batches_per_epoch=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     common = ["--config", recipe, "--runs", str(tmp_path), *small]
     run(["-m", "lit_adaptive", "fit", *common])
@@ -105,9 +113,7 @@ def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
 
     seed_everything(0, verbose=False)
     data = RolloutDataModule(
-        Arithmetic("train", size=40, digits=1),
-        tokenizer="smollm2",
-        chat=True,
+        PromptDataset(Arithmetic("train", size=40, digits=1), "smollm2", chat=True),
         batch_size=2,
         group_size=4,
         sampling=SamplingParams(8),

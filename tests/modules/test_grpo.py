@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import RolloutReplay
-from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, LoRA, Optimization, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
@@ -69,8 +69,7 @@ def run(
     )
     replayed = [RolloutReplay()] if "replay" in more else []
     data = RolloutDataModule(
-        Arithmetic("train", size=60),
-        columns=["answer"],
+        PromptDataset(Arithmetic("train", size=60), columns=["answer"]),
         batch_size=4,
         group_size=4,
         sampling=SamplingParams(5, temperature=0.9),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from callbacks import LossRefresh, ReferenceLogProbs
 from lit_adaptive.core.iw_sft import ImportanceWeightedSFTLoss
-from lit_adaptive.data import Arithmetic, DemonstrationsDataModule
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, LoRA, Optimization
 from lit_adaptive.samplers import AdaptiveBatchSampler, PrioritizedSampler
 
@@ -41,12 +41,12 @@ def tiny(**options: Any) -> ConfiguredLM:
     return ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1, **options)
 
 
-def sums(**options: Any) -> DemonstrationsDataModule:
+def sums(reading: dict[str, Any] | None = None, **options: Any) -> DemonstrationsDataModule:
     return DemonstrationsDataModule(
-        Arithmetic("train", size=64, digits=2),
-        tokenizer="characters",
-        val_dataset=Arithmetic("validation", size=20, digits=2),
-        columns=["answer"],
+        DemonstrationDataset(Arithmetic("train", size=64, digits=2), **(reading or {})),
+        val_dataset=DemonstrationDataset(
+            Arithmetic("validation", size=20, digits=2), columns=["answer"], **(reading or {})
+        ),
         batch_size=16,
         seed=5,
         **options,
@@ -218,7 +218,7 @@ def test_packed_trains_as_unpacked_does():
         module = IWSFT(tiny(), optimization=SLOW, max_new_tokens=0)
         return fit(module, sums(**options), ReferenceLogProbs())[1]
 
-    one, packed = run(), run(packing=True, max_length=32)
+    one, packed = run(), run(reading={"packing": True, "max_length": 32})
     assert len(packed.batches[0]["input_ids"]) < len(one.batches[0]["input_ids"])
     torch.testing.assert_close(
         torch.stack(packed.losses), torch.stack(one.losses), rtol=1e-4, atol=1e-5
@@ -374,7 +374,9 @@ def test_a_checkpoint_is_tested_on_data_of_another_size(tmp_path: Path):
     trainer, _ = fit(module, max_steps=1)
     trainer.save_checkpoint(path := tmp_path / "one.ckpt")
     other = DemonstrationsDataModule(
-        Arithmetic("train", size=9), val_dataset=Arithmetic("test", size=5), batch_size=4
+        DemonstrationDataset(Arithmetic("train", size=9)),
+        val_dataset=DemonstrationDataset(Arithmetic("test", size=5)),
+        batch_size=4,
     )
     again = IWSFT(tiny(), objective="nll", max_new_tokens=0)
     options = {"logger": False, "accelerator": "cpu", "use_distributed_sampler": False}

@@ -16,14 +16,12 @@ Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1)
      that callback keeps.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lit_adaptive.data.map_style import AdaptiveDataModule
+from lit_adaptive.data.language import LanguageDataModule
 from lit_adaptive.data.rollouts.collect import RolloutCollector
 from lit_adaptive.data.rollouts.layout import Layout
 from lit_adaptive.data.rollouts.metrics import step_metrics
@@ -32,8 +30,7 @@ from lit_adaptive.data.rollouts.options import check_objective, check_options, s
 from lit_adaptive.data.rollouts.step import RolloutStep, fresh_groups
 from lit_adaptive.data.sampled import Batch, ServedBatches, do_not_save_again, in_mid_epoch
 from lit_adaptive.data.seeding import derive_seed, reseed
-from lit_adaptive.data.sources.columns import MapDataset
-from lit_adaptive.data.text.prompt_dataset import Overlong, PromptDataset
+from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
@@ -46,26 +43,16 @@ from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 _FRESH, _DEAL, _REPLAY = 1, 2, 3  # streams of random numbers
 
 
-class RolloutDataModule(AdaptiveDataModule):
+class RolloutDataModule(LanguageDataModule):
     """Prompts drawn by any sampler, answered by the policy, judged, and replayed.
 
     ``data.rollout_batches`` tells what a batch holds.
 
     Args:
-        dataset: see ``PromptDataset``, as all up to ``overlong``.
-        sampler: chooses prompts; by default each once in a pass, shuffled.
-        tokenizer: of the policy.
-        prompt: column.
-        id: column.
-        columns: that the rewards need.
-        demonstration: column of good answers: one takes the place of an answer in each group.
-        chat: put prompts that are texts into the chat template.
-        system: said before them.
-        chat_template: instead of the tokenizer's.
-        max_prompt_length: tokens.
-        overlong: what happens to longer prompts.
-        val_dataset: validated on, with the same columns.
-        test_dataset: the same for ``test`` and ``predict``.
+        dataset: prompts to train on. If it has demonstrations, each group holds one of them.
+        sampler: chooses prompts; by default each once per pass, shuffled.
+        val_dataset: prompts to validate on.
+        test_dataset: prompts for ``test`` and ``predict``; by default ``val_dataset``.
         rewards: judge answers; several with their weights, a time-out and processes of their own:
             ``lit_adaptive.rollout.Scorer``.
         engine: writes answers; by default the policy itself.
@@ -103,21 +90,11 @@ class RolloutDataModule(AdaptiveDataModule):
 
     def __init__(
         self,
-        dataset: str | MapDataset,
+        dataset: PromptDataset,
         sampler: SamplerFactory = ShuffledSampler,
         *,
-        tokenizer: str | Any = "characters",
-        prompt: str = "prompt",
-        id: str | None = "id",  # noqa: A002
-        columns: Sequence[str] = (),
-        demonstration: str | None = None,
-        chat: bool = False,
-        system: str | None = None,
-        chat_template: str | None = None,
-        max_prompt_length: int = 1024,
-        overlong: Overlong = "error",
-        val_dataset: str | MapDataset | None = None,
-        test_dataset: str | MapDataset | None = None,
+        val_dataset: PromptDataset | None = None,
+        test_dataset: PromptDataset | None = None,
         rewards: Reward | Scorer | None = None,
         engine: Engine | None = None,
         sampling: SamplingParams | None = None,
@@ -140,28 +117,11 @@ class RolloutDataModule(AdaptiveDataModule):
         eval_batch_size: int | None = None,
         seed: int | None = None,
     ) -> None:
-        read = partial(
-            PromptDataset,
-            prompt=prompt,
-            id=id,
-            columns=columns,
-            chat=chat,
-            system=system,
-            chat_template=chat_template,
-            max_length=max_prompt_length,
-            overlong=overlong,
-        )
-        train = read(dataset, tokenizer, demonstration=demonstration)
-        self.tokenizer = train.tokenizer
-        others = [
-            None if each is None else read(each, self.tokenizer)
-            for each in (val_dataset, test_dataset)
-        ]
         super().__init__(
-            train,
+            dataset,
             sampler,
-            val_dataset=others[0],
-            test_dataset=others[1],
+            val_dataset=val_dataset,
+            test_dataset=test_dataset,
             batch_size=batch_size,
             beta=beta,
             difficulty=difficulty,
@@ -170,7 +130,7 @@ class RolloutDataModule(AdaptiveDataModule):
             seed=seed,
         )
         self.sampling = sampling or SamplingParams()
-        self.group_size, self.demonstrations = group_size, int(demonstration is not None)
+        self.group_size, self.demonstrations = group_size, int(dataset.demonstrated)
         self.inner_epochs, self.minibatches = inner_epochs, minibatches
         self.replay, self.replay_fraction, self.replay_beta = replay, replay_fraction, replay_beta
         self.drop_uninformative, self.refill = drop_uninformative, refill
@@ -219,14 +179,6 @@ class RolloutDataModule(AdaptiveDataModule):
         """The step whose last micro-batch was served; None in the midst of one."""
         over = self.step is not None and self.step.position >= self.layout.batches
         return self.step if over else None
-
-    def texts(self, index: Tensor) -> list[dict[str, Any]]:
-        """See ``PromptDataset.texts``; of what is learnt from."""
-        return self.dataset.texts(index)
-
-    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The tokens of prompts as ``texts`` gives them."""
-        return self.dataset.encode_prompts(prompts)
 
     def setup(self, stage: str) -> None:
         """Refuse, before training, what the objective cannot learn from."""

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import RolloutReplay
 from lit_adaptive.core.policy_aggregate import aggregate
-from lit_adaptive.data import Arithmetic, RolloutDataModule
+from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.data.rollouts.layout import Layout, parts
 from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
@@ -49,9 +49,8 @@ class Watch(Callback):
             self.steps.append(step)
 
 
-def data(**more: Any) -> RolloutDataModule:
+def data(demonstration: str | None = None, **more: Any) -> RolloutDataModule:
     given: dict[str, Any] = {
-        "columns": ["answer"],
         "batch_size": 6,
         "group_size": 4,
         "sampling": SamplingParams(5),
@@ -59,7 +58,10 @@ def data(**more: Any) -> RolloutDataModule:
         "rewards": Scorer([Varied()], workers=0),
         "seed": 5,
     }
-    return RolloutDataModule(Arithmetic("train", size=60), **(given | more))
+    dataset = PromptDataset(
+        Arithmetic("train", size=60), columns=["answer"], demonstration=demonstration
+    )
+    return RolloutDataModule(dataset, **(given | more))
 
 
 def run(
@@ -518,8 +520,6 @@ def test_micro_batches_add_up_to_the_update() -> None:
         ({"sampling": SamplingParams(5, temperature=0.0)}, "temperature is 0.0; greedy answers"),
         ({"minibatches": 7}, "minibatches is 7, a step has 6 groups"),
         ({"overlong_cache": 9}, "overlong_cache is 9; answers have at most 5 tokens"),
-        ({"columns": ["solution"]}, "has no column 'solution'"),
-        ({"max_prompt_length": 2}, "max_length is 2: raise max_length"),
     ],
 )
 def test_refuses_before_training(more: dict[str, Any], message: str) -> None:
@@ -582,7 +582,7 @@ def test_a_replay_of_another_model_is_refused() -> None:
     run(data(replay=buffer, replay_fraction=0.5), RolloutReplay(), max_epochs=1)
     assert len(buffer)
     other = RolloutDataModule(
-        Arithmetic("train", size=60, seed=2), columns=["answer"], replay=buffer,
+        PromptDataset(Arithmetic("train", size=60, seed=2)), replay=buffer,
         replay_fraction=0.5, sampling=SamplingParams(5), rewards=Scorer([Varied()], workers=0),
     )  # fmt: skip
     with pytest.raises(ValueError, match="another"):
