@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from lit_adaptive.files import write_atomically
+
 
 def gathered_rows(rows: list[Any], trainer: Trainer) -> list[Any]:
     """The rows of all ranks, one rank after another, on every rank. All ranks must ask."""
@@ -35,12 +37,9 @@ def folder_of_logs(trainer: Trainer) -> Path:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line, UTF-8; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
-    partial.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_adaptive.data.text.packing import ranges
+from lit_adaptive.files import write_atomically
 from lit_adaptive.modules.base import evaluation_mode
 
 _KEY = "log_probs"
@@ -158,7 +159,5 @@ def _read(path: Path) -> tuple[Tensor, dict[str, str]]:
 def _write(path: Path, found: Tensor, made_by: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({_KEY: found}, partial, metadata=made_by)
-    partial.replace(path)
+    with write_atomically(path) as temporary:
+        save_file({_KEY: found}, temporary, metadata=made_by)

@@ -30,6 +30,7 @@ from lit_adaptive.data.sources.columns import (
     refuse_rows,
     some,
 )
+from lit_adaptive.files import write_atomically
 
 _BLOCK = 1 << 24  # bytes; pyarrow's own megabyte is too little for a row with a long text
 
@@ -100,13 +101,11 @@ def write_scores(path: str | Path, id: Ids | Sequence[int], score: Tensor) -> No
         )
     refuse_rows(~score.isfinite(), "score", "is not finite", score)
     table = pa.table({"id": ids, "score": score.numpy()})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    if _is_csv(file):
-        csv.write_csv(table, partial)
-    else:
-        parquet.write_table(table, partial)
-    partial.replace(file)
+    with write_atomically(file) as temporary:
+        if _is_csv(file):
+            csv.write_csv(table, temporary)
+        else:
+            parquet.write_table(table, temporary)
 
 
 def aligned_scores(
