@@ -154,7 +154,7 @@ def test_a_file_that_is_no_replay_is_refused(damage: str, tmp_path: Path) -> Non
     assert_same(ring.state_dict(), before)
 
 
-def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TransitionRing(4).load(tmp_path / "nowhere.pt")
 
