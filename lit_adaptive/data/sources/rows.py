@@ -18,10 +18,11 @@ from lit_adaptive.data.sources.columns import MapDataset
 from lit_adaptive.data.sources.hub import load_hub
 
 Chunk: TypeAlias = dict[str, list[Any]]
-RowSource: TypeAlias = str | Path | Sequence[dict[str, Any]] | MapDataset
+RowSource: TypeAlias = MapDataset | str | Path | Sequence[dict[str, Any]]
 """File, folder, hub name, list of dictionaries or map-style dataset that ``read_rows`` reads.
 
-``Path`` also keeps jsonargparse from replacing a path by the content of its file.
+``Path`` keeps jsonargparse from replacing a path by the content of its file; ``MapDataset`` stands
+first so that the command line can change one option of a dataset that a config names.
 """
 
 CHUNK = 2048  # rows; few enough that a chunk of long texts fits in memory
