@@ -31,9 +31,9 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.core.hard_examples import (
     focal_loss,
-    hardest,
+    hardest_indices,
     reducible_loss,
-    selective_backprop,
+    selective_backprop_probabilities,
 )
 from lit_adaptive.data import LongTailedDigits
 from lit_adaptive.samplers import (
@@ -122,7 +122,7 @@ class OHEM(Method):
     drawn = 2 * BATCH
 
     def choose(self, index: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
-        return hardest(losses, keep=0.5), None
+        return hardest_indices(losses, keep=0.5), None
 
 
 class Selective(Method):
@@ -135,7 +135,7 @@ class Selective(Method):
 
     def choose(self, index: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
         self.recent = torch.cat([self.recent, losses])[-1024:]
-        chance = selective_backprop(losses, self.recent, beta=1.0)
+        chance = selective_backprop_probabilities(losses, self.recent, beta=1.0)
         kept = torch.rand(len(chance), generator=self.dice, dtype=torch.float64) < chance
         return (kept if bool(kept.any()) else losses == losses.max()).nonzero().flatten(), None
 
@@ -160,7 +160,7 @@ class RHO(Method):
             )
 
     def choose(self, index: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
-        return hardest(reducible_loss(losses, self.irreducible[index]), keep=BATCH), None
+        return hardest_indices(reducible_loss(losses, self.irreducible[index]), keep=BATCH), None
 
 
 class RHOHeldOut(RHO):

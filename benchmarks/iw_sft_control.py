@@ -42,7 +42,7 @@ from lit_adaptive.core.iw_sft import (
     ImportanceWeightedSFTLoss,
     dft_weights,
     iw_sft_weights,
-    self_normalized,
+    self_normalize,
 )
 from lit_adaptive.core.segments import reduce_segments, segment_mean
 from lit_adaptive.samplers import RewardWeightedSampler, UniformSampler
@@ -266,7 +266,7 @@ def tune(method: Method, start: nn.Module, data: Trajectories, seed: int) -> tup
             )
             mean_weight.append(float(segment_mean(weight, sequence, BATCH).mean()))
             method.seen.setdefault("clamped", []).append(float(clamped.float().mean()))
-            losses = losses * (self_normalized(weight) if method.normalize else weight)
+            losses = losses * (self_normalize(weight) if method.normalize else weight)
         elif method.dft:
             losses = losses * dft_weights(log_prob).weight
         optimizer.zero_grad()

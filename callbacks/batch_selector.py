@@ -16,10 +16,10 @@ from torch import Tensor
 from callbacks._shared import gather_over_ranks, losses_of, score_all
 from lit_adaptive.core.corrections import inclusion_weights
 from lit_adaptive.core.hard_examples import (
-    chosen_count,
-    hardest,
+    hardest_indices,
+    kept_count,
     reducible_loss,
-    selective_backprop,
+    selective_backprop_probabilities,
 )
 
 
@@ -89,20 +89,20 @@ class OHEMSelector(BatchSelector):
     """
 
     def __init__(self, keep: float = 0.5) -> None:
-        chosen_count(2**31, keep)
+        kept_count(2**31, keep)
         self.keep = keep
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a number that no batch can hold, before training."""
         size: int | None = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         if stage == "fit" and size is not None:
-            chosen_count(size, self.keep)
+            kept_count(size, self.keep)
 
     def choose(
         self, batch: dict[str, Any], losses: Tensor, trainer: Trainer, pl_module: LightningModule
     ) -> Tensor:
         """The hardest."""
-        return hardest(losses, keep=self.keep)
+        return hardest_indices(losses, keep=self.keep)
 
 
 class SelectiveBackprop(BatchSelector):
@@ -147,7 +147,7 @@ class SelectiveBackprop(BatchSelector):
             where = batch["index"][losses.isnan()].tolist()
             raise ValueError(f"the losses of index {where} are NaN: look for NaN in the model")
         self._recent = torch.cat([self._recent, everyone])[-self.history :]
-        chance = selective_backprop(losses.cpu(), self._recent, beta=self.beta)
+        chance = selective_backprop_probabilities(losses.cpu(), self._recent, beta=self.beta)
         place = trainer.fit_loop.epoch_loop.total_batch_idx * trainer.world_size
         dice = torch.Generator().manual_seed(
             (self.seed * 1_000_003 + place + trainer.global_rank) % 2**63
@@ -193,7 +193,7 @@ class ReducibleLossSelector(BatchSelector):
     needs: frozenset[str] = BatchSelector.needs | {"data.scoring_dataloader"}
 
     def __init__(self, holdout: str = "holdout.csv", keep: float = 0.1) -> None:
-        chosen_count(2**31, keep)
+        kept_count(2**31, keep)
         self.holdout = holdout
         self.keep = keep
         self.irreducible: Tensor | None = None
@@ -242,7 +242,7 @@ class ReducibleLossSelector(BatchSelector):
         """Those with most left to learn."""
         assert self.irreducible is not None  # found in on_train_start
         expected = self.irreducible[batch["index"].cpu()].to(losses.device)
-        return hardest(reducible_loss(losses, expected), keep=self.keep)
+        return hardest_indices(reducible_loss(losses, expected), keep=self.keep)
 
     def state_dict(self) -> dict[str, Any]:
         """The irreducible losses."""

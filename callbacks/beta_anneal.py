@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks._shared import planned_steps
-from lit_adaptive.core.schedules import linear
+from lit_adaptive.core.schedules import linear_schedule
 
 
 class BetaAnneal(Callback):
@@ -38,7 +38,7 @@ class BetaAnneal(Callback):
 
     def _set(self, trainer: Trainer) -> None:
         steps = self.steps or planned_steps(trainer, "BetaAnneal")
-        beta = linear(trainer.global_step, start=self.start, end=self.end, steps=steps)
+        beta = linear_schedule(trainer.global_step, start=self.start, end=self.end, steps=steps)
         trainer.datamodule.beta = beta  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

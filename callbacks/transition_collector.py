@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_adaptive.core.schedules import linear
+from lit_adaptive.core.schedules import linear_schedule
 from lit_adaptive.rollout.environments.streams import EnvironmentStreams, Step, Vectorization
 
 
@@ -65,7 +65,7 @@ class TransitionCollector(Callback):
     @property
     def epsilon(self) -> float:
         """Share of random actions now."""
-        return linear(
+        return linear_schedule(
             self.collected,
             start=self.epsilon_start,
             end=self.epsilon_end,

@@ -167,7 +167,7 @@ def psr_nsr_advantages(
     return torch.where(reward.isnan(), 0.0, sign).float()
 
 
-def weighted_signs(advantage: Tensor, *, positive: float, negative: float) -> Tensor:
+def scale_by_sign(advantage: Tensor, *, positive: float, negative: float) -> Tensor:
     """Advantages above 0 times ``positive``, those below times ``negative``.
 
     The split of Zhu et al. (2025, arXiv:2506.01347) for advantages that have a baseline.

@@ -48,7 +48,7 @@ def competence(progress: float, *, start: float = 0.01, power: float = 2.0) -> f
     return float(min(1.0, (progress * (1 - first) + first) ** (1 / power)))
 
 
-def staged(progress: float, *, shares: Sequence[float]) -> float:
+def staged_competence(progress: float, *, shares: Sequence[float]) -> float:
     """Competence that rises in equally long stages: ``shares[floor(progress * len(shares))]``.
 
     Args:
@@ -66,7 +66,7 @@ def staged(progress: float, *, shares: Sequence[float]) -> float:
     return float(shares[min(int(progress * len(shares)), len(shares) - 1)])
 
 
-def rank_shares(difficulty: Tensor) -> Tensor:
+def difficulty_cdf(difficulty: Tensor) -> Tensor:
     """CDF(d_i): the share of samples not harder than i; equal difficulties share the greater.
 
     Args:
@@ -87,7 +87,7 @@ def rank_shares(difficulty: Tensor) -> Tensor:
     return torch.searchsorted(ordered, difficulty, right=True).double() / len(difficulty)
 
 
-def within(difficulty: Tensor, share: float, *, hardest_first: bool = False) -> Tensor:
+def eligible_mask(difficulty: Tensor, share: float, *, hardest_first: bool = False) -> Tensor:
     """Who may be drawn at a competence: ``[N]`` bool, at least one of them.
 
     Args:
@@ -102,13 +102,13 @@ def within(difficulty: Tensor, share: float, *, hardest_first: bool = False) -> 
         raise ValueError(f"the competence is {share}; it must lie in (0, 1]")
     if not len(difficulty):
         raise ValueError("there are no difficulties; a curriculum needs one for each sample")
-    rank = rank_shares(-difficulty if hardest_first else difficulty)
+    rank = difficulty_cdf(-difficulty if hardest_first else difficulty)
     # The half is for rounding: k / N as computed may exceed a share that was meant to be k / N.
     allowed = rank <= share + 0.5 / len(rank) * 1e-6
     return allowed if bool(allowed.any()) else rank == rank.min()
 
 
-def self_paced(loss: Tensor, *, threshold: float) -> Tensor:
+def self_paced_mask(loss: Tensor, *, threshold: float) -> Tensor:
     """v_i = 1[loss_i < threshold]: ``[N]`` bool. Kumar et al. (2010), with threshold = 1 / K.
 
     Args:
@@ -129,7 +129,7 @@ def self_paced(loss: Tensor, *, threshold: float) -> Tensor:
     return allowed
 
 
-def pace(progress: float, *, start: float, end: float) -> float:
+def self_paced_threshold(progress: float, *, start: float, end: float) -> float:
     """The threshold 1 / K, growing by equal factors from ``start`` to ``end``, both above 0.
 
     Kumar et al. (2010): K shrinks by a factor after each round.

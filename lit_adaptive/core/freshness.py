@@ -40,7 +40,7 @@ def check_tau(tau: float) -> None:
         )
 
 
-def freshness(age: Tensor, *, tau: float) -> Tensor:
+def freshness_factor(age: Tensor, *, tau: float) -> Tensor:
     """``exp(-age / tau)``: 1 when new, 1/e after ``tau`` versions. FreshPER.
 
     Args:
@@ -76,9 +76,9 @@ def fresh_priorities(base: Tensor, age: Tensor, *, tau: float) -> Tensor:
         Priorities ``[P]`` float64.
 
     Raises:
-        ValueError: as ``freshness``.
+        ValueError: as ``freshness_factor``.
     """
-    return base.double() * freshness(age, tau=tau)
+    return base.double() * freshness_factor(age, tau=tau)
 
 
 def log_masses(base: Tensor, version: Tensor, *, alpha: float, tau: float | None) -> Tensor:

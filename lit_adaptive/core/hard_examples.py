@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 
-def chosen_count(batch: int, keep: float) -> int:
+def kept_count(batch: int, keep: float) -> int:
     """How many of ``batch`` are kept: ``keep`` itself if above 1, else that share, rounded up.
 
     Raises:
@@ -38,7 +38,7 @@ def chosen_count(batch: int, keep: float) -> int:
     return int(keep)
 
 
-def hardest(score: Tensor, *, keep: float) -> Tensor:
+def hardest_indices(score: Tensor, *, keep: float) -> Tensor:
     """Where the greatest scores stand, in the batch's order. OHEM, with the loss as the score.
 
     Of equal scores the first are taken. What is chosen cannot be made unbiased by any weight.
@@ -51,9 +51,9 @@ def hardest(score: Tensor, *, keep: float) -> Tensor:
         ``[K]`` int64, ascending.
 
     Raises:
-        ValueError: if a score is NaN (its place is named), or see ``chosen_count``.
+        ValueError: if a score is NaN (its place is named), or see ``kept_count``.
     """
-    count = chosen_count(len(score), keep)
+    count = kept_count(len(score), keep)
     if bool((missing := score.isnan()).any()):
         raise ValueError(
             f"the scores at {missing.nonzero().flatten()[:8].tolist()} are NaN, so there is no "
@@ -79,7 +79,7 @@ def loss_cdf(loss: Tensor, history: Tensor) -> Tensor:
     return place.double() / len(history)
 
 
-def selective_backprop(loss: Tensor, history: Tensor, *, beta: float = 1.0) -> Tensor:
+def selective_backprop_probabilities(loss: Tensor, history: Tensor, *, beta: float = 1.0) -> Tensor:
     r"""Chance of a backward pass: :math:`\mathrm{CDF}(loss)^\beta`, ``[B]`` float64 in [0, 1].
 
     Jiang et al. (2019), section 3.2. ``corrections.inclusion_weights`` of it undoes the bias.
@@ -97,7 +97,7 @@ def selective_backprop(loss: Tensor, history: Tensor, *, beta: float = 1.0) -> T
     return loss_cdf(loss, history).pow(beta)
 
 
-def infobatch_keep(loss: Tensor, *, prune: float = 0.5) -> Tensor:
+def infobatch_keep_probabilities(loss: Tensor, *, prune: float = 0.5) -> Tensor:
     """Chance that each sample is in the next pass: 1 - ``prune`` if its loss is below the mean.
 
     Qin et al. (2024), equations 3 and 4; kept easy ones are weighted by 1 / (1 - prune), which

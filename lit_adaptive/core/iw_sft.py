@@ -41,7 +41,7 @@ Ratio = Literal["ref_over_policy", "policy_over_ref"]
 RatioLevel = Literal["token", "sequence"]
 Clamp = tuple[float, float] | Literal["default"] | None
 
-LOG_LIMIT = 80.0
+MAX_LOG_WEIGHT = 80.0
 """Greatest size of a log weight: exp(80) and its square's inverse still fit in float32."""
 
 DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
@@ -53,7 +53,7 @@ DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
 """The authors' code for the paper's ratio; the specification clamps nothing."""
 
 
-class Weights(NamedTuple):
+class TokenWeights(NamedTuple):
     """What losses are multiplied by, without gradient.
 
     Attributes:
@@ -65,7 +65,7 @@ class Weights(NamedTuple):
     clamped: Tensor
 
 
-def resolved_clamp(clamp: Clamp, ratio: str, level: str) -> tuple[float, float] | None:
+def resolve_clamp(clamp: Clamp, ratio: str, level: str) -> tuple[float, float] | None:
     """The bounds that ``clamp`` stands for.
 
     Raises:
@@ -92,7 +92,7 @@ def iw_sft_weights(
     level: RatioLevel = "sequence",
     temperature: float = 1.0,
     clamp: Clamp = "default",
-) -> Weights:
+) -> TokenWeights:
     r"""Weights of iw-SFT, constant to the gradient.
 
     Per sequence the log ratio is the *mean* over its tokens (the authors' code), so long
@@ -130,30 +130,30 @@ def iw_sft_weights(
             "log pi_theta - log pi_ref is NaN: the policy or the reference gives NaN: look for it "
             "in the model, or score the reference again"
         )
-    bounds = resolved_clamp(clamp, ratio, level)
-    low, high = -LOG_LIMIT, LOG_LIMIT
+    bounds = resolve_clamp(clamp, ratio, level)
+    low, high = -MAX_LOG_WEIGHT, MAX_LOG_WEIGHT
     if bounds is not None:
         low = math.log(bounds[0]) if bounds[0] > 0 else -torch.inf
-        high = min(math.log(bounds[1]), LOG_LIMIT)
+        high = min(math.log(bounds[1]), MAX_LOG_WEIGHT)
     scaled = difference / temperature
     held = scaled.clamp(low, high)
     weight, clamped = held.exp(), held != scaled
     if level == "sequence":
         weight, clamped = weight[sequence], clamped[sequence]
-    return Weights(weight, clamped)
+    return TokenWeights(weight, clamped)
 
 
 @torch.no_grad()
-def dft_weights(log_prob: Tensor) -> Weights:
+def dft_weights(log_prob: Tensor) -> TokenWeights:
     """Dynamic fine-tuning (Wu et al., 2025, arXiv:2508.05629): each token by its probability.
 
     Args:
         log_prob: ``[K]``.
     """
-    return Weights(log_prob.float().exp(), torch.zeros_like(log_prob, dtype=torch.bool))
+    return TokenWeights(log_prob.float().exp(), torch.zeros_like(log_prob, dtype=torch.bool))
 
 
-def self_normalized(weight: Tensor, mean: Tensor | None = None) -> Tensor:
+def self_normalize(weight: Tensor, mean: Tensor | None = None) -> Tensor:
     """Weights ``[K]`` divided by their mean over tokens, or by a ``mean`` over several ranks.
 
     The mean weight otherwise grows while the model fits, and with it the step size.
@@ -161,7 +161,7 @@ def self_normalized(weight: Tensor, mean: Tensor | None = None) -> Tensor:
     return weight / (weight.mean() if mean is None else mean).clamp(min=1e-30)
 
 
-def smoothed_losses(log_prob: Tensor, mean_log_prob: Tensor | None, epsilon: float) -> Tensor:
+def label_smoothed_losses(log_prob: Tensor, mean_log_prob: Tensor | None, epsilon: float) -> Tensor:
     r"""Cross-entropy of each token with labels smoothed by ``epsilon``: ``[K]``.
 
     :math:`-(1-\epsilon) \log\pi(y) - \epsilon\,\frac1V\sum_v \log\pi(v)`.
@@ -254,7 +254,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
             raise ValueError(f"epsilon is {epsilon}; a share of smoothing lies in [0, 1)")
         check_temperature(temperature)
         check_options(objective, ratio, level, reduction, count=count)
-        resolved_clamp(clamp, ratio, level)
+        resolve_clamp(clamp, ratio, level)
         self.epsilon, self.temperature = epsilon, temperature
         self.ratio: Ratio = ratio
         self.level: RatioLevel = level
@@ -300,7 +300,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         log_probs = logits[kept].float().log_softmax(-1)
         log_prob = log_probs.gather(-1, target[:, None])[:, 0]
         smooth = self.label_smoothing and self.epsilon > 0
-        losses = smoothed_losses(
+        losses = label_smoothed_losses(
             log_prob, log_probs.mean(-1) if smooth else None, self.epsilon if smooth else 0.0
         )
         reference = self._chosen(ref_log_probs, kept, target, "ref_log_probs")
@@ -335,7 +335,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
                 temperature=self.temperature,
                 clamp=self.clamp,
             ).weight
-        return self_normalized(weight) if self.normalize else weight
+        return self_normalize(weight) if self.normalize else weight
 
     def _chosen(
         self, given: Tensor | None, kept: Tensor, target: Tensor, name: str

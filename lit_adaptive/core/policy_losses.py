@@ -30,43 +30,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.policy_aggregate import LOSS_TYPES, LossType, aggregate
 from lit_adaptive.core.policy_ratios import (
-    LOG_LIMIT,
-    KLEstimator,
-    Mismatch,
-    MismatchWeights,
+    MAX_LOG_RATIO,
     RatioLevel,
     at_least_float32,
     check_tokens,
-    kl,
-    log_ratios,
-    mismatch_weights,
-    off_policy_sequence_mask,
-    ratios,
+    log_importance_ratios,
 )
-
-__all__ = [
-    "LOG_LIMIT",
-    "LOSS_TYPES",
-    "PAPER_CLIPS",
-    "ClipCenter",
-    "KLEstimator",
-    "LossType",
-    "Mismatch",
-    "MismatchWeights",
-    "PolicyLoss",
-    "RatioLevel",
-    "aggregate",
-    "kl",
-    "log_ratios",
-    "mismatch_weights",
-    "off_policy_sequence_mask",
-    "policy_losses",
-    "ratios",
-]
+from lit_adaptive.core.segments import segment_sum
 
 ClipCenter = Literal["one", "old"]
+LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
+
+LOSS_TYPES: tuple[LossType, ...] = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
 
 PAPER_CLIPS: dict[LossType, tuple[float, float]] = {
     "grpo": (0.2, 0.2),
@@ -83,7 +59,7 @@ class PolicyLoss(NamedTuple):
     """Losses of all tokens, and how the ratio went; all but ``losses`` without gradient.
 
     Attributes:
-        losses: ``[K]`` to be minimised, before ``aggregate``.
+        losses: ``[K]`` to be minimised, before ``aggregate_losses``.
         ratio: ``[K]`` pi_theta / behavior before any clip, of the token or its sequence.
         clipped_low: ``[K]`` bool: advantage below 0 and the ratio under its clip: no gradient.
         clipped_high: ``[K]`` bool: advantage above 0 and the ratio over its clip: no gradient. With
@@ -100,7 +76,7 @@ class PolicyLoss(NamedTuple):
     weight: Tensor
 
 
-def policy_losses(
+def policy_gradient_losses(
     log_prob: Tensor,
     behavior: Tensor,
     advantage: Tensor,
@@ -124,8 +100,8 @@ def policy_losses(
     :math:`-\min(\rho A, \mathrm{clip}(\rho) A)` (Shao et al., 2024, arXiv:2402.03300, equation 3);
     CISPO (MiniMax, 2025, arXiv:2506.13585, equation 4):
     :math:`-\mathrm{sg}(\min(\rho, 1 + \epsilon)) A \log\pi_\theta`. ``grpo``, ``dr_grpo``, ``dapo``
-    and ``bnpo`` differ in ``aggregate`` only. Values are not looked at, which would wait for the
-    device: NaN in ``behavior`` makes NaN of the loss, but for demonstrations.
+    and ``bnpo`` differ in ``aggregate_losses`` only. Values are not looked at, which would wait for
+    the device: NaN in ``behavior`` makes NaN of the loss, but for demonstrations.
 
     Args:
         log_prob: ``[K]``.
@@ -146,7 +122,7 @@ def policy_losses(
             arXiv:2504.14945).
         luffy_gamma: above 0.
         keep: ``[K]`` factors of the losses, such as a mask of tokens. It does not change the ratio
-            of a sequence; nor, in ``aggregate``, what counts.
+            of a sequence; nor, in ``aggregate_losses``, what counts.
 
     Raises:
         ValueError: if shapes differ, or an option is out of its range.
@@ -163,7 +139,7 @@ def policy_losses(
     demonstrated = None if off_policy is None else off_policy[sequence]
     if demonstrated is not None:  # a ratio of 1: NaN there must not reach the gradient
         behavior = torch.where(demonstrated, log_prob.detach(), behavior)
-    log_ratio = log_ratios(log_prob, behavior, sequence, size, level=level)
+    log_ratio = log_importance_ratios(log_prob, behavior, sequence, size, level=level)
     center = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
     if clip_center == "old":
         center = _center(old, behavior, sequence, size, level, demonstrated)
@@ -194,11 +170,11 @@ def _clipped(
     high = center + (math.log1p(clip_high) if clip_high < math.inf else math.inf)
     low = center + (math.log1p(-clip_low) if clip_low < 1 else -math.inf)
     cap = center + (math.inf if dual_clip is None else math.log(dual_clip))
-    high = torch.where(above, high, cap).clamp(max=LOG_LIMIT)
+    high = torch.where(above, high, cap).clamp(max=MAX_LOG_RATIO)
     low = torch.minimum(torch.where(below, low, -math.inf), high)
     over, under = log_ratio.detach() > high, log_ratio.detach() < low
     held = torch.where(over, high, torch.where(under, low, log_ratio))
-    ratio = log_ratio.detach().clamp(max=LOG_LIMIT).exp()
+    ratio = log_ratio.detach().clamp(max=MAX_LOG_RATIO).exp()
     return PolicyLoss(
         losses=-gain * held.exp(),
         ratio=ratio,
@@ -221,11 +197,11 @@ def _cispo(
     high = center + (math.log1p(clip_high) if clip_high < math.inf else math.inf)
     bare = cispo_low is None or cispo_low == 1
     low = center + (-math.inf if bare else math.log1p(-(cispo_low or 0.0)))
-    high = high.clamp(max=LOG_LIMIT)
+    high = high.clamp(max=MAX_LOG_RATIO)
     weight = torch.minimum(torch.maximum(log_ratio, low), high).exp()
     return PolicyLoss(
         losses=-weight * gain * log_prob,
-        ratio=log_ratio.clamp(max=LOG_LIMIT).exp(),
+        ratio=log_ratio.clamp(max=MAX_LOG_RATIO).exp(),
         clipped_low=log_ratio < low,
         clipped_high=log_ratio > high,
         capped=torch.zeros_like(log_ratio, dtype=torch.bool),
@@ -233,21 +209,35 @@ def _cispo(
     )
 
 
-def _with_demonstrations(
-    found: PolicyLoss, log_prob: Tensor, gain: Tensor, demonstrated: Tensor, gamma: float
-) -> PolicyLoss:
-    """LUFFY: x / (x + gamma) of x = pi_theta, which is a sigmoid of log x - log gamma."""
+def luffy_shaping(log_prob: Tensor, *, gamma: float = 0.1) -> Tensor:
+    r"""LUFFY's policy shaping of demonstration tokens: :math:`f(\pi) = \pi / (\pi + \gamma)`.
+
+    Yan et al. (2025, arXiv:2504.14945), section 3.2. It takes the place of the ratio, whose
+    denominator is unknown for text that no policy generated. The gradient of the loss -A f is that
+    of :math:`-w A \log\pi` with :math:`w = f (1 - f)`, largest at :math:`\pi = \gamma`.
+
+    Args:
+        log_prob: ``[K]``, differentiable.
+        gamma: above 0; the paper's 0.1.
+
+    Raises:
+        ValueError: if ``gamma`` is not above 0.
+    """
     if not 0 < gamma < math.inf:
         raise ValueError(f"luffy_gamma is {gamma}; x / (x + gamma) needs it above 0")
-    shaped = torch.sigmoid(log_prob - math.log(gamma))
-    slope = (shaped * (1 - shaped)).detach()  # x f'(x) = gamma x / (x + gamma)^2
-    return PolicyLoss(
-        losses=torch.where(demonstrated, -gain * shaped, found.losses),
-        ratio=torch.where(demonstrated, log_prob.detach().exp(), found.ratio),
-        clipped_low=found.clipped_low & ~demonstrated,
-        clipped_high=found.clipped_high & ~demonstrated,
-        capped=found.capped & ~demonstrated,
-        weight=torch.where(demonstrated, slope, found.weight),
+    return torch.sigmoid(log_prob - math.log(gamma))
+
+
+def _with_demonstrations(
+    policy: PolicyLoss, log_prob: Tensor, advantage: Tensor, demonstration: Tensor, gamma: float
+) -> PolicyLoss:
+    """Replace the losses of demonstration tokens. Their ratio is 1, so they are never clipped."""
+    shaped = luffy_shaping(log_prob, gamma=gamma)
+    slope = (shaped * (1 - shaped)).detach()
+    return policy._replace(
+        losses=torch.where(demonstration, -advantage * shaped, policy.losses),
+        ratio=torch.where(demonstration, log_prob.detach().exp(), policy.ratio),
+        weight=torch.where(demonstration, slope, policy.weight),
     )
 
 
@@ -268,7 +258,7 @@ def _center(
     old = old.detach()
     if demonstrated is not None:
         old = torch.where(demonstrated, behavior, old)
-    return log_ratios(old, behavior, sequence, size, level=level)
+    return log_importance_ratios(old, behavior, sequence, size, level=level)
 
 
 def _check_rollouts(size: int, *, advantage: Tensor, off_policy: Tensor | None) -> None:
@@ -301,3 +291,73 @@ def _check_clips(
             f"dual_clip is {dual_clip}; it must be above 1 + clip_high = {1 + clip_high:g}: below "
             "it would be the clip of all negative advantages (3 is common)"
         )
+
+
+def aggregate_losses(
+    losses: Tensor,
+    sequence: Tensor,
+    size: int,
+    *,
+    loss_type: LossType = "grpo",
+    count: float | None = None,
+    max_length: int | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:
+    r"""One number of the losses of all tokens.
+
+    ``count`` belongs to the whole optimizer step, so that the sum over its micro-batches does not
+    depend on how they were cut:
+
+    ========== =============================================== =========================
+    loss_type  sum over                                        divided by
+    ========== =============================================== =========================
+    grpo, gspo sequences, of the mean over their tokens        ``count`` sequences
+    dr_grpo    tokens                                          ``count * max_length``
+    dapo,cispo tokens                                          ``count`` tokens
+    bnpo       tokens                                          tokens of this micro-batch
+    ========== =============================================== =========================
+
+    Shao et al. (2024), equation 3; Liu et al. (2025, arXiv:2503.20783); Yu et al.
+    (2025, arXiv:2503.14476), section 3.3; ``bnpo`` as TRL names verl's token mean of a micro-batch.
+
+    A sequence without tokens gives 0, and is still one of ``count`` sequences. Tokens that ``keep``
+    of ``policy_gradient_losses`` has taken out count: the mean is over the completion, as in the
+    papers of those masks and in TRL. For tokens that are no part of the completion (a tool's
+    words), leave them out of all ``[K]``, or give ``counted``.
+
+    Args:
+        losses: ``[K]``.
+        sequence: ``[K]`` int64 in ``[0, size)``.
+        size: number of sequences in this micro-batch.
+        loss_type: see above.
+        count: above 0; None: of these sequences or tokens. ``"bnpo"`` does not read it.
+        max_length: greatest length of a completion, for ``"dr_grpo"``.
+        counted: ``[K]`` bool: tokens that count, or None for all; others give no loss.
+
+    Raises:
+        ValueError: if ``count`` or ``max_length`` is missing or not above 0.
+    """
+    check_tokens(losses, sequence, counted=counted)
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type is {loss_type!r}; it must be one of {list(LOSS_TYPES)}")
+    if count is not None and not 0 < count < math.inf:
+        raise ValueError(
+            f"count is {count}; losses are divided by it, so it must be above 0: the sequences or "
+            "tokens of the whole optimizer step"
+        )
+    number = torch.ones_like(losses) if counted is None else counted.to(losses.dtype)
+    if counted is not None:
+        losses = torch.where(counted.bool(), losses, 0.0)
+    if loss_type in ("grpo", "gspo"):
+        lengths = segment_sum(number, sequence, size).clamp(min=1)
+        return (segment_sum(losses, sequence, size) / lengths).sum() / (count or max(size, 1))
+    if loss_type == "dr_grpo":
+        if max_length is None or not max_length > 0:
+            raise ValueError(
+                f"max_length is {max_length} for loss_type 'dr_grpo', which divides by it: give "
+                "the greatest length of a completion"
+            )
+        return losses.sum() / ((count or max(size, 1)) * max_length)
+    if loss_type == "bnpo" or count is None:
+        return losses.sum() / number.sum().clamp(min=1)
+    return losses.sum() / count

@@ -23,7 +23,7 @@ RatioLevel = Literal["token", "sequence"]
 KLEstimator = Literal["k1", "k2", "k3"]
 Mismatch = Literal["none", "truncate", "mask"]
 
-LOG_LIMIT = 20.0
+MAX_LOG_RATIO = 20.0
 """Greatest log ratio."""
 
 
@@ -39,7 +39,7 @@ class MismatchWeights(NamedTuple):
     changed: Tensor
 
 
-def log_ratios(
+def log_importance_ratios(
     log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
 ) -> Tensor:
     r"""Log of pi_theta / behavior of each token: ``[K]``, differentiable.
@@ -70,10 +70,10 @@ def log_ratios(
     return mean[sequence] + (log_prob - log_prob.detach())
 
 
-def ratios(
+def importance_ratios(
     log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
 ) -> Tensor:
-    """``log_ratios``, held at ``LOG_LIMIT``, as ratios: ``[K]``, differentiable.
+    """``log_importance_ratios``, held at ``MAX_LOG_RATIO``, as ratios: ``[K]``, differentiable.
 
     Args:
         log_prob: ``[K]``.
@@ -82,10 +82,14 @@ def ratios(
         size: number of sequences N.
         level: one ratio for each token, or one for the sequence.
     """
-    return log_ratios(log_prob, behavior, sequence, size, level=level).clamp(max=LOG_LIMIT).exp()
+    return (
+        log_importance_ratios(log_prob, behavior, sequence, size, level=level)
+        .clamp(max=MAX_LOG_RATIO)
+        .exp()
+    )
 
 
-def kl(
+def kl_estimates(
     log_prob: Tensor,
     reference: Tensor,
     *,
@@ -105,7 +109,7 @@ def kl(
         log_prob: ``[K]``.
         reference: ``[K]``.
         estimator: k1, k2 or k3.
-        ratio: ``[K]`` of ``ratios``, or None for 1.
+        ratio: ``[K]`` of ``importance_ratios``, or None for 1.
 
     Raises:
         ValueError: if shapes differ or ``estimator`` is unknown.
@@ -121,7 +125,7 @@ def kl(
     elif estimator == "k2":
         value = d.square() / 2
     elif estimator == "k3":
-        held = d.clamp(max=LOG_LIMIT)
+        held = d.clamp(max=MAX_LOG_RATIO)
         value = held.exp() * (1 + (d - held)) - d - 1
     else:
         raise ValueError(f"estimator is {estimator!r}; it must be one of ['k1', 'k2', 'k3']")
@@ -182,7 +186,7 @@ def mismatch_weights(
     difference = (old - behavior).float()
     if level == "sequence":
         difference = segment_sum(difference, sequence, size)[sequence]
-    ratio = difference.clamp(max=LOG_LIMIT).exp()
+    ratio = difference.clamp(max=MAX_LOG_RATIO).exp()
     if mode == "truncate":
         return MismatchWeights(ratio.clamp(max=cap), ratio > cap)
     outside = (ratio < low) | (ratio > high)

@@ -74,7 +74,7 @@ def check_alpha(alpha: float) -> None:
         )
 
 
-def masses(priority: Tensor, *, alpha: float) -> Tensor:
+def priority_masses(priority: Tensor, *, alpha: float) -> Tensor:
     r""":math:`p_i^\alpha`, the unnormalised probability. Schaul et al. (2016), equation 1.
 
     What is no priority (NaN, infinite, negative) gives what is no mass, for the tree to refuse.
@@ -125,7 +125,7 @@ def sampling_probabilities(priority: Tensor, *, alpha: float) -> Tensor:
     if not bool((priority > 0).any()):
         raise ValueError("no priority is above 0, so nothing can be drawn: add a small epsilon")
     # Scaled by the greatest before summing, so the sum cannot overflow; P(i) stays the same.
-    mass = masses(priority.double() / priority.max().double(), alpha=alpha)
+    mass = priority_masses(priority.double() / priority.max().double(), alpha=alpha)
     if alpha == 0:
         mass = (priority > 0).double()
     return mass / mass.sum()

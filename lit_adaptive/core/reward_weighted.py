@@ -39,7 +39,7 @@ from lit_adaptive.core.segments import (
 NESTED = (0.1, 0.05, 0.02)
 
 
-def standardized(reward: Tensor, group: Tensor) -> Tensor:
+def standardize_rewards(reward: Tensor, group: Tensor) -> Tensor:
     """Each reward less its group's mean, over its group's (population) standard deviation.
 
     The advantage of GRPO (Shao et al., 2024, arXiv:2402.03300, section 4.1.2), without an epsilon.
@@ -215,7 +215,7 @@ def proportional_masses(reward: Tensor) -> Tensor:
     return reward
 
 
-def per_group(mass: Tensor, group: Tensor) -> Tensor:
+def balance_groups(mass: Tensor, group: Tensor) -> Tensor:
     """``mass`` scaled so that each group has 1 in all; a group without any stays without.
 
     Args:

@@ -109,7 +109,7 @@ def double_q_errors(
     return _errors(q, action, reward, discount, terminated, bootstrap)
 
 
-def huber(error: Tensor, delta: float | None = 1.0) -> Tensor:
+def huber_losses(error: Tensor, delta: float | None = 1.0) -> Tensor:
     r"""Half the square up to ``delta``, linear beyond: the gradient is clipped to ``delta``.
 
     Huber (1964); with ``delta=1`` the "clipped error" of Mnih et al. (2015). ``None``: half the

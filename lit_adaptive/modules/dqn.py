@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_adaptive.core.td import double_q_errors, huber, q_errors
+from lit_adaptive.core.td import double_q_errors, huber_losses, q_errors
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.q_networks import MLP, QNetwork
 
@@ -120,7 +120,7 @@ class DQN(AdaptiveModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The weighted mean loss, and each transition's TD error."""
         td_error, q = self.td_errors(batch)
-        loss = (batch["weight"] * huber(td_error, self.huber_delta)).mean()
+        loss = (batch["weight"] * huber_losses(td_error, self.huber_delta)).mean()
         td_error = td_error.detach()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # each self.log costs as much as a layer

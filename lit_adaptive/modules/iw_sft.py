@@ -18,14 +18,14 @@ from lit_adaptive.core.iw_sft import (
     Objective,
     Ratio,
     RatioLevel,
-    Weights,
+    TokenWeights,
     check_options,
     check_temperature,
     dft_weights,
     iw_sft_weights,
-    resolved_clamp,
-    self_normalized,
-    smoothed_losses,
+    label_smoothed_losses,
+    resolve_clamp,
+    self_normalize,
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
@@ -102,7 +102,7 @@ class IWSFT(ReferencedModule):
         super().__init__(model, weights=weights, max_new_tokens=max_new_tokens, reward=reward)
         check_options(objective, ratio, level, reduction, count=count)
         check_temperature(temperature)
-        resolved_clamp(clamp, ratio, level)
+        resolve_clamp(clamp, ratio, level)
         self.optimization = optimization
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
@@ -183,7 +183,7 @@ class IWSFT(ReferencedModule):
         return self._reference_log_probs(batch, self.reference)
 
     @torch.no_grad()
-    def _weights(self, log_prob: Tensor, batch: Batch) -> Weights | None:
+    def _weights(self, log_prob: Tensor, batch: Batch) -> TokenWeights | None:
         if self.objective == "nll":
             return None
         if self.objective == "dft":
@@ -218,7 +218,7 @@ class IWSFT(ReferencedModule):
         found, mean = read(
             self.policy, batch, top_k=int(logging), smoothing=self.label_smoothing > 0
         )
-        losses = smoothed_losses(found.log_prob, mean, self.label_smoothing)
+        losses = label_smoothed_losses(found.log_prob, mean, self.label_smoothing)
         weights = self._weights(found.log_prob.detach(), batch)
         trained = self._over_ranks(float(len(losses)))[0]  # tokens of a rank, on average
         count = max(float(trained), 1.0) if self.reduction == "token" else self.count
@@ -226,8 +226,8 @@ class IWSFT(ReferencedModule):
             weight = weights.weight
             if self.normalize:
                 total, tokens = self._over_ranks(weight.sum(), float(len(weight)))
-                weight = self_normalized(weight, total / tokens.clamp(min=1))
-            weights = Weights(weight, weights.clamped)
+                weight = self_normalize(weight, total / tokens.clamp(min=1))
+            weights = TokenWeights(weight, weights.clamped)
             losses = losses * weight
         size = len(batch["index"])
         loss = reduce_segments(
@@ -245,7 +245,7 @@ class IWSFT(ReferencedModule):
         return {"loss": loss, "losses": nll}
 
     def _log_step(
-        self, loss: Tensor, found: TokenLogProbs, weights: Weights | None, batch: Batch
+        self, loss: Tensor, found: TokenLogProbs, weights: TokenWeights | None, batch: Batch
     ) -> None:
         nll = -found.log_prob.detach().mean()
         assert found.top_token is not None

@@ -15,22 +15,22 @@ from lit_adaptive.core.advantages import (
     Scale,
     group_advantages,
     psr_nsr_advantages,
-    weighted_signs,
+    scale_by_sign,
 )
-from lit_adaptive.core.policy_aggregate import aggregate
 from lit_adaptive.core.policy_losses import (
     ClipCenter,
     LossType,
     PolicyLoss,
     RatioLevel,
-    policy_losses,
+    aggregate_losses,
+    policy_gradient_losses,
 )
 from lit_adaptive.core.policy_ratios import (
     KLEstimator,
-    kl,
+    importance_ratios,
+    kl_estimates,
     mismatch_weights,
     off_policy_sequence_mask,
-    ratios,
 )
 from lit_adaptive.core.token_entropy import (
     clip_cov,
@@ -171,7 +171,7 @@ class PolicyObjective:
         found = group_advantages(
             reward, group, size, scale=self.scale, leave_one_out=self.leave_one_out
         )
-        return weighted_signs(found, positive=self.positive_weight, negative=self.negative_weight)
+        return scale_by_sign(found, positive=self.positive_weight, negative=self.negative_weight)
 
     def required_prescores(self, updates: int) -> frozenset[str]:
         """What must be known of every token before a step of so many updates."""
@@ -239,8 +239,8 @@ class PolicyObjective:
         losses = policy.losses if penalty is None else policy.losses + penalty * weight
         divergence = None
         if reference is not None:
-            ratio = ratios(log_prob, behavior, sequence, size)
-            divergence = kl(log_prob, reference, estimator=self.kl_estimator, ratio=ratio)
+            ratio = importance_ratios(log_prob, behavior, sequence, size)
+            divergence = kl_estimates(log_prob, reference, estimator=self.kl_estimator, ratio=ratio)
             losses = losses + self.kl_beta * divergence
         if self.entropy_bonus > 0:
             assert entropy is not None
@@ -254,7 +254,7 @@ class PolicyObjective:
         """Divided by the count of the whole update."""
         of_sequences = self.loss_type in ("grpo", "gspo", "dr_grpo")
         count = batch["sequence_count" if of_sequences else "token_count"]
-        return aggregate(
+        return aggregate_losses(
             losses,
             batch["sequence"],
             len(batch["index"]),
@@ -275,7 +275,7 @@ class PolicyObjective:
         off_policy: Tensor | None,
         keep: Tensor | None = None,
     ) -> PolicyLoss:
-        return policy_losses(
+        return policy_gradient_losses(
             log_prob,
             behavior,
             advantage,

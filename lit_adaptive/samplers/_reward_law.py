@@ -144,17 +144,17 @@ class RewardLaw:
             mass = untold.double()
         else:
             mass = self._told_masses(value, group)
-        return (mass if group is None else core.per_group(mass, group)), greatest
+        return (mass if group is None else core.balance_groups(mass, group)), greatest
 
     def _values(self, reward: Tensor, group: Tensor | None) -> Tensor:
         """What the law goes by: rewards, filled in, and normalised within groups if wanted."""
         if group is None or not self.normalize_groups:
             return self.filled_in(reward)
         if self.initial is not None:
-            return core.standardized(self.filled_in(reward), group)
+            return core.standardize_rewards(self.filled_in(reward), group)
         told = ~reward.isnan()
         value = torch.zeros_like(reward)  # the mean of any group
-        value[told] = core.standardized(reward[told], group[told])
+        value[told] = core.standardize_rewards(reward[told], group[told])
         return value
 
     def _told_masses(self, value: Tensor, group: Tensor | None) -> Tensor:

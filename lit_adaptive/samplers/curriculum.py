@@ -6,7 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.curriculum import competence, pace, self_paced, staged, within
+from lit_adaptive.core.curriculum import (
+    competence,
+    eligible_mask,
+    self_paced_mask,
+    self_paced_threshold,
+    staged_competence,
+)
 from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
 from lit_adaptive.samplers.shuffled import ShuffledSampler
@@ -135,10 +141,10 @@ class CurriculumSampler(AdaptiveSampler):
 
     def _share(self, done: float) -> float:
         if self.thresholds is not None:
-            pace(done, start=self.thresholds[0], end=self.thresholds[1])
+            self_paced_threshold(done, start=self.thresholds[0], end=self.thresholds[1])
             return 1.0
         if self.shares is not None:
-            return staged(done, shares=self.shares)
+            return staged_competence(done, shares=self.shares)
         return competence(done, start=self.start, power=self.power)
 
     def set_difficulty(self, difficulty: Tensor) -> None:
@@ -200,9 +206,9 @@ class CurriculumSampler(AdaptiveSampler):
 
     def _judge(self, score: Tensor, done: float) -> Tensor:
         if self.thresholds is not None:
-            threshold = pace(done, start=self.thresholds[0], end=self.thresholds[1])
-            return self_paced(score, threshold=threshold)
-        return within(score, self._share(done), hardest_first=self.hardest_first)
+            threshold = self_paced_threshold(done, start=self.thresholds[0], end=self.thresholds[1])
+            return self_paced_mask(score, threshold=threshold)
+        return eligible_mask(score, self._share(done), hardest_first=self.hardest_first)
 
     @property
     def count(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import check_alpha, masses
+from lit_adaptive.core.prioritized import check_alpha, priority_masses
 from lit_adaptive.core.sum_tree import SumTree
 from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw
@@ -161,7 +161,7 @@ class PrioritizedSampler(AdaptiveSampler):
         score = self._checked_scores(score) * self._inserted
         if not bool((score > 0).any()):
             raise ValueError("no score is above 0, so nothing could be drawn: add a small epsilon")
-        self._tree.assign(masses(score, alpha=self.alpha))
+        self._tree.assign(priority_masses(score, alpha=self.alpha))
         self._max_priority = max(self._max_priority, float(score.amax()))
 
     def min_probability(self) -> float:

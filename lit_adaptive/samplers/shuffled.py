@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.hard_examples import infobatch_keep
+from lit_adaptive.core.hard_examples import infobatch_keep_probabilities
 from lit_adaptive.samplers._indices import check_indices
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, IndexSampler
 
@@ -250,7 +250,7 @@ class InfoBatchSampler(_PassSampler, AdaptiveSampler):
 
     def _kept(self, member: Tensor) -> Tensor:
         loss = self._loss[member]
-        keep = infobatch_keep(loss, prune=0.0 if self._full else self.prune)
+        keep = infobatch_keep_probabilities(loss, prune=0.0 if self._full else self.prune)
         self._included[member] = keep.float()
         return member[torch.rand(len(member), generator=self.generator) < keep]
 

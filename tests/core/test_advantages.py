@@ -17,7 +17,7 @@ from lit_adaptive.core.advantages import (
     overlong_penalty,
     pass_at_k,
     psr_nsr_advantages,
-    weighted_signs,
+    scale_by_sign,
 )
 
 NAN = math.nan
@@ -232,10 +232,10 @@ def test_psr_nsr_and_w_reinforce_have_the_papers_advantages():
 
 def test_weights_by_sign_leave_signs():
     advantage = torch.tensor([2.0, -4.0, 0.0])
-    found = weighted_signs(advantage, positive=0.1, negative=0.5)
+    found = scale_by_sign(advantage, positive=0.1, negative=0.5)
     torch.testing.assert_close(found, torch.tensor([0.2, -2.0, 0.0]))
     with pytest.raises(ValueError, match="weight of positive samples is nan"):
-        weighted_signs(advantage, positive=NAN, negative=1.0)
+        scale_by_sign(advantage, positive=NAN, negative=1.0)
 
 
 def test_overlong_penalty_is_dapos():

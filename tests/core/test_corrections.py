@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_adaptive.core.corrections import inclusion_weights, inverse_probability_weights
-from lit_adaptive.core.hard_examples import infobatch_keep, selective_backprop
+from lit_adaptive.core.hard_examples import (
+    infobatch_keep_probabilities,
+    selective_backprop_probabilities,
+)
 
 masses = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 F = torch.tensor([3.0, -1.0, 4.0, 1.0, -5.0], dtype=torch.float64)
@@ -39,7 +42,7 @@ def _every_kept_set(chance: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_selective_backprop_with_inverse_chances_is_unbiased(beta: float) -> None:
     loss = torch.tensor([0.1, 0.7, 0.4, 2.0])
-    chance = selective_backprop(loss, loss, beta=beta)
+    chance = selective_backprop_probabilities(loss, loss, beta=beta)
     f = F[:4]
     expected = sum(
         likely * float((inclusion_weights(chance[mask]) * f[mask]).sum()) / len(f)
@@ -52,7 +55,7 @@ def test_selective_backprop_with_inverse_chances_is_unbiased(beta: float) -> Non
 def test_infobatch_leaves_the_expected_sum_of_a_pass_as_it_was(prune: float) -> None:
     # Qin et al. (2024), section 3.3: rescaling by 1 / (1 - r).
     loss = torch.tensor([0.1, 0.7, 0.4, 2.0, 0.2])
-    chance = infobatch_keep(loss, prune=prune)
+    chance = infobatch_keep_probabilities(loss, prune=prune)
     assert chance.tolist() == [1 - prune, 1.0, 1 - prune, 1.0, 1 - prune]  # mean 0.68
     total = sum(
         likely * float((inclusion_weights(chance[mask]) * F[mask]).sum())

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from lit_adaptive.core.curriculum import (
     competence,
-    pace,
-    rank_shares,
-    self_paced,
-    staged,
-    within,
+    difficulty_cdf,
+    eligible_mask,
+    self_paced_mask,
+    self_paced_threshold,
+    staged_competence,
 )
 
 
@@ -35,13 +35,13 @@ def test_competence_never_falls(one: float, other: float, start: float, power: f
 
 def test_stages_are_equally_long() -> None:
     shares = [0.25, 0.5, 1.0]
-    found = [staged(p, shares=shares) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
+    found = [staged_competence(p, shares=shares) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
     assert found == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12))
 def test_rank_share_counts_those_not_harder(values: list[int]) -> None:
-    found = rank_shares(torch.tensor(values).double())
+    found = difficulty_cdf(torch.tensor(values).double())
     expected = [sum(other <= value for other in values) / len(values) for value in values]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
@@ -51,7 +51,7 @@ def test_within_is_the_cdf_below_competence_and_never_empty(
     values: list[int], k: int, hardest_first: bool
 ) -> None:
     share = min(k / len(values), 1.0)
-    found = within(torch.tensor(values).double(), share, hardest_first=hardest_first)
+    found = eligible_mask(torch.tensor(values).double(), share, hardest_first=hardest_first)
     sign = -1 if hardest_first else 1
     signed = [sign * value for value in values]
     count = min(k, len(values))
@@ -64,10 +64,10 @@ def test_within_is_the_cdf_below_competence_and_never_empty(
 def test_self_paced_takes_losses_below_one_over_k() -> None:
     # Kumar et al. (2010): v_i = 1[l_i < 1 / K]; K shrinks, so the threshold grows.
     loss = torch.tensor([0.2, 1.0, -math.inf, 3.0])
-    assert self_paced(loss, threshold=1.0).tolist() == [True, False, True, False]
-    assert pace(0.0, start=0.5, end=8.0) == pytest.approx(0.5)
-    assert pace(0.5, start=0.5, end=8.0) == pytest.approx(2.0)
-    assert pace(1.0, start=0.5, end=8.0) == pytest.approx(8.0)
+    assert self_paced_mask(loss, threshold=1.0).tolist() == [True, False, True, False]
+    assert self_paced_threshold(0.0, start=0.5, end=8.0) == pytest.approx(0.5)
+    assert self_paced_threshold(0.5, start=0.5, end=8.0) == pytest.approx(2.0)
+    assert self_paced_threshold(1.0, start=0.5, end=8.0) == pytest.approx(8.0)
 
 
 def test_names_what_is_out_of_range() -> None:
@@ -75,14 +75,14 @@ def test_names_what_is_out_of_range() -> None:
         (lambda: competence(1.5), "progress is 1.5"),
         (lambda: competence(0.5, start=0.0), "start is 0.0"),
         (lambda: competence(0.5, power=0.0), "power is 0.0"),
-        (lambda: staged(0.5, shares=[]), "one share"),
-        (lambda: staged(0.5, shares=[0.5, 1.5]), "1.5"),
-        (lambda: within(torch.empty(0), 0.5), "no difficulties"),
-        (lambda: within(torch.ones(2), 0.0), "competence is 0.0"),
-        (lambda: within(torch.tensor([1.0, math.nan]), 0.5), r"samples \[1\] are NaN"),
-        (lambda: self_paced(torch.ones(2), threshold=0.5), "the least is 1.0"),
-        (lambda: self_paced(torch.ones(2), threshold=0.0), "threshold is 0.0"),
-        (lambda: pace(0.5, start=2.0, end=1.0), "not descend"),
+        (lambda: staged_competence(0.5, shares=[]), "one share"),
+        (lambda: staged_competence(0.5, shares=[0.5, 1.5]), "1.5"),
+        (lambda: eligible_mask(torch.empty(0), 0.5), "no difficulties"),
+        (lambda: eligible_mask(torch.ones(2), 0.0), "competence is 0.0"),
+        (lambda: eligible_mask(torch.tensor([1.0, math.nan]), 0.5), r"samples \[1\] are NaN"),
+        (lambda: self_paced_mask(torch.ones(2), threshold=0.5), "the least is 1.0"),
+        (lambda: self_paced_mask(torch.ones(2), threshold=0.0), "threshold is 0.0"),
+        (lambda: self_paced_threshold(0.5, start=2.0, end=1.0), "not descend"),
     ]
     for call, words in cases:
         with pytest.raises(ValueError, match=words):

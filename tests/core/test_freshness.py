@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lit_adaptive.core.freshness import (
     absolute_advantage,
     fresh_priorities,
-    freshness,
+    freshness_factor,
     learnability,
     log_masses,
     uniform_priorities,
@@ -21,7 +21,7 @@ NAN = math.nan
 
 def test_freshness_is_one_when_new_and_one_by_e_after_tau() -> None:
     # FreshPER, arXiv:2604.16918: exp(-age / tau), tau 500.
-    found = freshness(torch.tensor([0, 500, 1000]), tau=500.0)
+    found = freshness_factor(torch.tensor([0, 500, 1000]), tau=500.0)
     due = torch.tensor([1.0, math.exp(-1), math.exp(-2)], dtype=torch.float64)
     torch.testing.assert_close(found, due)
 
@@ -92,14 +92,14 @@ def test_uniform_priorities_are_one() -> None:
 @pytest.mark.parametrize("tau", [0.0, -1.0, NAN, math.inf])
 def test_tau_out_of_range_is_named(tau: float) -> None:
     with pytest.raises(ValueError, match=f"tau is {tau}.*above 0.*'prioritized'"):
-        freshness(torch.tensor([1]), tau=tau)
+        freshness_factor(torch.tensor([1]), tau=tau)
     with pytest.raises(ValueError, match="tau is"):
         log_masses(torch.ones(1), torch.zeros(1), alpha=0.6, tau=tau)
 
 
 def test_a_negative_age_is_named() -> None:
     with pytest.raises(ValueError, match=r"ages at \[1\] are \[-2\].*current version minus"):
-        freshness(torch.tensor([0, -2]), tau=5.0)
+        freshness_factor(torch.tensor([0, -2]), tau=5.0)
 
 
 def test_alpha_out_of_range_is_named() -> None:

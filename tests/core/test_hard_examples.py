@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from lit_adaptive.core.hard_examples import (
-    chosen_count,
     focal_loss,
-    hardest,
-    infobatch_keep,
+    hardest_indices,
+    infobatch_keep_probabilities,
+    kept_count,
     loss_cdf,
     reducible_loss,
-    selective_backprop,
+    selective_backprop_probabilities,
 )
 
 losses = st.lists(st.integers(0, 20), min_size=1, max_size=30)
@@ -26,27 +26,27 @@ def test_hardest_are_those_that_sorting_finds(values: list[int], keep: float) ->
     score = torch.tensor(values, dtype=torch.float32)
     ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))
     expected = sorted(ranked[: math.ceil(keep * len(values))])
-    assert hardest(score, keep=keep).tolist() == expected
+    assert hardest_indices(score, keep=keep).tolist() == expected
 
 
 def test_ohem_keeps_128_of_two_images_as_in_the_paper() -> None:
     # Shrivastava et al. (2016): of about 2 x 2000 regions the 128 of greatest loss.
     score = torch.arange(4000).float().flip(0)
-    assert hardest(score, keep=128).tolist() == list(range(128))
+    assert hardest_indices(score, keep=128).tolist() == list(range(128))
 
 
 def test_keep_is_a_share_or_a_number() -> None:
-    assert chosen_count(10, 0.25) == 3
-    assert chosen_count(10, 1) == 10
-    assert chosen_count(10, 4) == 4
+    assert kept_count(10, 0.25) == 3
+    assert kept_count(10, 1) == 10
+    assert kept_count(10, 4) == 4
     for keep, words in ((11, "batch has 10"), (0, "above 0"), (2.5, "whole"), (-1, "above 0")):
         with pytest.raises(ValueError, match=words):
-            chosen_count(10, keep)
+            kept_count(10, keep)
 
 
 def test_nan_has_no_rank() -> None:
     with pytest.raises(ValueError, match=r"\[1\] are NaN"):
-        hardest(torch.tensor([1.0, torch.nan]), keep=0.5)
+        hardest_indices(torch.tensor([1.0, torch.nan]), keep=0.5)
 
 
 @given(losses, losses)
@@ -60,29 +60,37 @@ def test_selective_backprop_keeps_a_half_a_third_a_quarter() -> None:
     # Jiang et al. (2019), section 3.2: beta sets the selectivity; the mean of U^beta is 1/(1+beta).
     loss = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     for beta in (1, 2, 3):
-        share = float(selective_backprop(loss, loss, beta=beta).mean())
+        share = float(selective_backprop_probabilities(loss, loss, beta=beta).mean())
         assert share == pytest.approx(1 / (1 + beta), abs=1e-3)
-    assert selective_backprop(loss, loss, beta=0).eq(1).all()
+    assert selective_backprop_probabilities(loss, loss, beta=0).eq(1).all()
     with pytest.raises(ValueError, match="beta is -1"):
-        selective_backprop(loss, loss, beta=-1)
+        selective_backprop_probabilities(loss, loss, beta=-1)
     with pytest.raises(ValueError, match="history of losses is empty"):
-        selective_backprop(loss, torch.empty(0))
+        selective_backprop_probabilities(loss, torch.empty(0))
 
 
 def test_infobatch_keeps_what_was_never_seen_and_what_is_hard() -> None:
     loss = torch.tensor([1.0, 3.0, torch.inf])
-    assert infobatch_keep(loss, prune=0.5).tolist() == [0.5, 1.0, 1.0]
-    assert infobatch_keep(torch.full((3,), torch.inf), prune=0.5).tolist() == [1.0, 1.0, 1.0]
-    assert infobatch_keep(torch.full((3,), 2.0), prune=0.5).tolist() == [1.0, 1.0, 1.0]
+    assert infobatch_keep_probabilities(loss, prune=0.5).tolist() == [0.5, 1.0, 1.0]
+    assert infobatch_keep_probabilities(torch.full((3,), torch.inf), prune=0.5).tolist() == [
+        1.0,
+        1.0,
+        1.0,
+    ]
+    assert infobatch_keep_probabilities(torch.full((3,), 2.0), prune=0.5).tolist() == [
+        1.0,
+        1.0,
+        1.0,
+    ]
     with pytest.raises(ValueError, match="prune is 1"):
-        infobatch_keep(loss, prune=1.0)
+        infobatch_keep_probabilities(loss, prune=1.0)
 
 
 def test_reducible_loss_puts_the_learnable_before_the_noisy() -> None:
     # Mindermann et al. (2022), equation 3: hard for the holdout model too counts for little.
     current = torch.tensor([3.0, 3.0, 0.1])
     holdout = torch.tensor([2.9, 0.2, 0.1])
-    assert hardest(reducible_loss(current, holdout), keep=1 / 3).tolist() == [1]
+    assert hardest_indices(reducible_loss(current, holdout), keep=1 / 3).tolist() == [1]
 
 
 def test_focal_loss_is_cross_entropy_at_gamma_0_and_a_hundredth_at_p_point_9() -> None:

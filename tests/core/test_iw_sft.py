@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.iw_sft import (
-    LOG_LIMIT,
+    MAX_LOG_WEIGHT,
     ImportanceWeightedSFTLoss,
     dft_weights,
     iw_sft_weights,
-    self_normalized,
-    smoothed_losses,
+    label_smoothed_losses,
+    self_normalize,
 )
 
 V = 7
@@ -198,15 +198,15 @@ def test_an_overflowing_weight_is_held_and_counted():
         2,
         ratio="ref_over_policy",
     )
-    assert found.weight[0].item() == pytest.approx(math.exp(LOG_LIMIT), rel=1e-5)
+    assert found.weight[0].item() == pytest.approx(math.exp(MAX_LOG_WEIGHT), rel=1e-5)
     assert found.clamped.tolist() == [True, False]
 
 
 def test_self_normalised_weights_have_mean_one():
-    weight = self_normalized(torch.tensor([1.0, 5.0, 6.0]))
+    weight = self_normalize(torch.tensor([1.0, 5.0, 6.0]))
     assert weight.mean().item() == pytest.approx(1)
     torch.testing.assert_close(
-        self_normalized(torch.tensor([2.0]), torch.tensor(4.0)), torch.tensor([0.5])
+        self_normalize(torch.tensor([2.0]), torch.tensor(4.0)), torch.tensor([0.5])
     )
 
 
@@ -244,7 +244,7 @@ def test_the_papers_bandit_ends_where_it_says():
 
 
 def test_without_smoothing_the_loss_is_the_negative_log_probability():
-    assert smoothed_losses(torch.tensor([-2.0]), None, 0.0).tolist() == [2]
+    assert label_smoothed_losses(torch.tensor([-2.0]), None, 0.0).tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lit_adaptive.core.policy_losses import (
     LOSS_TYPES,
     PAPER_CLIPS,
-    aggregate,
-    policy_losses,
+    aggregate_losses,
+    policy_gradient_losses,
 )
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=5)
@@ -77,10 +77,10 @@ def count_of(loss_type, sequence, size):
 def loss_of(data, loss_type, options, count=None):
     log_prob, behavior, old, advantage, sequence = data
     size = len(advantage)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, behavior, advantage, sequence, size, loss_type=loss_type, old=old, **options
     )
-    return aggregate(
+    return aggregate_losses(
         found.losses, sequence, size,
         loss_type=loss_type, count=count or count_of(loss_type, sequence, size),
         max_length=MAX_LENGTH,
@@ -127,7 +127,7 @@ def test_the_reported_weight_is_what_the_gradient_is_multiplied_by(
 ):
     options = options | ({"dual_clip": None} if options["clip_high"] == math.inf else {})
     log_prob, behavior, old, advantage, sequence = rollouts(lengths, seed)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, behavior, advantage, sequence, len(lengths),
         loss_type=loss_type, old=old, **options,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def test_the_reported_weight_is_what_the_gradient_is_multiplied_by(
 def test_fresh_tokens_have_ratio_one_and_the_policy_gradient(lengths, seed, loss_type, center):
     log_prob, _, _, advantage, sequence = rollouts(lengths, seed)
     now = log_prob.detach()
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, now, advantage, sequence, len(lengths),
         loss_type=loss_type, clip_center=center, old=now, clip_low=0.0, clip_high=0.0,
     )  # fmt: skip
@@ -168,10 +168,14 @@ def test_what_drifted_before_the_step_is_stuck_under_centre_one_and_moves_under_
     behavior, old = torch.tensor([-3.0, -3.0, -3.0]), torch.tensor([-2.0, -2.0, -2.0])
     log_prob = (old + torch.tensor([0.0, 0.1, 0.3])).requires_grad_()
     advantage, sequence = torch.ones(1), torch.zeros(3).long()
-    one = policy_losses(log_prob, behavior, advantage, sequence, 1, clip_center="one", old=old)
+    one = policy_gradient_losses(
+        log_prob, behavior, advantage, sequence, 1, clip_center="one", old=old
+    )
     assert one.clipped_high.tolist() == [True, True, True]
     assert one.losses.tolist() == pytest.approx([-1.2] * 3)
-    found = policy_losses(log_prob, behavior, advantage, sequence, 1, clip_center="old", old=old)
+    found = policy_gradient_losses(
+        log_prob, behavior, advantage, sequence, 1, clip_center="old", old=old
+    )
     assert found.clipped_high.tolist() == [False, False, True]
     assert found.losses.tolist() == pytest.approx([-math.e, -math.exp(1.1), -1.2 * math.e])
     (gradient,) = torch.autograd.grad(found.losses.sum(), log_prob)
@@ -184,13 +188,13 @@ def test_replay_is_divided_by_what_wrote_it_and_so_is_unbiased():
     behavior = torch.tensor([1.0, 0.0, -1.0, 0.4], dtype=torch.float64).softmax(0)
     reward = torch.tensor([1.0, -2.0, 0.5, 0.1], dtype=torch.float64)
     log_prob = logits.log_softmax(0)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, behavior.log(), reward, torch.arange(4), 4, clip_low=1.0, clip_high=math.inf
     )
     (gradient,) = torch.autograd.grad((behavior * found.losses).sum(), logits, retain_graph=True)
     (wanted,) = torch.autograd.grad(-(log_prob.exp() * reward).sum(), logits, retain_graph=True)
     torch.testing.assert_close(gradient, wanted)
-    stale = policy_losses(log_prob, log_prob.detach(), reward, torch.arange(4), 4)
+    stale = policy_gradient_losses(log_prob, log_prob.detach(), reward, torch.arange(4), 4)
     (biased,) = torch.autograd.grad((behavior * stale.losses).sum(), logits)
     assert (biased - wanted).abs().max() > 0.05  # as a trainer that replays with ratio 1 does
 
@@ -203,7 +207,9 @@ def test_logit_gradients_are_those_of_the_paper(sign):
     log_prob = logits.log_softmax(0)
     pi, v = log_prob.exp().detach(), 1
     sampled, advantage = log_prob[v : v + 1], torch.tensor([sign])
-    losses = policy_losses(sampled, sampled.detach(), advantage, torch.zeros(1).long(), 1).losses
+    losses = policy_gradient_losses(
+        sampled, sampled.detach(), advantage, torch.zeros(1).long(), 1
+    ).losses
     (gradient,) = torch.autograd.grad(-losses.sum() * pi[v], logits)
     expected = -pi * pi[v]
     expected[v] = pi[v] * (1 - pi[v])
@@ -253,13 +259,15 @@ def test_gspo_gives_each_token_its_sequences_ratio_and_the_gradient_of_that_rati
     # of the token form has the gradient of s A.
     log_prob, behavior, _, _, sequence = rollouts([3, 1], seed=4, spread=0.1)
     advantage = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, behavior, advantage, sequence, 2, loss_type="gspo", clip_low=0.9, clip_high=9.0
     )
     ratio = log_prob - behavior
     s = torch.stack([ratio[:3].mean(), ratio[3]]).exp()
     torch.testing.assert_close(found.ratio, s.detach()[sequence])
-    (token,) = torch.autograd.grad(aggregate(found.losses, sequence, 2, loss_type="gspo"), log_prob)
+    (token,) = torch.autograd.grad(
+        aggregate_losses(found.losses, sequence, 2, loss_type="gspo"), log_prob
+    )
     (wanted,) = torch.autograd.grad(-(s * advantage).mean(), log_prob)
     torch.testing.assert_close(token, wanted)
     assert PAPER_CLIPS["gspo"] == (3e-4, 4e-4)
@@ -269,7 +277,7 @@ def test_cispo_keeps_the_gradient_of_tokens_over_its_cap():
     # MiniMax (2025): the weight is cut, the update of no token is.
     behavior = torch.tensor([-5.0, -1.0, -1.0])
     log_prob = torch.tensor([-1.0, -1.0, -9.0], requires_grad=True)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, behavior, torch.tensor([2.0]), torch.zeros(3).long(), 1,
         loss_type="cispo", clip_high=PAPER_CLIPS["cispo"][1],
     )  # fmt: skip
@@ -286,7 +294,7 @@ def test_dapo_clips_higher_above_than_below():
     ratio = torch.tensor([0.79, 0.81, 1.27, 1.29])
     sequence = torch.zeros(4).long()
     for sign, clipped in ((1.0, [False, False, False, True]), (-1.0, [True, False, False, False])):
-        found = policy_losses(
+        found = policy_gradient_losses(
             ratio.log(), torch.zeros(4), torch.tensor([sign]), sequence, 1,
             loss_type="dapo", clip_low=low, clip_high=high,
         )  # fmt: skip
@@ -299,14 +307,16 @@ def test_dual_clip_caps_bad_tokens_that_the_policy_has_come_to_like():
     ratio = torch.tensor([0.5, 1.0, 2.9, 3.1, 50.0])
     log_prob = ratio.log().requires_grad_()
     sequence = torch.zeros(5).long()
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, torch.zeros(5), torch.tensor([-1.0]), sequence, 1, dual_clip=3.0
     )
     assert found.losses.tolist() == pytest.approx([0.8, 1.0, 2.9, 3.0, 3.0])
     assert found.capped.tolist() == [False, False, False, True, True]
     (gradient,) = torch.autograd.grad(found.losses.sum(), log_prob)
     assert gradient.tolist() == pytest.approx([0, 1.0, 2.9, 0, 0])
-    above = policy_losses(ratio.log(), torch.zeros(5), torch.ones(1), sequence, 1, dual_clip=3.0)
+    above = policy_gradient_losses(
+        ratio.log(), torch.zeros(5), torch.ones(1), sequence, 1, dual_clip=3.0
+    )
     assert above.losses.tolist() == pytest.approx([-0.5, -1, -1.2, -1.2, -1.2])
 
 
@@ -316,7 +326,7 @@ def test_demonstrations_have_luffys_loss_and_gradient_and_no_clip():
     x = torch.tensor([1e-3, 0.05, 0.1, 0.2, 0.99], dtype=torch.float64)
     log_prob = x.log().requires_grad_()
     nan = torch.full_like(x, torch.nan)  # nobody knows the demonstrator's probabilities
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, nan, torch.tensor([2.0]), torch.zeros(5).long(), 1,
         old=nan, clip_center="old", off_policy=torch.tensor([True]),
     )  # fmt: skip
@@ -327,7 +337,7 @@ def test_demonstrations_have_luffys_loss_and_gradient_and_no_clip():
     torch.testing.assert_close(gradient, -2 * 0.1 * x / (x + 0.1) ** 2)
     torch.testing.assert_close(found.weight, 0.1 * x / (x + 0.1) ** 2)
     assert found.weight.argmax() == 2
-    other = policy_losses(
+    other = policy_gradient_losses(
         log_prob, nan, torch.ones(1), torch.zeros(5).long(), 1,
         off_policy=torch.tensor([True]), luffy_gamma=0.2,
     )  # fmt: skip
@@ -337,11 +347,11 @@ def test_demonstrations_have_luffys_loss_and_gradient_and_no_clip():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_demonstration_beside_others_leaves_their_losses_as_they_are(loss_type):
     log_prob, behavior, old, advantage, sequence = rollouts([3, 2, 4], seed=1)
-    alone = policy_losses(
+    alone = policy_gradient_losses(
         log_prob, behavior, advantage, sequence, 3, loss_type=loss_type, old=old, clip_center="old"
     )
     demonstration = sequence == 1
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, torch.where(demonstration, torch.nan, behavior), advantage, sequence, 3,
         loss_type=loss_type, clip_center="old", off_policy=torch.tensor([False, True, False]),
         old=torch.where(demonstration, torch.nan, old),
@@ -360,11 +370,11 @@ def test_log_ratios_of_100_give_numbers(loss_type, center, dual_clip):
     behavior = torch.tensor([-0.5, -100.5, -0.5, -100.5, -100.5, -100.5])
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
     for old in (behavior, log_prob.detach(), behavior.flip(0), torch.full((6,), -0.5)):
-        found = policy_losses(
+        found = policy_gradient_losses(
             log_prob, behavior, advantage, torch.arange(6), 6,
             loss_type=loss_type, clip_center=center, old=old, dual_clip=dual_clip,
         )  # fmt: skip
-        loss = aggregate(found.losses, torch.arange(6), 6, loss_type=loss_type, max_length=9)
+        loss = aggregate_losses(found.losses, torch.arange(6), 6, loss_type=loss_type, max_length=9)
         (gradient,) = torch.autograd.grad(loss, log_prob)
         for each in (loss, gradient, found.losses, found.ratio, found.weight):
             assert each.isfinite().all()
@@ -372,7 +382,7 @@ def test_log_ratios_of_100_give_numbers(loss_type, center, dual_clip):
 
 def test_half_precision_is_reckoned_in_float32():
     log_prob = torch.tensor([-1.0, -2.0], dtype=torch.bfloat16, requires_grad=True)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, torch.tensor([-1.01, -2.0]), torch.ones(1), torch.zeros(2).long(), 1
     )
     assert found.losses.dtype == torch.float32
@@ -383,8 +393,10 @@ def test_kept_tokens_change_neither_the_ratio_of_their_sequence_nor_what_counts(
     log_prob, behavior, _, advantage, sequence = rollouts([4, 2], seed=3, spread=0.05)
     keep = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.0])
     for loss_type in LOSS_TYPES:
-        plain = policy_losses(log_prob, behavior, advantage, sequence, 2, loss_type=loss_type)
-        kept = policy_losses(
+        plain = policy_gradient_losses(
+            log_prob, behavior, advantage, sequence, 2, loss_type=loss_type
+        )
+        kept = policy_gradient_losses(
             log_prob, behavior, advantage, sequence, 2, loss_type=loss_type, keep=keep
         )
         torch.testing.assert_close(kept.losses, plain.losses * keep)
@@ -392,15 +404,15 @@ def test_kept_tokens_change_neither_the_ratio_of_their_sequence_nor_what_counts(
         assert torch.equal(kept.ratio, plain.ratio)
     # TRL divides by the completion's mask, not by that of entropy.
     losses = torch.ones(6) * keep
-    assert aggregate(losses, sequence, 2, loss_type="grpo").item() == pytest.approx(0.4375)
-    assert aggregate(losses, sequence, 2, loss_type="bnpo").item() == pytest.approx(2.5 / 6)
+    assert aggregate_losses(losses, sequence, 2, loss_type="grpo").item() == pytest.approx(0.4375)
+    assert aggregate_losses(losses, sequence, 2, loss_type="bnpo").item() == pytest.approx(2.5 / 6)
 
 
 def test_aggregates_are_the_papers():
     # Completions of 1 and 3 tokens with losses 6 | 1 2 3, and one that is empty.
     losses, sequence = torch.tensor([6.0, 1.0, 2.0, 3.0]), torch.tensor([0, 1, 1, 1])
     found = {
-        each: aggregate(losses, sequence, 3, loss_type=each, max_length=10).item()
+        each: aggregate_losses(losses, sequence, 3, loss_type=each, max_length=10).item()
         for each in LOSS_TYPES
     }
     assert found == pytest.approx(
@@ -414,9 +426,9 @@ def test_aggregates_are_the_papers():
         }
     )
     for each, factor in {"grpo": 3, "gspo": 3, "dr_grpo": 3, "dapo": 4, "cispo": 4}.items():
-        given = aggregate(losses, sequence, 3, loss_type=each, max_length=10, count=100.0)
+        given = aggregate_losses(losses, sequence, 3, loss_type=each, max_length=10, count=100.0)
         assert given.item() == pytest.approx(found[each] * factor / 100)
-    assert aggregate(losses, sequence, 3, loss_type="bnpo", count=100.0).item() == 3
+    assert aggregate_losses(losses, sequence, 3, loss_type="bnpo", count=100.0).item() == 3
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -424,8 +436,12 @@ def test_uncounted_tokens_are_as_if_they_were_not_there(loss_type):
     losses, sequence = torch.tensor([6.0, torch.inf, 2.0, 3.0, 9.0]), torch.tensor([0, 0, 1, 1, 2])
     losses.requires_grad_()
     counted = torch.tensor([True, False, True, True, False])  # the third sequence is empty then
-    found = aggregate(losses, sequence, 3, loss_type=loss_type, counted=counted, max_length=5)
-    without = aggregate(losses[counted], sequence[counted], 3, loss_type=loss_type, max_length=5)
+    found = aggregate_losses(
+        losses, sequence, 3, loss_type=loss_type, counted=counted, max_length=5
+    )
+    without = aggregate_losses(
+        losses[counted], sequence[counted], 3, loss_type=loss_type, max_length=5
+    )
     assert found == without
     assert torch.autograd.grad(found, losses)[0].isfinite().all()
 
@@ -434,10 +450,10 @@ def test_uncounted_tokens_are_as_if_they_were_not_there(loss_type):
 def test_no_tokens_at_all_give_a_loss_of_zero_with_a_gradient(loss_type):
     log_prob = torch.zeros(0, requires_grad=True)
     empty = torch.zeros(0)
-    found = policy_losses(
+    found = policy_gradient_losses(
         log_prob, empty, torch.ones(2), empty.long(), 2, loss_type=loss_type, keep=empty
     )
-    loss = aggregate(found.losses, empty.long(), 2, loss_type=loss_type, max_length=5)
+    loss = aggregate_losses(found.losses, empty.long(), 2, loss_type=loss_type, max_length=5)
     assert loss == 0
     loss.backward()
 
@@ -468,7 +484,7 @@ def test_a_wrong_option_is_named(options, words):
         "sequence": torch.zeros(2).long(), "size": 1,
     } | options  # fmt: skip
     with pytest.raises(ValueError, match=words):
-        policy_losses(**given)
+        policy_gradient_losses(**given)
 
 
 @pytest.mark.parametrize(
@@ -482,4 +498,4 @@ def test_a_wrong_option_is_named(options, words):
 )  # fmt: skip
 def test_a_wrong_option_of_the_aggregate_is_named(options, words):
     with pytest.raises(ValueError, match=words):
-        aggregate(torch.zeros(2), torch.zeros(2).long(), 1, **options)
+        aggregate_losses(torch.zeros(2), torch.zeros(2).long(), 1, **options)

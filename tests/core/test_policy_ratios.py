@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core.policy_losses import (
-    LOG_LIMIT,
-    kl,
-    log_ratios,
+from lit_adaptive.core.policy_ratios import (
+    MAX_LOG_RATIO,
+    importance_ratios,
+    kl_estimates,
+    log_importance_ratios,
     mismatch_weights,
     off_policy_sequence_mask,
-    ratios,
 )
 
 LOGITS = torch.tensor([0.3, -0.8, 0.5, 0.0], dtype=torch.float64)
@@ -38,8 +38,8 @@ def test_ratios_are_quotients_of_tokens_or_geometric_means_of_sequences(seed, le
     sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     now, then = torch.randn(2, len(sequence), generator=generator, dtype=torch.float64)
     quotient = now.exp() / then.exp()
-    torch.testing.assert_close(ratios(now, then, sequence, len(lengths)), quotient)
-    found = ratios(now, then, sequence, len(lengths), level="sequence")
+    torch.testing.assert_close(importance_ratios(now, then, sequence, len(lengths)), quotient)
+    found = importance_ratios(now, then, sequence, len(lengths), level="sequence")
     for i, length in enumerate(lengths):
         at = sequence == i
         if length:
@@ -49,7 +49,7 @@ def test_ratios_are_quotients_of_tokens_or_geometric_means_of_sequences(seed, le
 
 def test_each_token_has_its_own_gradient_in_its_sequences_ratio():
     now = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    found = log_ratios(now, torch.zeros(3), torch.tensor([0, 0, 1]), 2, level="sequence")
+    found = log_importance_ratios(now, torch.zeros(3), torch.tensor([0, 0, 1]), 2, level="sequence")
     assert found.tolist() == [-1.5, -1.5, -3.0]
     (gradient,) = torch.autograd.grad(found, now, torch.tensor([1.0, 10.0, 100.0]))
     assert gradient.tolist() == [1, 10, 100]
@@ -57,8 +57,8 @@ def test_each_token_has_its_own_gradient_in_its_sequences_ratio():
 
 def test_a_ratio_is_held_at_its_limit():
     now, then = torch.tensor([0.0, -100.0]), torch.tensor([-100.0, 0.0])
-    found = ratios(now, then, torch.arange(2), 2)
-    assert found[0].item() == pytest.approx(math.exp(LOG_LIMIT), rel=1e-6)
+    found = importance_ratios(now, then, torch.arange(2), 2)
+    assert found[0].item() == pytest.approx(math.exp(MAX_LOG_RATIO), rel=1e-6)
     assert 0 <= found[1] < 1e-40
 
 
@@ -66,21 +66,23 @@ def test_k1_and_k3_have_the_mean_kl_and_k3_is_never_negative():
     # Schulman (2020): k1 and k3 are unbiased, k3 is at least 0 everywhere.
     _, log_prob = policy()
     for estimator in ("k1", "k3"):
-        mean = (log_prob.exp() * kl(log_prob, REFERENCE, estimator=estimator)).sum()
+        mean = (log_prob.exp() * kl_estimates(log_prob, REFERENCE, estimator=estimator)).sum()
         torch.testing.assert_close(mean, divergence(log_prob, REFERENCE))
-    assert (kl(log_prob, REFERENCE, estimator="k3") >= 0).all()
-    assert (kl(log_prob, REFERENCE, estimator="k1") < 0).any()
+    assert (kl_estimates(log_prob, REFERENCE, estimator="k3") >= 0).all()
+    assert (kl_estimates(log_prob, REFERENCE, estimator="k1") < 0).any()
     # DeepSeekMath, equation 4, token by token.
     quotient = REFERENCE.exp() / log_prob.exp()
-    torch.testing.assert_close(kl(log_prob, REFERENCE), quotient - quotient.log() - 1)
-    torch.testing.assert_close(kl(log_prob, REFERENCE, estimator="k2"), quotient.log().square() / 2)
+    torch.testing.assert_close(kl_estimates(log_prob, REFERENCE), quotient - quotient.log() - 1)
+    torch.testing.assert_close(
+        kl_estimates(log_prob, REFERENCE, estimator="k2"), quotient.log().square() / 2
+    )
 
 
 def test_gradients_of_the_estimators_as_losses_are_those_the_docstring_tells():
     logits, log_prob = policy()
     law = log_prob.exp().detach()  # tokens are drawn from it: no gradient through the draw
     found = {
-        each: gradient_of((law * kl(log_prob, REFERENCE, estimator=each)).sum(), logits)
+        each: gradient_of((law * kl_estimates(log_prob, REFERENCE, estimator=each)).sum(), logits)
         for each in ("k1", "k2", "k3")
     }
     forward = gradient_of(divergence(log_prob, REFERENCE), logits)
@@ -97,8 +99,10 @@ def test_with_the_ratio_value_and_gradient_are_unbiased_on_replay_too(estimator,
     # DeepSeek-V3.2, equation 7: tokens of the behavior policy, weighted by pi / behavior.
     logits, log_prob = policy()
     behavior = log_prob.detach() if fresh else BEHAVIOR
-    ratio = ratios(log_prob, behavior, torch.arange(4), 4)
-    value = (behavior.exp() * kl(log_prob, REFERENCE, estimator=estimator, ratio=ratio)).sum()
+    ratio = importance_ratios(log_prob, behavior, torch.arange(4), 4)
+    value = (
+        behavior.exp() * kl_estimates(log_prob, REFERENCE, estimator=estimator, ratio=ratio)
+    ).sum()
     wanted = divergence(log_prob, REFERENCE)
     torch.testing.assert_close(value, wanted)
     torch.testing.assert_close(gradient_of(value, logits), gradient_of(wanted, logits))
@@ -106,7 +110,7 @@ def test_with_the_ratio_value_and_gradient_are_unbiased_on_replay_too(estimator,
 
 def test_kl_of_a_policy_that_has_left_its_reference_is_finite_and_points_back():
     log_prob = torch.tensor([-100.0, -1.0, -21.0], requires_grad=True)
-    value = kl(log_prob, torch.tensor([0.0, -101.0, 0.0]))
+    value = kl_estimates(log_prob, torch.tensor([0.0, -101.0, 0.0]))
     (gradient,) = torch.autograd.grad(value.sum(), log_prob)
     assert value.isfinite().all()
     assert gradient.isfinite().all()
@@ -189,11 +193,14 @@ def test_bad_sequences_that_the_policy_has_left_are_dropped():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda z, s: kl(z, torch.zeros(3)), r"log_prob has shape \[2\], reference \[3\]"),
-        (lambda z, s: kl(z, z, ratio=torch.ones(1)), r"ratio \[1\]"),
-        (lambda z, s: kl(z, z, estimator="k4"), "estimator is 'k4'"),
-        (lambda z, s: log_ratios(z, torch.zeros(3), s, 2), r"'behavior': \[3\]"),
-        (lambda z, s: log_ratios(z, z, s, 2, level="word"), "level is 'word'"),
+        (
+            lambda z, s: kl_estimates(z, torch.zeros(3)),
+            r"log_prob has shape \[2\], reference \[3\]",
+        ),
+        (lambda z, s: kl_estimates(z, z, ratio=torch.ones(1)), r"ratio \[1\]"),
+        (lambda z, s: kl_estimates(z, z, estimator="k4"), "estimator is 'k4'"),
+        (lambda z, s: log_importance_ratios(z, torch.zeros(3), s, 2), r"'behavior': \[3\]"),
+        (lambda z, s: log_importance_ratios(z, z, s, 2, level="word"), "level is 'word'"),
         (lambda z, s: mismatch_weights(z, z, s, 2, mode="clip"), "mode is 'clip'"),
         (lambda z, s: mismatch_weights(z, z, s, 2, level="word"), "level 'word'"),
         (lambda z, s: mismatch_weights(z, z, s, 2, low=1.2), r"low is 1\.2"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_adaptive.core import prioritized
 from lit_adaptive.core.prioritized import (
     importance_sampling_weights,
-    masses,
+    priority_masses,
     proportional_priorities,
     rank_priorities,
     sampling_probabilities,
@@ -41,13 +41,13 @@ def test_probability_is_equation_1(alpha: float) -> None:
     powers = [p**alpha for p in priority.tolist()]
     expected = doubles([p / sum(powers) for p in powers])
     torch.testing.assert_close(sampling_probabilities(priority, alpha=alpha), expected)
-    torch.testing.assert_close(masses(priority, alpha=alpha), doubles(powers))
+    torch.testing.assert_close(priority_masses(priority, alpha=alpha), doubles(powers))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_priority_zero_is_never_drawn_not_even_at_alpha_zero(alpha: float) -> None:
     priority = doubles([0, 1, 3])
-    assert masses(priority, alpha=alpha)[0] == 0
+    assert priority_masses(priority, alpha=alpha)[0] == 0
     assert sampling_probabilities(priority, alpha=alpha)[0] == 0
 
 
@@ -93,7 +93,7 @@ def test_bad_input_is_refused() -> None:
     half = doubles([0.5, 0.5])
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"alpha is .* \[0, 1\]"):
-            masses(half, alpha=alpha)
+            priority_masses(half, alpha=alpha)
         with pytest.raises(ValueError, match="alpha is"):
             sampling_probabilities(half, alpha=alpha)
     for beta in (-0.1, 1.1, math.nan):

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_adaptive.core.reward_weighted import (
+    balance_groups,
     exponential_masses,
     nested_masses,
-    per_group,
     proportional_masses,
     rank_masses,
-    standardized,
+    standardize_rewards,
     threshold_masses,
     top_masses,
 )
@@ -119,7 +119,7 @@ def test_standardized_within_groups_has_mean_0_and_deviation_1(
 ) -> None:
     group = torch.tensor([g for g, _ in items])
     reward = doubles([round(r, 2) for _, r in items])
-    found = standardized(reward, group)
+    found = standardize_rewards(reward, group)
     for each in group.unique():
         ours, mine = found[group == each], reward[group == each]
         if mine.max() == mine.min():
@@ -132,11 +132,11 @@ def test_standardized_within_groups_has_mean_0_and_deviation_1(
 def test_equal_rewards_are_standardized_to_exactly_0() -> None:
     # 0.1 + 0.1 + 0.1 over 3 is not 0.1; a deviation of 1e-17 would make noise of it.
     group = torch.tensor([0, 0, 0, 1])
-    assert standardized(doubles([0.1, 0.1, 0.1, 7.0]), group).tolist() == [0, 0, 0, 0]
+    assert standardize_rewards(doubles([0.1, 0.1, 0.1, 7.0]), group).tolist() == [0, 0, 0, 0]
 
 
 def test_per_group_gives_each_group_one_in_all() -> None:
-    found = per_group(doubles([1, 3, 5, 0]), torch.tensor([2, 2, 0, 9]))
+    found = balance_groups(doubles([1, 3, 5, 0]), torch.tensor([2, 2, 0, 9]))
     assert found.tolist() == [0.25, 0.75, 1, 0]
 
 
@@ -172,7 +172,7 @@ def test_bad_settings_and_hopeless_rewards_say_what_to_do() -> None:
         (lambda: proportional_masses(-one), r"index \[0, 1\] are \[-1\.0, -0\.5\].*shift"),
         (lambda: proportional_masses(0 * one), "all 2 rewards are 0"),
         (lambda: proportional_masses(1.5e308 * one.double()), "overflows: scale"),
-        (lambda: standardized(one, torch.tensor([1])), "the group of each"),
+        (lambda: standardize_rewards(one, torch.tensor([1])), "the group of each"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

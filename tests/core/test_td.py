@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core.td import double_q_errors, huber, n_step_return, q_errors
+from lit_adaptive.core.td import double_q_errors, huber_losses, n_step_return, q_errors
 
 
 def _case(seed: int, batch: int = 7, actions: int = 3) -> dict[str, torch.Tensor]:
@@ -73,14 +73,14 @@ def test_n_step_return_by_hand() -> None:
 def test_huber_gradient_is_the_error_clipped_to_delta(error: float, delta: float) -> None:
     # Mnih et al. (2015) clip the error term to [-1, 1].
     x = torch.tensor(error, dtype=torch.float64, requires_grad=True)
-    huber(x, delta).backward()
+    huber_losses(x, delta).backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, x.detach().clamp(-delta, delta))
 
 
 def test_huber_without_delta_is_half_the_square() -> None:
     error = torch.tensor([-3.0, 0.0, 0.5])
-    assert huber(error, None).equal(0.5 * error**2)
+    assert huber_losses(error, None).equal(0.5 * error**2)
 
 
 @pytest.mark.parametrize("name", ["action", "reward", "discount", "terminated"])
@@ -98,6 +98,6 @@ def test_refuses_values_of_other_actions_and_a_delta_of_zero() -> None:
             c["q"], c["action"], c["reward"], c["discount"], c["terminated"], c["target"][:, :2]
         )
     with pytest.raises(ValueError, match="delta is 0"):
-        huber(c["q"], 0)
+        huber_losses(c["q"], 0)
     with pytest.raises(ValueError, match=r"gamma is 1\.5"):
         n_step_return(c["q"], 1.5)

@@ -15,7 +15,7 @@ from callbacks import (
     TargetSync,
     TransitionCollector,
 )
-from lit_adaptive.core.td import double_q_errors, huber
+from lit_adaptive.core.td import double_q_errors, huber_losses
 from lit_adaptive.data import TransitionsDataModule
 from lit_adaptive.modules import DQN, MLP
 from lit_adaptive.samplers import PrioritizedSampler, RankPrioritizedSampler, UniformSampler
@@ -85,7 +85,7 @@ def test_returns_the_td_errors_the_loss_was_made_of() -> None:
         model.target_net(batch["next_observation"]),
     )
     torch.testing.assert_close(out["td_error"], expected.detach())
-    torch.testing.assert_close(out["loss"], (batch["weight"] * huber(expected)).mean())
+    torch.testing.assert_close(out["loss"], (batch["weight"] * huber_losses(expected)).mean())
     assert not out["td_error"].requires_grad
 
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import RolloutReplay
-from lit_adaptive.core.policy_aggregate import aggregate
+from lit_adaptive.core.policy_losses import aggregate_losses
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.data.rollouts.layout import Layout, parts
 from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder
@@ -498,7 +498,7 @@ def test_micro_batches_add_up_to_the_update() -> None:
                 losses = batch["target"].double().square() + 1
                 count = batch["sequence_count" if kind == "grpo" else "token_count"]
                 sequence, size = batch["sequence"], len(batch["index"])
-                loss = aggregate(losses, sequence, size, loss_type=kind, count=float(count))
+                loss = aggregate_losses(losses, sequence, size, loss_type=kind, count=float(count))
                 found += float(loss) / accumulate / ranks
         return found
 
