@@ -1,70 +1,66 @@
 r"""Rollout Replay: groups of earlier steps, drawn again (DOTS+RR, arXiv:2506.05316, algorithm 1).
 
-A buffer of groups of rollouts. It keeps those that teach something, the newest of each prompt, and
-up to ``capacity`` of them; the oldest leave first. Draws follow one of three policies:
+The buffer keeps informative groups, the newest of each prompt, and up to ``capacity`` of them; the
+oldest leave first. Draws follow one of three policies:
 
-    uniform       every group alike                                   the paper's
+    uniform       all groups alike                                    the paper
     prioritized   in proportion to p^alpha                            PER (arXiv:1511.05952)
     fresh         in proportion to (p exp(-age / tau))^alpha          FreshPER (arXiv:2604.16918)
 
-with p the mean |A| of the group's rollouts, or p(1-p). See ``core.freshness``.
+with the priority p the mean |A| of the group's rollouts, or p(1-p). See ``core.freshness``.
 
-Where this departs from the papers, and why:
-  1. No draw holds a group twice, which would be wasted work; PER's and FreshPER's may. Chances stay
-     exact: PER's equal ranges, with a correction where a group lies across a border (Deville's
-     systematic sampling). The chance of a group to be in a draw of k is k P(i), with P(i) the
-     mass by the total; or 1 if it is so heavy that k P(i) would be above 1 (then the others share
-     the rest, and P(i) is 1/k). So weights (N P(i))^-1 make an unbiased sum.
-  2. Weights are divided by the greatest of the draw, not of the buffer: freshness gives the oldest
-     groups next to no chance, and their weight would press all others to 0.
-  3. A group's mean reward is compared to 0 and 1 if all its rewards lie in [0, 1]; of shaped
-     rewards it is only asked that they are not all equal. Groups with demonstrations stay anyway.
+Departures from the papers:
+  1. A draw never contains a group twice; PER's and FreshPER's may. The inclusion probability of a
+     group in a draw of k is exactly k P(i), with P(i) its mass over the total, or 1 if k P(i) would
+     exceed 1 (then P(i) is 1/k and the other groups share the rest; ``core.systematic``).
+     So weights (N P(i))^-1 make an unbiased sum.
+  2. Weights are divided by the maximum of the draw, not of the buffer: freshness leaves the oldest
+     groups hardly any probability, and their weight would shrink all others to 0.
+  3. A group's mean reward is compared with 0 and 1 only if all its rewards lie in [0, 1]; shaped
+     rewards only have to differ. Groups with a demonstration are always kept.
 """
 
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_adaptive.core import freshness as core
-from lit_adaptive.core.advantages import FAILED, FLAT, SOLVED
+from lit_adaptive.core.advantages import FAILED, FLAT, INFORMATIVE, SOLVED
+from lit_adaptive.core.freshness import check_tau, log_masses
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
-from lit_adaptive.replay.rollouts._draws import shuffle_front
-from lit_adaptive.replay.rollouts._law import WeightedSampler
-from lit_adaptive.replay.rollouts._state import (
-    COUNTERS,
-    check_fingerprint,
-    check_rollout_state,
-    check_version,
-)
-from lit_adaptive.replay.rollouts._store import GroupStore
+from lit_adaptive.core.systematic import inclusion_probabilities, systematic_sample
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.rollouts.keep_rule import (
     Signal,
     base_priorities,
-    check_arguments,
-    checked_priorities,
+    check_finite,
     last_of_each,
-    reasons,
-    refuse_unsound,
+    outcomes,
 )
 
 Policy = Literal["uniform", "prioritized", "fresh"]
 
 KIND = "RolloutBuffer"
+COUNTERS = (
+    "dropped_solved",
+    "dropped_failed",
+    "dropped_flat",
+    "replaced",
+    "evicted",
+    "expired",
+    "gone",
+)
+_LOWEST_LOG_MASS = -690.0  # relative to the largest: 1e-300, so that every group can be drawn
 
 
 class RolloutDraw(NamedTuple):
-    """Groups to train on once more.
+    """Groups drawn for training.
 
     Attributes:
-        groups: k of them, copied; ``groups.version`` is that of the policy that made each.
-        key: ``[k]`` int64, of each group; ``update`` knows it by this.
-        probability: ``[k]`` float64: P(i), a k-th of the chance to be in this draw.
-        weight: ``[k]`` float64 in (0, 1]: (N P(i))^-beta by the greatest of the draw.
+        groups: k groups, copied; ``groups.version`` is the policy version that generated each.
+        key: ``[k]`` int64, identifies each group in ``update``.
+        probability: ``[k]`` float64: P(i), the inclusion probability divided by k.
+        weight: ``[k]`` float64 in (0, 1]: (N P(i))^-beta divided by the maximum of the draw.
     """
 
     groups: RolloutGroups
@@ -74,31 +70,29 @@ class RolloutDraw(NamedTuple):
 
 
 class RolloutBuffer:
-    """The newest ``capacity`` groups of rollouts that teach something; for one thread at a time.
+    """The newest ``capacity`` informative groups of rollouts. Not thread-safe.
 
     Args:
-        capacity: groups kept, above 0 (256 or 512 in the paper).
-        policy: who is drawn: ``"uniform"``, ``"prioritized"`` or ``"fresh"``.
-        signal: base priority: ``"advantage"``, the mean of |A| over rollouts that have a reward, or
-            ``"learnability"``, p(1-p).
-        alpha: how strongly to prioritize, in [0, 1].
-        tau: policy versions after which a priority has faded to 1/e, above 0.
-        epsilon: added to every base priority, above 0, so that every group can be drawn.
-        max_age: policy versions; older groups leave. None: no limit.
-        tolerance: in [0, 0.5): mean rewards up to it, or from 1 minus it on, count as 0 or 1.
+        capacity: maximum number of groups, above 0 (256 or 512 in the paper).
+        policy: distribution of draws: ``"uniform"``, ``"prioritized"`` or ``"fresh"``.
+        signal: base priority of a group: ``"advantage"``, the mean of |A| over rollouts with a
+            reward, or ``"learnability"``, p(1-p).
+        alpha: strength of the prioritization, in [0, 1]; 0 is uniform.
+        tau: number of policy versions in which a priority decays to 1/e, above 0.
+        epsilon: constant added to every base priority, above 0, so that every group can be drawn.
+        max_age: largest age of a group in policy versions; None: unlimited.
+        tolerance: distance from 0 or 1 within which a mean reward counts as 0 or 1, in [0, 0.5).
         deduplicate: keep only the newest group of each prompt.
-        storage: ``"memory"``; ``"pinned"``: page-locked memory, for draws too; or a folder, where a
-            nameless file holds the tokens.
-        seed: of the buffer's own generator.
+        seed: seed of the buffer's own generator.
 
     Attributes:
-        dropped_solved: groups not kept, because all rollouts were right.
-        dropped_failed: because all were wrong.
-        dropped_flat: because all rewards were equal otherwise, or there was none.
-        replaced: groups that left for a newer one of their prompt.
+        dropped_solved: groups not stored because all rollouts were right.
+        dropped_failed: groups not stored because all rollouts were wrong.
+        dropped_flat: groups not stored because their rewards were equal otherwise, or missing.
+        replaced: groups replaced by a newer one of their prompt.
         evicted: groups that left because the buffer was full.
         expired: groups that left because of their age.
-        gone: priorities told for groups that had left.
+        gone: priorities received for groups that had left.
 
     Raises:
         ValueError: naming an argument that is out of its range.
@@ -116,13 +110,12 @@ class RolloutBuffer:
         max_age: int | None = None,
         tolerance: float = 0.0,
         deduplicate: bool = True,
-        storage: str | Path = "memory",
         seed: int = 0,
     ) -> None:
-        check_arguments(capacity, policy, signal, epsilon, max_age, tolerance)
+        _check_arguments(capacity, policy, signal, epsilon, max_age, tolerance)
         check_alpha(alpha)
-        core.check_tau(tau)
-        self.capacity, self.storage = capacity, storage
+        check_tau(tau)
+        self.capacity = capacity
         self.policy: Policy = policy
         self.signal: Signal = signal
         self.alpha, self.tau, self.epsilon = float(alpha), float(tau), float(epsilon)
@@ -131,148 +124,137 @@ class RolloutBuffer:
         self.dropped_solved = self.dropped_failed = self.dropped_flat = 0
         self.replaced = self.evicted = self.expired = self.gone = 0
         self._fingerprint: str | None = None
-        self._reset()
+        self._next_key = 0
+        self.clear()
 
-    def _reset(self) -> None:
-        self._store = GroupStore(self.capacity, self.storage)
-        self._law = None if self.policy == "uniform" else WeightedSampler(self.capacity)
-        self._slot_of: dict[int, int] = {}
-        self._newest: int | None = None  # version
-        self._oldest: int | None = None  # no group here is of an older version
+    def clear(self) -> None:
+        """Remove all groups; counters, keys and generator continue."""
+        self._groups: list[RolloutGroups] = []  # one group each, the oldest first
+        self._prompt = self._version = self._key = torch.empty(0, dtype=torch.int64)
+        self._base = torch.empty(0, dtype=torch.float64)  # base priority plus epsilon
+        self._newest: int | None = None  # newest policy version that was ever added
 
     def __len__(self) -> int:
-        """Groups held."""
-        return len(self._store)
-
-    @property
-    def available(self) -> int:
-        """Groups that the next draw may ask for, if no policy version passes before: all held."""
-        return len(self)
+        """Number of groups in the buffer."""
+        return len(self._groups)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything kept, but for the table of prompts; those in a file too."""
-        return self._store.nbytes + (self._law.nbytes if self._law else 0)
+        """Bytes of all stored tensors."""
+        vectors = (self._prompt, self._version, self._key, self._base)
+        return sum(group.nbytes for group in self._groups) + sum(int(v.nbytes) for v in vectors)
 
     @property
     def counters(self) -> dict[str, int]:
-        """Everything that did not stay, by reason."""
+        """Numbers of groups dropped, replaced, evicted and expired, by name."""
         return {name: getattr(self, name) for name in COUNTERS}
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the tokenizer and model that the rollouts are of; set by the owner.
+        """Identifies the tokenizer and model of the rollouts; set by the owner.
 
         Raises:
-            ValueError: if it is set to another one while groups of the first are held.
+            ValueError: if it changes while groups are stored.
         """
         return self._fingerprint
 
     @fingerprint.setter
     def fingerprint(self, value: str | None) -> None:
         if len(self) and self._fingerprint is not None:
-            check_fingerprint(self._fingerprint, value, "clear() the buffer first")
+            _check_fingerprint(self._fingerprint, value, "clear() the buffer first")
         self._fingerprint = value
 
-    # -- adding -----------------------------------------------------------------------------------
+    # Adding --------------------------------------------------------------------------------------
 
     def add(self, groups: RolloutGroups) -> int:
-        """Keep those of ``groups`` that teach something, as the newest.
+        """Store the informative groups as the newest ones.
 
         Of several groups of one prompt the last is kept (with ``deduplicate``). Beyond the capacity
-        the oldest leave, those of this very call included.
-
-        Returns:
-            How many of ``groups`` are in the buffer now. The others are in the counters.
-
-        Raises:
-            ValueError: if fields do not fit together, or a reward is infinite, an advantage that
-                counts or a policy's log-probability not finite (names the prompts).
-            MemoryError, OSError: if memory or disk is full. Nothing is changed in all three cases.
-        """
-        groups.check()
-        refuse_unsound(groups)
-        reason = reasons(groups, self.tolerance)
-        chosen = np.flatnonzero(reason == 0)
-        prompts = groups.prompt.numpy()
-        distinct = last_of_each(prompts, chosen) if self.deduplicate else chosen
-        known = [self._slot_of[p] for p in prompts[distinct].tolist() if p in self._slot_of]
-        same = np.asarray(known, dtype=np.int64)
-        kept = distinct[max(0, len(distinct) - self.capacity) :]
-        over = max(0, len(self) - len(same) + len(kept) - self.capacity)
-        leaving = np.concatenate([same, self._store.oldest(over, same)])
-        part = groups if len(kept) == len(groups) else groups.select(torch.from_numpy(kept))
-        self._exchange(leaving, part)
-        self.dropped_solved += int((reason == SOLVED).sum())
-        self.dropped_failed += int((reason == FAILED).sum())
-        self.dropped_flat += int((reason == FLAT).sum())
-        self.replaced += len(chosen) - len(distinct) + len(same)
-        self.evicted += over + len(distinct) - len(kept)
-        return len(kept)
-
-    def _exchange(self, leaving: NDArray[np.int64], groups: RolloutGroups) -> None:
-        """Empty the slots ``leaving``, and take in ``groups``."""
-        base = base_priorities(groups, self.signal) + self.epsilon
-        left = self._store.slots.prompt[leaving].tolist()
-        slot = self._store.replace(leaving, groups)
-        if self.deduplicate:
-            for prompt in left:
-                del self._slot_of[prompt]
-            self._slot_of.update(zip(groups.prompt.tolist(), slot.tolist(), strict=True))
-        if self._law is not None:
-            self._law.remove(leaving)
-            self._law.put(slot, self._log_masses(base, groups.version))
-        if len(groups):
-            first, last = (int(bound) for bound in torch.aminmax(groups.version))
-            self._oldest = first if self._oldest is None else min(first, self._oldest)
-            self._newest = last if self._newest is None else max(last, self._newest)
-
-    def _log_masses(self, base: Tensor, version: Tensor) -> Tensor:
-        tau = self.tau if self.policy == "fresh" else None
-        return core.log_masses(base, version, alpha=self.alpha, tau=tau)
-
-    # -- leaving ----------------------------------------------------------------------------------
-
-    def expire(self, version: int) -> int:
-        """Let groups leave that are older than ``max_age`` at policy ``version``.
-
-        Returns:
-            How many left.
-
-        Raises:
-            ValueError: if a group was made by a newer version.
-        """
-        check_version(version, self._newest)
-        if self.max_age is None or self._oldest is None or version - self._oldest <= self.max_age:
-            return 0
-        slot = self._store.in_order()
-        made = self._store.slots.version[slot]
-        old = version - made > self.max_age
-        left = int(old.sum())
-        self._exchange(slot[old], RolloutGroups.empty())
-        self._oldest = int(made[~old].min()) if left < len(slot) else None
-        self.expired += left
-        return left
-
-    def clear(self) -> None:
-        """Let all groups leave; counters and generator go on."""
-        serial = self._store.serial
-        self._reset()
-        self._store.serial = serial
-
-    # -- drawing ----------------------------------------------------------------------------------
-
-    def draw(self, count: int, *, version: int, weight_beta: float) -> RolloutDraw:
-        """``count`` distinct groups, after those that are too old have left.
+        the oldest leave, including those of this very call.
 
         Args:
-            count: in ``[0, len(self)]``.
-            version: of the current policy; a group's age is this minus ``groups.version``.
-            weight_beta: how much of the draw's bias the weights correct, in [0, 1].
+            groups: P groups with rewards, advantages and behaviour log-probabilities.
+
+        Returns:
+            Number of ``groups`` that are in the buffer now. ``counters`` has the others.
 
         Raises:
-            ValueError: if ``count`` is more than there are (once the old ones have left),
-                ``weight_beta`` is outside [0, 1], or a group was made by a newer version.
+            ValueError: if fields are inconsistent, a reward is infinite, or an advantage or
+                log-probability that is used is not finite (names the prompts). Nothing changes
+                then.
+        """
+        groups.check()
+        check_finite(groups)
+        outcome = outcomes(groups, self.tolerance)
+        informative = (outcome == INFORMATIVE).nonzero().flatten()
+        kept = informative
+        if self.deduplicate:
+            kept = informative[last_of_each(groups.prompt[informative])]
+        stays = torch.ones(len(self), dtype=torch.bool)
+        if self.deduplicate:
+            stays = ~torch.isin(self._prompt, groups.prompt[kept])
+        replaced = int((~stays).sum()) + len(informative) - len(kept)
+        survivors = stays.nonzero().flatten()
+        excess = max(0, len(survivors) + len(kept) - self.capacity)
+        survivors, kept = survivors[excess:], kept[max(0, excess - len(survivors)) :]
+        added = groups.select(kept)
+        base = base_priorities(added, self.signal) + self.epsilon
+        self._keep(survivors)
+        self._append(added, torch.arange(len(added)) + self._next_key, base)
+        self._next_key += len(added)
+        if len(added):
+            newest = int(added.version.max())
+            self._newest = newest if self._newest is None else max(newest, self._newest)
+        self.dropped_solved += int((outcome == SOLVED).sum())
+        self.dropped_failed += int((outcome == FAILED).sum())
+        self.dropped_flat += int((outcome == FLAT).sum())
+        self.replaced += replaced
+        self.evicted += excess
+        return len(added)
+
+    def _keep(self, index: Tensor) -> None:
+        """Remove all groups but those at ``index``, ascending."""
+        if len(index) < len(self):
+            self._groups = [self._groups[i] for i in index.tolist()]
+            self._prompt, self._version = self._prompt[index], self._version[index]
+            self._key, self._base = self._key[index], self._base[index]
+
+    def _append(self, groups: RolloutGroups, key: Tensor, base: Tensor) -> None:
+        self._groups += groups.split()
+        self._prompt = torch.cat([self._prompt, groups.prompt])
+        self._version = torch.cat([self._version, groups.version])
+        self._key, self._base = torch.cat([self._key, key]), torch.cat([self._base, base])
+
+    def expire(self, version: int) -> int:
+        """Remove groups older than ``max_age`` at policy ``version``.
+
+        Returns:
+            Number of groups removed.
+
+        Raises:
+            ValueError: if a group comes from a newer version.
+        """
+        _check_version(version, self._newest)
+        if self.max_age is None:
+            return 0
+        before = len(self)
+        self._keep((version - self._version <= self.max_age).nonzero().flatten())
+        self.expired += before - len(self)
+        return before - len(self)
+
+    # Drawing -------------------------------------------------------------------------------------
+
+    def draw(self, count: int, *, version: int, weight_beta: float) -> RolloutDraw:
+        """Draw ``count`` distinct groups, after expired ones have left.
+
+        Args:
+            count: number of groups, in ``[0, len(self)]``.
+            version: current policy version; a group's age is this minus ``groups.version``.
+            weight_beta: strength of the bias correction, in [0, 1]; 1 corrects fully.
+
+        Raises:
+            ValueError: if ``count`` exceeds the number of groups (once the expired ones have left),
+                ``weight_beta`` is outside [0, 1], or a group comes from a newer version.
         """
         if not 0 <= weight_beta <= 1:
             raise ValueError(f"weight_beta is {weight_beta}; it must lie in [0, 1]")
@@ -281,118 +263,221 @@ class RolloutBuffer:
             expired = f" ({left} have just left because of max_age {self.max_age})" if left else ""
             raise ValueError(
                 f"count is {count}, but the buffer holds {len(self)} groups{expired}; draw between "
-                "0 and as many: call expire(version) and ask len() before"
+                "0 and that many: call expire(version) and check len() first"
             )
-        uniform = torch.rand(count, dtype=torch.float64, generator=self.generator)
-        if self._law is None or count == 0:
-            slot = shuffle_front(self._store.slots, uniform.numpy())
+        if self.policy == "uniform":
+            index = torch.randperm(len(self), generator=self.generator)[:count]
             probability = torch.full((count,), 1 / max(len(self), 1), dtype=torch.float64)
         else:
-            slot, probability = self._law.draw(uniform)
-        return RolloutDraw(
-            self._store.read(slot),
-            torch.from_numpy(self._store.slots.key[slot]),
-            probability,
-            importance_sampling_weights(probability, size=max(len(self), 1), beta=weight_beta),
-        )
+            inclusion = inclusion_probabilities(self._masses(), count)
+            index = systematic_sample(inclusion, self.generator)
+            probability = inclusion[index] / max(count, 1)
+        weight = importance_sampling_weights(probability, size=max(len(self), 1), beta=weight_beta)
+        groups = RolloutGroups.cat([self._groups[i] for i in index.tolist()])
+        return RolloutDraw(groups, self._key[index], probability, weight)
+
+    def _masses(self) -> Tensor:
+        """Mass of each group, relative to the largest: ``[P]`` float64 in (0, 1]."""
+        if self.policy == "uniform" or len(self) == 0:
+            return torch.ones(len(self), dtype=torch.float64)
+        tau = self.tau if self.policy == "fresh" else None
+        logs = log_masses(self._base, self._version, alpha=self.alpha, tau=tau)
+        return (logs - logs.max()).clamp(min=_LOWEST_LOG_MASS).exp()
+
+    def probabilities(self) -> tuple[Tensor, Tensor]:
+        """Keys and probabilities P(i) of all groups, the oldest first, for a draw of one.
+
+        Returns:
+            ``[len(self)]`` int64, and ``[len(self)]`` float64 that sum to 1.
+        """
+        masses = self._masses()
+        return self._key.clone(), masses / (masses.sum() if len(self) else 1.0)
 
     def update(self, key: Tensor, priority: Tensor) -> int:
         """Give groups new base priorities, before ``epsilon`` and freshness.
 
-        Of a key given twice the last counts. Groups that have left are counted as ``gone``. Under
-        the policy uniform nothing depends on priorities.
+        Of a repeated key the last priority counts. Keys of groups that have left are counted as
+        ``gone``. The policy ``uniform`` ignores priorities.
 
         Args:
             key: ``[K]`` int64, from draws.
             priority: ``[K]``, finite and not negative.
 
         Returns:
-            How many of the keys are of groups that are still there.
+            Number of keys whose groups are still in the buffer.
 
         Raises:
             ValueError: naming the keys whose priority is NaN, infinite or negative, or shapes that
                 differ; nothing changes then.
         """
-        key, priority = checked_priorities(key, priority)
-        slot, there = self._store.slots_of(key)
-        if self._law is not None:
-            version = torch.from_numpy(self._store.slots.version[slot[there]])
-            base = priority[torch.from_numpy(there)] + self.epsilon
-            self._law.put(slot[there], self._log_masses(base, version))
-        self.gone += int((~there).sum())
-        return int(there.sum())
-
-    def probabilities(self) -> tuple[Tensor, Tensor]:
-        """Keys of all groups, the oldest first, and P(i) of each while none is taken for certain.
-
-        Returns:
-            ``[len(self)]`` int64, and ``[len(self)]`` float64 that sum to 1.
-        """
-        slot = self._store.in_order()
-        alike = torch.full((len(slot),), 1 / max(len(slot), 1), dtype=torch.float64)
-        chance = alike if self._law is None else self._law.chances(slot)
-        return torch.from_numpy(self._store.slots.key[slot]), chance
+        key, priority = _checked_priorities(key, priority)
+        position = torch.searchsorted(self._key, key).clamp(max=max(len(self) - 1, 0))
+        present = torch.zeros(len(key), dtype=torch.bool)
+        if len(self):
+            present = self._key[position] == key
+        last = last_of_each(position[present])
+        self._base[position[present][last]] = priority[present][last] + self.epsilon
+        self.gone += int((~present).sum())
+        return int(present.sum())
 
     def groups(self) -> RolloutGroups:
         """All groups, the oldest first, copied."""
-        return self._store.read(self._store.in_order())
+        return RolloutGroups.cat(self._groups)
 
-    # -- checkpoint -------------------------------------------------------------------------------
+    # Checkpoint ----------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        """What a state must agree in."""
+    def _settings(self) -> dict[str, Any]:
+        """Options in which a checkpoint must agree."""
         names = ("capacity", "policy", "signal", "alpha", "tau", "epsilon", "deduplicate")
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, copied: all groups without gaps, masses, counters and the generator.
-
-        With ``storage`` a folder too, since a checkpoint that only named a file would be lost with
-        it. What is large is then mapped from a nameless copy in that folder, not held in memory.
-
-        Raises:
-            OSError: if the disk is full.
-        """
-        store, slot = self._store, self._store.in_order()
+        """Everything that future draws depend on, copied: groups, priorities, generator."""
         return {
             "kind": KIND,
-            **self._identity(),
+            **self._settings(),
             "fingerprint": self._fingerprint,
-            "groups": store.read(slot, lasting=True).state_dict(),
-            "key": torch.from_numpy(store.slots.key[slot]),
-            "item": torch.from_numpy(store.slots.item.copy()),
-            "serial": store.serial,
-            "law": None if self._law is None else self._law.state_dict(slot),
+            "groups": self.groups().state_dict(),
+            "key": self._key.clone(),
+            "base": self._base.clone(),
+            "next_key": self._next_key,
             "newest": self._newest,
-            "oldest": self._oldest,
             "counters": self.counters,
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume so that draws go on as if they had never stopped.
+        """Resume so that draws continue as if they had never stopped.
 
-        ``max_age``, ``tolerance`` and ``storage`` may be others than before.
+        ``max_age`` and ``tolerance`` may differ from the checkpoint's.
 
         Raises:
-            ValueError: if the state is of another capacity, policy, signal, alpha, tau, epsilon or
-                deduplicate, of another tokenizer or model, or damaged.
-            MemoryError, OSError: if memory or disk is full. Nothing is changed in all three cases.
+            ValueError: if the checkpoint is of another buffer type, capacity, policy, signal,
+                alpha, tau, epsilon, deduplicate, tokenizer or model, or damaged. Nothing changes
+                then.
         """
-        groups = check_rollout_state(state, KIND, self._identity())
-        theirs, own = state["fingerprint"], self._fingerprint
-        if own is not None and theirs is not None:
-            check_fingerprint(theirs, own, "start with an empty buffer")
-        store = GroupStore(self.capacity, self.storage)
-        store.restore(groups, state["key"], state["item"], state["serial"])
-        self._reset()
-        self._store, slot = store, store.in_order()
-        if self._law is not None:
-            self._law.restore(slot, state["law"])
-        if self.deduplicate:
-            self._slot_of = dict(zip(groups.prompt.tolist(), slot.tolist(), strict=True))
-        self._newest, self._oldest = state["newest"], state["oldest"]
-        self._fingerprint = theirs if own is None else own
+        groups = _checked_state(state, self._settings())
+        saved = state["fingerprint"]
+        if self._fingerprint is not None and saved is not None:
+            _check_fingerprint(saved, self._fingerprint, "start with an empty buffer")
+        self.clear()
+        self._append(groups, state["key"], state["base"])
+        self._next_key, self._newest = state["next_key"], state["newest"]
+        self._fingerprint = saved if self._fingerprint is None else self._fingerprint
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         self.generator.set_state(state["generator"])
+
+
+def _check_arguments(
+    capacity: int, policy: str, signal: str, epsilon: float, max_age: int | None, tolerance: float
+) -> None:
+    if capacity <= 0:
+        raise ValueError(f"capacity is {capacity}; a buffer holds at least one group")
+    for name, value, choices in (
+        ("policy", policy, get_args(Policy)),
+        ("signal", signal, get_args(Signal)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be one of {list(choices)}")
+    if not 0 < epsilon < torch.inf:
+        raise ValueError(
+            f"epsilon is {epsilon}; it must be above 0 and finite, so that every group can be drawn"
+        )
+    if max_age is not None and max_age < 0:
+        raise ValueError(
+            f"max_age is {max_age}; an age in policy versions is not negative (null: unlimited)"
+        )
+    if not 0 <= tolerance < 0.5:
+        raise ValueError(f"tolerance is {tolerance}; it must lie in [0, 0.5)")
+
+
+def _check_version(version: int, newest: int | None) -> None:
+    if newest is not None and version < newest:
+        raise ValueError(
+            f"version is {version}, but the buffer has had groups of version {newest}; the current "
+            "policy is at least as new: load the buffer and the policy from one checkpoint, or "
+            "clear() the buffer"
+        )
+
+
+def _check_fingerprint(stored: str, current: str | None, remedy: str) -> None:
+    if stored != current:
+        raise ValueError(
+            f"the rollouts are of tokenizer and model {stored!r}, this run uses {current!r}; "
+            "tokens and log-probabilities of one are meaningless to the other: use the first one "
+            f"again, or {remedy}. Nothing was changed"
+        )
+
+
+def _checked_priorities(key: Tensor, priority: Tensor) -> tuple[Tensor, Tensor]:
+    key, priority = key.detach().cpu(), priority.detach().to("cpu", torch.float64)
+    if key.dtype is not torch.int64 or key.dim() != 1 or key.shape != priority.shape:
+        raise ValueError(
+            f"key is {list(key.shape)} of {key.dtype} and priority {list(priority.shape)}; "
+            "both must be [K], the keys int64 as the draw returned them"
+        )
+    invalid = ~((priority >= 0) & priority.isfinite())
+    if bool(invalid.any()):
+        raise ValueError(
+            f"the priorities of the groups with key {key[invalid][:8].tolist()} are "
+            f"{priority[invalid][:8].tolist()}; priorities are finite and not negative: look for "
+            "NaN in the advantages. Nothing was changed"
+        )
+    return key, priority
+
+
+def _checked_state(state: dict[str, Any], settings: dict[str, Any]) -> RolloutGroups:
+    """Validate a checkpoint before anything is changed, and return its groups."""
+    if state.get("kind") != KIND:
+        raise ValueError(
+            f"the state is of {state.get('kind')!r}, not of a {KIND}: pass what "
+            f"{KIND}.state_dict returned. Nothing was changed"
+        )
+    for name, value in settings.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"the state has {name}={state.get(name)!r}, this buffer {name}={value!r}: create "
+                "it with the same value, or start with an empty one. Nothing was changed"
+            )
+    try:
+        groups = RolloutGroups.from_state_dict(state["groups"])
+        _check_priorities_of_state(state, groups, settings)
+        _check_numbers_of_state(state, groups)
+        torch.Generator().set_state(state["generator"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the rollout buffer's state is damaged ({error}): use another checkpoint, or start "
+            "with an empty buffer. Nothing was changed"
+        ) from error
+    return groups
+
+
+def _check_priorities_of_state(
+    state: dict[str, Any], groups: RolloutGroups, settings: dict[str, Any]
+) -> None:
+    key: Tensor = state["key"]
+    base: Tensor = state["base"]
+    size = len(groups)
+    valid = key.shape == base.shape == (size,) and size <= settings["capacity"]
+    valid = valid and key.dtype is torch.int64 and base.dtype is torch.float64
+    if not (valid and bool((base.isfinite() & (base > 0)).all())):
+        raise ValueError(f"it lacks {size} keys, or finite priorities above 0")
+    if size and not (bool((key.diff() > 0).all()) and 0 <= int(key[0]) <= int(key[-1])):
+        raise ValueError("its keys do not ascend")
+    if not isinstance(state["next_key"], int) or (size and int(key[-1]) >= state["next_key"]):
+        raise ValueError(f"its next key is {state['next_key']!r}")
+    if settings["deduplicate"] and len(groups.prompt.unique()) < size:
+        raise ValueError("a prompt has several groups")
+
+
+def _check_numbers_of_state(state: dict[str, Any], groups: RolloutGroups) -> None:
+    counters, newest, fingerprint = state["counters"], state["newest"], state["fingerprint"]
+    if not all(isinstance(counters[name], int) and counters[name] >= 0 for name in COUNTERS):
+        raise ValueError(f"its counters are {counters}")
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise ValueError(f"its fingerprint is {fingerprint!r}")
+    if not isinstance(newest, int | None):
+        raise ValueError(f"its newest version is {newest!r}")
+    if len(groups) and (newest is None or int(groups.version.max()) > newest):
+        raise ValueError(f"its newest version is {newest}, older than that of a group")

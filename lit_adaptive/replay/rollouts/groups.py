@@ -153,11 +153,24 @@ class RolloutGroups:
             **{name: getattr(self, name)[places[level]] for name, (_, level) in FIELDS.items()}
         )
 
+    def split(self) -> list[RolloutGroups]:
+        """Each group separately, copied."""
+        tokens = torch.zeros(len(self), dtype=torch.int64).index_add(0, self.group, self.lengths)
+        sizes: dict[Level, list[int]] = {
+            "group": [1] * len(self),
+            "prompt_token": self.prompt_lengths.tolist(),
+            "rollout": self.size.tolist(),
+            "token": tokens.tolist(),
+        }
+        fields: list[list[Tensor]] = [
+            [part.clone() for part in getattr(self, name).split(sizes[level])]
+            for name, (_, level) in FIELDS.items()
+        ]
+        return [RolloutGroups(*values) for values in zip(*fields, strict=True)]
+
     @staticmethod
     def cat(parts: Sequence[RolloutGroups]) -> RolloutGroups:
         """All groups of ``parts``, one part after another; of no parts, no groups."""
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             return RolloutGroups.empty()
         return RolloutGroups(

@@ -1,16 +1,9 @@
 """The rollout buffer against a list, its draws against their law, and its checkpoints."""
 
-import errno
 import io
 import math
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from groups_twin import NAN, BufferTwin, Group, assert_same, graded, joined, random_group
@@ -18,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_adaptive.replay.rollouts._draws import distinct
-from lit_adaptive.replay.rollouts._words import Words
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer, RolloutDraw
 
 POLICIES = ("uniform", "prioritized", "fresh")
@@ -64,9 +55,9 @@ def _plain(value: Any) -> Any:
 class Pair:
     """A buffer and its twin, which are told the same and compared after each step."""
 
-    def __init__(self, seed: int, folder: str, options: dict[str, Any]) -> None:
+    def __init__(self, seed: int, options: dict[str, Any]) -> None:
         self.random = torch.Generator().manual_seed(seed)
-        self.options = {**options, "storage": folder}
+        self.options = options
         self.buffer = RolloutBuffer(**self.options)
         self.twin = BufferTwin(**options)
         self.version = 0
@@ -128,7 +119,7 @@ class Pair:
 
     def compare(self) -> None:
         buffer, twin = self.buffer, self.twin
-        assert len(buffer) == buffer.available == len(twin.held)
+        assert len(buffer) == len(twin.held)
         assert_same(buffer.groups(), joined(twin.held))
         assert {name: n for name, n in buffer.counters.items() if n} == {
             name: n for name, n in twin.counters.items() if n
@@ -150,7 +141,6 @@ STEPS = st.lists(
 )
 
 
-@pytest.mark.parametrize("storage", ["memory", "folder"])
 @settings(max_examples=60)
 @given(
     st.fixed_dictionaries(
@@ -169,14 +159,11 @@ STEPS = st.lists(
     STEPS,
 )
 def test_holds_counts_and_draws_what_the_twin_does(
-    tmp_path_factory: pytest.TempPathFactory,
-    storage: str,
     options: dict[str, Any],
     seed: int,
     steps: list[tuple[Any, ...]],
 ) -> None:
-    folder = "memory" if storage == "memory" else str(tmp_path_factory.getbasetemp())
-    pair = Pair(seed, folder, options)
+    pair = Pair(seed, options)
     pair.add(5)
     pair.advance(0)
     pair.compare()
@@ -336,30 +323,6 @@ def test_prioritized_ignores_age_and_fresh_obeys_it() -> None:
     assert drawn.weight.tolist() == [1.0]
 
 
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(lambda masses: sum(masses) > 0),
-    st.integers(1, 20),
-    st.integers(0, 9999),
-)
-def test_ranges_are_equal_and_no_leaf_comes_twice(masses: list[int], count: int, seed: int) -> None:
-    # Deville's sampling: of the first m leaves as many are taken as their chances sum to, rounded.
-    from lit_adaptive.core.sum_tree import SumTree
-
-    chance = np.array(masses) * count / sum(masses)
-    if chance.max() >= 1 - 1e-9:
-        return
-    tree = SumTree(len(masses))
-    tree.update(torch.arange(len(masses)), torch.tensor(masses, dtype=torch.float64))
-    uniform = np.random.default_rng(seed).random(count)
-    uniform[seed % count] = (0.0, 1 - 2**-53, uniform[0])[seed % 3]
-    sums, _, offsets, _ = tree.arrays
-    taken = distinct(sums, offsets, tree.capacity, uniform)
-    assert len(set(taken.tolist())) == count
-    assert all(masses[leaf] > 0 for leaf in taken)
-    so_far = np.isin(np.arange(len(masses)), taken).cumsum()
-    assert (np.abs(so_far - chance.cumsum()) < 1 + 1e-9).all()
-
-
 def test_a_heavy_group_is_certain_and_the_others_share_the_rest() -> None:
     buffer = RolloutBuffer(5, policy="prioritized", alpha=1.0)
     buffer.add(joined([graded(i, advantage=a) for i, a in enumerate([1, 1, 100, 2, 40])]))
@@ -455,12 +418,8 @@ def test_what_is_drawn_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("storage", ["memory", "folder"])
-def test_two_resumes_equal_the_run_that_never_stopped(
-    policy: str, storage: str, tmp_path: Path
-) -> None:
+def test_two_resumes_equal_the_run_that_never_stopped(policy: str) -> None:
     options: dict[str, Any] = {"policy": policy, "tau": 0.7, "max_age": 900}
-    options["storage"] = "memory" if storage == "memory" else tmp_path
 
     def run(stops: set[int]) -> list[RolloutDraw]:
         random = torch.Generator().manual_seed(5)
@@ -520,24 +479,23 @@ def test_state_of_another_buffer_is_refused(options: dict[str, Any], said: str) 
 
 
 def damaged(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    groups, law = state["groups"], state["law"]
-    item = state["item"].clone()
-    item[0] = item[1]
-    huge = torch.full_like(law["mass"], math.inf)
+    groups, base = state["groups"], state["base"]
     return {
         "no groups": {name: value for name, value in state.items() if name != "groups"},
         "field": state | {"groups": groups | {"tokens": groups["tokens"][1:]}},
-        "permutation": state | {"item": item},
-        "keys": state | {"key": state["key"].flip(0)},
-        "slots": state | {"key": state["key"] + 1},
-        "serial": state | {"serial": 2},
+        "key order": state | {"key": state["key"].flip(0)},
+        "negative key": state | {"key": state["key"] - 1},
+        "key type": state | {"key": state["key"].int()},
+        "next key": state | {"next_key": 2},
         "prompts": state | {"groups": groups | {"prompt": torch.zeros_like(groups["prompt"])}},
-        "masses": state | {"law": law | {"mass": huge}},
-        "no law": state | {"law": None},
-        "versions": state | {"newest": 2},
-        "no versions": state | {"oldest": None},
+        "priorities": state | {"base": torch.full_like(base, math.inf)},
+        "zero priority": state | {"base": torch.zeros_like(base)},
+        "no priorities": state | {"base": None},
+        "newest": state | {"newest": 2},
+        "no newest": state | {"newest": None},
         "version": state | {"newest": "4"},
         "counters": state | {"counters": state["counters"] | {"gone": -1}},
+        "fingerprint": state | {"fingerprint": 3},
         "generator": state | {"generator": state["generator"][:9]},
         "kind": state | {"kind": "TransitionRing"},
     }
@@ -586,117 +544,12 @@ def test_keys_are_never_used_twice_even_after_clear() -> None:
     assert buffer.update(key, torch.ones(4)) == 0
 
 
-def test_max_age_tolerance_and_storage_may_change_on_resume(tmp_path: Path) -> None:
+def test_max_age_and_tolerance_may_change_on_resume() -> None:
     buffer = filled(5, policy="fresh")
-    other = RolloutBuffer(5, policy="fresh", max_age=2, tolerance=0.1, storage=tmp_path)
+    other = RolloutBuffer(5, policy="fresh", max_age=2, tolerance=0.1)
     other.load_state_dict(reloaded(buffer.state_dict()))
     assert_same(other.groups(), buffer.groups())
     assert other.expire(5) == 3
-
-
-KILLED = """
-import os, sys, torch
-sys.path.insert(0, sys.argv[3])
-from groups_twin import graded, joined
-from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
-buffer = RolloutBuffer(8, policy="fresh", storage=sys.argv[1], seed=4)
-buffer.add(joined([graded(i, version=i) for i in range(8)]))
-buffer.draw(3, version=8, weight_beta=0.4)
-torch.save(buffer.state_dict(), sys.argv[2])
-buffer.add(joined([graded(9, version=9)]))
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_a_killed_process_leaves_its_checkpoint_and_no_file(tmp_path: Path) -> None:
-    folder, file = tmp_path / "overflow", tmp_path / "state.pt"
-    folder.mkdir()
-    command = [
-        sys.executable,
-        "-c",
-        KILLED,
-        str(folder),
-        str(file),
-        str(Path(__file__).parents[2] / "helpers"),
-    ]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
-    assert list(folder.iterdir()) == []
-    buffer = RolloutBuffer(8, policy="fresh", seed=4)
-    buffer.add(joined([graded(i, version=i) for i in range(8)]))
-    buffer.draw(3, version=8, weight_beta=0.4)
-    other = RolloutBuffer(8, policy="fresh", storage=folder)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    for _ in range(3):
-        assert_same_draw(
-            other.draw(3, version=9, weight_beta=0.4), buffer.draw(3, version=9, weight_beta=0.4)
-        )
-
-
-# -- storage --------------------------------------------------------------------------------------
-
-
-def test_large_states_of_a_folder_are_mapped_and_lasting(tmp_path: Path) -> None:
-    group = graded(1) | {"lengths": [200_000, 200_000], "tokens": [[3] * 200_000, [4] * 200_000]}
-    group["log_probs"] = [[-1.0] * 200_000] * 2
-    buffer = RolloutBuffer(2, storage=tmp_path)
-    buffer.add(joined([group]))
-    due = buffer.groups()
-    state = buffer.state_dict()
-    assert list(tmp_path.iterdir()) == []
-    buffer.clear()
-    twin = RolloutBuffer(2)
-    twin.load_state_dict(reloaded(state))
-    assert_same(twin.groups(), due)
-
-
-def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer = RolloutBuffer(9, policy="fresh", storage=tmp_path)
-    buffer.add(joined([graded(1)]))
-    before = buffer.state_dict()
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        buffer.add(joined([graded(i) for i in range(1, 9)]))
-    assert_unchanged(buffer, before)
-    monkeypatch.undo()
-    assert buffer.add(joined([graded(i) for i in range(1, 9)])) == 8
-
-
-def test_missing_memory_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer = RolloutBuffer(9)
-    buffer.add(joined([graded(1)]))
-    before = buffer.state_dict()
-
-    def none(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(Words, "_grow", none)
-    with pytest.raises(MemoryError, match=r"needs .* bytes of memory storage.*capacity.*folder"):
-        buffer.add(joined([graded(i) for i in range(1, 9)]))
-    assert_unchanged(buffer, before)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="pages can be locked here")
-def test_pinned_storage_needs_a_gpu() -> None:
-    with pytest.raises(ValueError, match=r"'pinned'.*no CUDA device.*'memory'"):
-        RolloutBuffer(4, storage="pinned")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no pages to lock")
-def test_pinned_draws_are_page_locked_and_equal_those_of_memory() -> None:
-    here, there = filled(50, policy="fresh", storage="pinned"), filled(50, policy="fresh")
-    for _ in range(3):
-        mine, other = (b.draw(9, version=50, weight_beta=0.4) for b in (here, there))
-        assert_same_draw(mine, other)
-        assert mine.groups.tokens.is_pinned()
-        assert mine.groups.log_probs.is_pinned()
-    state = here.state_dict()
-    assert not state["groups"]["tokens"].is_pinned()
-    there.load_state_dict(reloaded(state))
-    assert_same(here.groups(), there.groups())
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -713,7 +566,6 @@ def test_pinned_draws_are_page_locked_and_equal_those_of_memory() -> None:
         ({"epsilon": 0.0}, "epsilon is 0.0"),
         ({"max_age": -1}, "max_age is -1"),
         ({"tolerance": 0.5}, "tolerance is 0.5"),
-        ({"storage": "/no/such/folder"}, "storage is '/no/such/folder'.*a folder that exists"),
     ],
 )
 def test_arguments_out_of_range_are_named(options: dict[str, Any], said: str) -> None:
