@@ -1,28 +1,31 @@
-"""Samplers choose which index comes next; some learn from what came of it."""
+"""Samplers: which index comes next, and with which probability."""
 
-from lit_adaptive.samplers.adaptive_batch import AdaptiveBatchSampler, AdaptiveDataWeighter
+from lit_adaptive.samplers.adaptive_batch import AdaptiveBatchSampler
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, IndexSampler, SamplerFactory
 from lit_adaptive.samplers.batches import BatchDraw, DrawBatches, rank_share
-from lit_adaptive.samplers.boosted import BoostedSampler
 from lit_adaptive.samplers.bucketed import BucketedSampler
 from lit_adaptive.samplers.curriculum import CurriculumSampler
+from lit_adaptive.samplers.data_weighter import AdaptiveDataWeighter
+from lit_adaptive.samplers.infobatch import InfoBatchSampler
 from lit_adaptive.samplers.mixture import MixtureSampler
 from lit_adaptive.samplers.prioritized import PrioritizedSampler
 from lit_adaptive.samplers.rank_prioritized import RankPrioritizedSampler
 from lit_adaptive.samplers.reward_weighted import RewardWeightedSampler
-from lit_adaptive.samplers.shuffled import InfoBatchSampler, ShuffledSampler
+from lit_adaptive.samplers.shuffled import EpochSampler, ShuffledSampler
+from lit_adaptive.samplers.tree import TreeSampler
 from lit_adaptive.samplers.uniform import UniformSampler
+from lit_adaptive.samplers.wrapper import WrapperSampler
 
 __all__ = [
     "AdaptiveBatchSampler",
     "AdaptiveDataWeighter",
     "AdaptiveSampler",
     "BatchDraw",
-    "BoostedSampler",
     "BucketedSampler",
     "CurriculumSampler",
     "Draw",
     "DrawBatches",
+    "EpochSampler",
     "IndexSampler",
     "InfoBatchSampler",
     "MixtureSampler",
@@ -31,6 +34,8 @@ __all__ = [
     "RewardWeightedSampler",
     "SamplerFactory",
     "ShuffledSampler",
+    "TreeSampler",
     "UniformSampler",
+    "WrapperSampler",
     "rank_share",
 ]

@@ -1,43 +1,143 @@
-"""AdaBoost-like samplers: draw the hard ones more often, or weigh their losses more."""
+"""AdaBoost-like sampling: draw samples in proportion to weights that rise with their losses."""
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lit_adaptive.core.boosting import boosted, forgotten, gains
 from lit_adaptive.core.corrections import inverse_probability_weights
-from lit_adaptive.samplers.base import Draw
-from lit_adaptive.samplers.boosted import BoostedSampler
-from lit_adaptive.samplers.shuffled import ShuffledSampler
+from lit_adaptive.samplers.base import check_indices, check_inserted
+from lit_adaptive.samplers.tree import TreeSampler
+
+_GREATEST_WEIGHT = 1e30  # the sum of 1e9 such weights is far inside float64
 
 
-class AdaptiveBatchSampler(BoostedSampler):
-    """Draws in proportion to weights that rise with the loss, in O(log N) for each index.
+class AdaptiveBatchSampler(TreeSampler):
+    """Draws in proportion to weights that rise with the loss; ``core.boosting`` has the equations.
 
-    In a plain loop, as the specification has it::
+    In a plain loop::
 
         sampler = AdaptiveBatchSampler(dataset_size=1000, learning_rate=0.1)
         indices, importance_weights = sampler.sample(batch_size=32)
         sampler.update_weights(indices, losses)
 
+    A removed sample keeps its weight until it is inserted again; ``clear`` forgets all weights.
+
     Args:
-        dataset_size: see ``BoostedSampler``, as for all the others.
+        dataset_size: number of samples, above 0.
+        learning_rate: eta, at least 0; 0 stays uniform.
+        momentum: mu in [0, 1); smooths the losses of each sample over its updates.
+        decay: lambda in [0, 1]: fraction of its log weight that a sample loses at each update.
+        baseline: normalized loss in [0, 1] that leaves a weight unchanged.
+        floor: smallest weight, in (0, 1]; weights start at 1.
+        ceiling: greatest weight, at least 1; limits the effect of outliers and wrong labels.
+        beta: strength of the bias correction in the weights of ``sample``, in [0, 1]; 1 corrects
+            fully.
+        filled: True: all samples can be drawn from the start; False: none.
+        seed: of the sampler's own generator.
+        device: device of the weights and of the draws.
 
     Raises:
         ValueError: naming the argument that is out of its range.
     """
 
-    kind = "adaptive"
+    def __init__(
+        self,
+        dataset_size: int,
+        learning_rate: float = 0.1,
+        *,
+        momentum: float = 0.0,
+        decay: float = 0.01,
+        baseline: float = 0.5,
+        floor: float = 0.1,
+        ceiling: float = 10.0,
+        beta: float = 1.0,
+        filled: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(dataset_size, seed=seed, device=device)
+        for name, value, least, greatest in (
+            ("learning_rate", learning_rate, 0, 1e6),
+            ("momentum", momentum, 0, math.nextafter(1, 0)),
+            ("decay", decay, 0, 1),
+            ("baseline", baseline, 0, 1),
+            ("floor", floor, 1 / _GREATEST_WEIGHT, 1),
+            ("ceiling", ceiling, 1, _GREATEST_WEIGHT),
+            ("beta", beta, 0, 1),
+        ):
+            if not least <= value <= greatest:
+                raise ValueError(f"{name} is {value}; it must lie in [{least:g}, {greatest:g}]")
+        self.learning_rate, self.momentum, self.decay = learning_rate, momentum, decay
+        self.baseline, self.beta = baseline, beta
+        self.bounds = (math.log(floor), math.log(ceiling))
+        self._log_weight = torch.zeros(dataset_size, device=self.device)
+        self._velocity = torch.zeros(dataset_size if momentum else 0, device=self.device)
+        self._inserted = torch.full((dataset_size,), filled, device=self.device)
+        if filled:
+            self._tree.assign(torch.ones((), dtype=torch.float64).expand(dataset_size))
 
-    def draw(self, batch_size: int) -> Draw:
-        """Draw one index from each of ``batch_size`` ranges of equal probability.
+    @property
+    def count(self) -> int:
+        """Number of inserted samples, in ``[0, size]``."""
+        return len(self._tree)
 
-        Raises:
-            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
+    def insert(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` drawable, with the weights they had, at first 1."""
+        index = check_indices(index, self.size).to(self.device)
+        self._tree.update(index, _exp(self._log_weight[index]))
+        self._inserted[index] = True
+
+    def remove(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` undrawable until it is inserted again; its weight is kept."""
+        index = check_indices(index, self.size).to(self.device)
+        self._tree.update(index, torch.zeros(len(index), dtype=torch.float64))
+        self._inserted[index] = False
+
+    def clear(self) -> None:
+        """Remove all samples and forget their weights; the generator is not reset."""
+        self._tree.clear()
+        self._log_weight.zero_()
+        self._velocity.zero_()
+        self._inserted.zero_()
+
+    def update(self, index: Tensor, priority: Tensor) -> None:
+        """Adjust the weights of ``index`` ``[K]`` int64 by their losses ``priority`` ``[K]``.
+
+        Losses may have any sign. They are compared within this update, so a single loss changes
+        nothing. If an index occurs more than once, the mean of its losses counts.
         """
-        self._refuse_draw(batch_size)
-        uniform = torch.rand(batch_size, dtype=torch.float64, generator=self.generator)
-        return Draw(*self._tree.sample_(uniform, probability=True))
+        index, loss = self._check_update(index, priority, name="losses")
+        index, loss = index.to(self.device), loss.to(self.device)
+        check_inserted(index, self._inserted[index])
+        distinct, position, times = torch.unique(index, return_inverse=True, return_counts=True)
+        # The mean as an offset from one of the losses, so that the mean of equal losses is exact.
+        first = torch.empty(len(distinct), dtype=torch.float64, device=self.device)
+        first[position] = loss
+        offset = torch.zeros_like(first).index_add_(0, position, loss - first[position])
+        mean = first + offset / times
+        velocity = self._velocity[distinct] if self.momentum else torch.zeros_like(mean)
+        log_weight, velocity = boosted(
+            self._log_weight[distinct].double(),
+            velocity.double(),
+            gains(mean, baseline=self.baseline),
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            decay=self.decay,
+            bounds=self.bounds,
+        )
+        self._log_weight[distinct] = log_weight.float()
+        if self.momentum:
+            self._velocity[distinct] = velocity.float()
+        self._tree.update(distinct, _exp(self._log_weight[distinct]))
+
+    def update_weights(self, indices: ArrayLike | Tensor, losses: ArrayLike | Tensor) -> None:
+        """``update`` for a plain loop: takes tensors, NumPy arrays or lists."""
+        self.update(_as_tensor(indices).long(), _as_tensor(losses).double())
 
     def sample(self, batch_size: int = 32) -> tuple[Tensor, Tensor]:
         """Indices ``[B]`` and importance weights ``[B]`` float64, ``(N P(i))^-beta``.
@@ -49,118 +149,68 @@ class AdaptiveBatchSampler(BoostedSampler):
         weight = inverse_probability_weights(draw.probability, size=self.count, beta=self.beta)
         return draw.index, weight
 
-    def probabilities(self) -> Tensor:
-        """Chance of each index at the next draw: ``[size]`` float64, sums to 1.
+    def forget(self, fraction: float) -> None:
+        """Shrink all log weights by ``fraction`` in [0, 1]; 1 makes all weights equal. O(size)."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction is {fraction}; it must lie in [0, 1] (1 forgets all)")
+        self._log_weight.copy_(forgotten(self._log_weight, fraction))
+        self._rebuild()
 
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        return self._law()
-
-    def probability_of(self, index: Tensor) -> Tensor:
-        """Chance of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
-
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        return self._law(index)
-
-    def min_probability(self) -> float:
-        """Smallest probability among the drawable; it carries the largest importance weight.
-
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        self._refuse_draw()
-        return self._tree.min_priority / self._tree.total_priority
-
-
-class AdaptiveDataWeighter(BoostedSampler):
-    """Serves every sample equally often, and weighs its loss by what the sampler above draws by.
-
-    A step has the same expectation as one of ``AdaptiveBatchSampler`` without correction
-    (``beta=0``); its variance is higher where weights differ much, but no sample is seen less.
-
-    Args:
-        dataset_size: see ``BoostedSampler``, as for all the others; ``beta`` has no effect here.
-
-    Raises:
-        ValueError: naming the argument that is out of its range.
-    """
-
-    kind = "weighter"
-
-    def __init__(self, dataset_size: int, learning_rate: float = 0.1, **options: Any) -> None:
-        super().__init__(dataset_size, learning_rate, **options)
-        self._shuffled = ShuffledSampler(dataset_size, filled=False, device=self.device)
-        self._shuffled.generator = self.generator
-        if self.count:
-            self._shuffled.insert(torch.arange(dataset_size))
-
-    def draw(self, batch_size: int) -> Draw:
-        """The next ``batch_size`` of a shuffled pass over the samples.
-
-        Raises:
-            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
-        """
-        return self._shuffled.draw(batch_size)
-
-    def sample(self, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-        """Indices ``[B]`` and loss weights ``[B]`` float64, of mean 1 over all samples."""
-        index = self.draw(batch_size).index
-        return index, self.loss_weights(index)
+    def _rebuild(self) -> None:
+        self._tree.assign(self.weights.mul_(self._inserted))
 
     @property
-    def weighs(self) -> bool:
-        """It does."""
-        return True
+    def weights(self) -> Tensor:
+        """``[size]`` float64 in [floor, ceiling], also of samples that are not inserted."""
+        return _exp(self._log_weight)
 
-    def loss_weights(self, index: Tensor) -> Tensor:
-        """``count * weight / sum of weights`` of ``index`` ``[K]``: ``[K]`` float64, mean 1."""
-        return self._law(index.to(self.device)) * self.count
+    def scores(self) -> Tensor:
+        """The weights: ``[size]`` float64."""
+        return self.weights.cpu()
 
-    def insert(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` drawable, with the weights they had, at first 1."""
-        super().insert(index)
-        self._shuffled.insert(index)
-
-    def remove(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` undrawable until it is inserted again; its weight is kept."""
-        super().remove(index)
-        self._shuffled.remove(index)
-
-    def clear(self) -> None:
-        """Forget all samples and weights; the generator goes on."""
-        super().clear()
-        self._shuffled.clear()
-
-    def probabilities(self) -> Tensor:
-        """1 / count for each drawable index: ``[size]`` float64."""
-        return self._shuffled.probabilities()
-
-    def probability_of(self, index: Tensor) -> Tensor:
-        """1 / count for each drawable ``index`` ``[K]``: ``[K]`` float64."""
-        return self._shuffled.probability_of(index)
-
-    def min_probability(self) -> float:
-        """1 / count."""
-        return self._shuffled.min_probability()
+    def set_scores(self, score: Tensor) -> None:
+        """Start from the weights ``score`` ``[size]``, clipped to floor and ceiling."""
+        score = self._check_scores(score, name="weights")
+        self._log_weight.copy_(score.log().clamp(*self.bounds))
+        self._rebuild()
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights, the pass under way and the generator, copied."""
-        return {**super().state_dict(), "shuffled": self._shuffled.state_dict()}
+        """Log weights, velocities, inserted samples and generator, copied."""
+        return {
+            **super().state_dict(),
+            "log_weight": self._log_weight.cpu().clone(),
+            "velocity": self._velocity.cpu().clone(),
+            "inserted": self._inserted.cpu().clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume so that the draws go on as if they had never stopped.
+        """Resume; size, use of momentum and bounds must be those of the state."""
+        self._check_state(state)
+        log_weight, velocity = state["log_weight"], state["velocity"]
+        inserted = state["inserted"]
+        low, high = (float(np.float32(bound)) for bound in self.bounds)
+        if not (len(log_weight) == len(inserted) == self.size):
+            raise ValueError("the state does not have one weight per sample: it is damaged")
+        if len(velocity) != len(self._velocity):
+            raise ValueError(
+                f"the state has {len(velocity)} velocities, this sampler {len(self._velocity)}: "
+                "resume with the same momentum"
+            )
+        if not bool(((log_weight >= low) & (log_weight <= high)).all()):
+            raise ValueError(
+                f"the state's log weights lie outside [{low:g}, {high:g}]: resume with the same "
+                "floor and ceiling"
+            )
+        self._log_weight.copy_(log_weight)
+        self._velocity.copy_(velocity)
+        self._inserted.copy_(inserted)
+        self._rebuild()
+        super().load_state_dict(state)
 
-        Raises:
-            ValueError: as ``BoostedSampler.load_state_dict``; nothing changes then.
-        """
-        self._refuse_state(state, kind=self.kind)
-        before = self._shuffled.state_dict()
-        self._shuffled.load_state_dict(state["shuffled"])
-        try:
-            super().load_state_dict(state)
-        except ValueError:
-            self._shuffled.load_state_dict(before)
-            raise
+
+def _exp(log_weight: Tensor) -> Tensor:
+    return log_weight.double().exp()
+
+
+def _as_tensor(values: ArrayLike | Tensor) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))

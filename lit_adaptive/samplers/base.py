@@ -1,14 +1,17 @@
-"""What a sampler is: it draws indices, says with which probability, and remembers.
+"""The sampler interface: which index comes next, and with which probability.
 
-A sampler knows neither Lightning nor the data; it owns the *choice*. Two classes make the seam:
+    IndexSampler       draws indices
+    AdaptiveSampler    draws indices, and learns from the priorities of what it drew
 
-    IndexSampler       draw, insert, remove, state_dict       which index comes next
-    AdaptiveSampler    the same, and update(index, priority)  ... and learns from what came of it
+A sampler of your own subclasses one of the two and implements ``draw``, ``state_dict`` and
+``load_state_dict``, and ``update`` if it is adaptive. Everything else has a default. Override
 
-A sampler made of others (a curriculum, a mixture) hands on to them what it is told.
+    insert, remove, clear, count    to serve a replay buffer or a curriculum
+    probabilities                   to be part of a mixture, and for reports
+    scores, set_scores              to keep what was learnt for a later run
 
-Under several ranks all of them hold the same sampler in the same state and draw the same *global*
-batch; each takes its share (``lit_adaptive.samplers.batches``). That keeps one law for all.
+Samplers know neither Lightning nor the data. With several ranks, all ranks hold the same sampler in
+the same state and draw the same *global* batch; each takes its share (``samplers.batches``).
 """
 
 from abc import ABC, abstractmethod
@@ -20,14 +23,14 @@ from torch import Tensor
 
 
 class Draw(NamedTuple):
-    """Indices, and the probability each had at the moment it was drawn.
+    """Indices, and the probability of each at the moment of the draw.
 
-    The two travel together to the loss. With worker processes the batch in hand was drawn several
-    updates ago, so today's probability would give the wrong weight.
+    The two travel together to the loss: with worker processes a batch was drawn several updates
+    before its use, so the current probability would give the wrong weight.
 
     Attributes:
         index: ``[B]`` int64, in ``[0, size)``.
-        probability: ``[B]`` float64, in ``(0, 1]``: chance of one single draw to give this index.
+        probability: ``[B]`` float64, in ``(0, 1]``: that a single draw gives this index.
     """
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -35,12 +38,12 @@ class Draw(NamedTuple):
 
 
 class IndexSampler(ABC):
-    """Draws with replacement among the indices inserted so far, out of ``range(size)``.
+    """Draws from the inserted indices out of ``range(size)``.
 
     Args:
-        size: number of slots or samples that can ever be drawn, above 0.
-        seed: of the sampler's own generator; equal seeds draw equally on every rank.
-        device: where indices and probabilities are returned.
+        size: number of samples in the dataset, or of slots in the buffer; above 0.
+        seed: of the sampler's own generator; samplers of equal seeds draw equally on every rank.
+        device: device of the returned indices and probabilities.
 
     Raises:
         ValueError: if ``size`` is not above 0.
@@ -54,8 +57,44 @@ class IndexSampler(ABC):
             )
         self.size = size
         self.device = torch.device(device)
-        # Always a CPU generator: the same uniforms, hence the same draws, on every device.
+        # Always a CPU generator: the same random numbers, hence the same draws, on every device.
         self.generator = torch.Generator().manual_seed(seed)
+
+    # To implement ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def draw(self, batch_size: int) -> Draw:
+        """Draw ``batch_size`` indices.
+
+        Raises:
+            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next draw depends on, as tensors and primitives, copied.
+
+        This implementation returns the class, the size and the generator's state; add your own.
+        """
+        return {
+            "kind": type(self).__name__,
+            "size": self.size,
+            "generator": self.generator.get_state(),
+        }
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume, so that draws continue as if they had never been interrupted.
+
+        This implementation checks the class and the size and restores the generator.
+
+        Raises:
+            ValueError: if the state is of another sampler or size, or damaged; nothing changes.
+        """
+        self._check_state(state)
+        self.generator.set_state(state["generator"])
+
+    # What the sampler does and needs ------------------------------------------------------------
 
     @property
     def learns(self) -> bool:
@@ -68,120 +107,147 @@ class IndexSampler(ABC):
         return False
 
     @property
-    def wants_difficulty(self) -> bool:
-        """Whether ``set_difficulty`` must be called before anything can be drawn."""
+    def has_loss_weights(self) -> bool:
+        """Whether ``loss_weights`` returns weights rather than None."""
         return False
 
     @property
-    def wants_groups(self) -> bool:
-        """Whether ``set_groups`` must be called before anything can be drawn."""
+    def needs_difficulty(self) -> bool:
+        """Whether ``set_difficulty`` must be called before the first draw."""
         return False
 
     @property
-    def wants_lengths(self) -> bool:
-        """Whether ``set_lengths`` must be called before anything can be drawn."""
+    def needs_groups(self) -> bool:
+        """Whether ``set_groups`` must be called before the first draw."""
         return False
 
     @property
-    def weighs(self) -> bool:
-        """Whether ``loss_weights`` gives weights, rather than None."""
+    def needs_lengths(self) -> bool:
+        """Whether ``set_lengths`` must be called before the first draw."""
         return False
 
     def reseed(self, seed: int) -> None:
-        """Begin the stream of random numbers that belongs to ``seed``."""
+        """Restart the sampler's random numbers from ``seed``."""
         self.generator.manual_seed(seed)
 
     def advance(self, progress: float) -> None:  # noqa: B027
-        """Tell which share of the training is done, in [0, 1]; most samplers do not care."""
+        """Set the fraction of the training that is done, in [0, 1]; ignored by default."""
 
     def set_difficulty(self, difficulty: Tensor) -> None:  # noqa: B027
-        """Tell how hard each sample is: ``[size]``; most samplers do not care."""
+        """Set the difficulty ``[size]`` of all samples; ignored by default."""
 
     def set_groups(self, groups: Tensor) -> None:  # noqa: B027
-        """Tell which samples belong together: ``[size]`` integers; most samplers do not care."""
+        """Set the group ``[size]`` (an integer) of all samples; ignored by default."""
 
     def set_lengths(self, lengths: Tensor) -> None:  # noqa: B027
-        """Tell how long each sample is: ``[size]``; most samplers do not care."""
+        """Set the length ``[size]`` of all samples, such as tokens; ignored by default."""
 
     def loss_weights(self, index: Tensor) -> Tensor | None:  # noqa: ARG002
-        """What to multiply the losses of ``index`` ``[K]`` by, beside the correction of the draw.
+        """Factors for the losses of ``index`` ``[K]``, beside the correction of the draw.
 
-        ``[K]`` float64 with mean 1 over all samples, or None where the sampler weights nothing.
+        ``[K]`` float64 with mean 1 over all samples; None, the default, stands for ones.
         """
         return None
 
-    def probability_of(self, index: Tensor) -> Tensor:
-        """Chance of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
+    # Which indices can be drawn -----------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Number of indices that can be drawn now, in ``[0, size]``; by default all."""
+        return self.size
+
+    def insert(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` drawable, as new items (even where they are inserted already).
 
         Raises:
-            ValueError: if nothing can be drawn.
+            ValueError: naming indices out of range (nothing changes); or if the sampler's set of
+                indices is fixed, the default.
+        """
+        del index
+        raise self._not_implemented("insert", "in a replay buffer or a curriculum")
+
+    def remove(self, index: Tensor) -> None:
+        """Make ``index`` ``[K]`` undrawable until it is inserted again.
+
+        Raises:
+            ValueError: as ``insert``.
+        """
+        del index
+        raise self._not_implemented("remove", "in a replay buffer or a curriculum")
+
+    def clear(self) -> None:
+        """Remove all indices and forget what was learnt; the generator is not reset.
+
+        Raises:
+            ValueError: if the sampler's set of indices is fixed, the default.
+        """
+        raise self._not_implemented("clear", "in a replay buffer or a curriculum")
+
+    def probabilities(self) -> Tensor:
+        """Probability of each index at the next draw: ``[size]`` float64, sums to 1.
+
+        Raises:
+            ValueError: if nothing can be drawn, or the sampler does not implement it, the default.
+        """
+        raise self._not_implemented("probabilities", "in a mixture, and for reports")
+
+    def probability_of(self, index: Tensor) -> Tensor:
+        """Probability of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
+
+        Raises:
+            ValueError: as ``probabilities``.
         """
         return self.probabilities()[index]
 
-    def _refuse_draw(self, batch_size: int = 1) -> None:
-        """What every draw needs: a batch to fill, and items to fill it with."""
+    def min_probability(self) -> float:
+        """Smallest probability of a drawable index; it carries the largest importance weight.
+
+        Raises:
+            ValueError: as ``probabilities``.
+        """
+        probability = self.probabilities()
+        return float(probability[probability > 0].min())
+
+    # For subclasses ------------------------------------------------------------------------------
+
+    def _not_implemented(self, method: str, purpose: str) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} does not implement {method}, which it needs {purpose}: "
+            "implement it, or choose another sampler"
+        )
+
+    def _check_draw(self, batch_size: int = 1) -> None:
+        """Raise ValueError unless ``batch_size`` indices can be drawn."""
         if batch_size <= 0:
             raise ValueError(f"batch_size is {batch_size}; it must be above 0")
         if self.count == 0:
             raise ValueError("nothing was inserted yet, so nothing can be drawn: insert() first")
 
-    def _refuse_state(self, state: dict[str, Any], **own: object) -> None:
-        """The state must be of this kind of sampler, this size, and whatever else is ``own``."""
-        for name, value in {**own, "size": self.size}.items():
+    def _check_state(self, state: dict[str, Any], **settings: object) -> None:
+        """Raise ValueError unless the state is of this class, size and ``settings``."""
+        expected = {"kind": type(self).__name__, "size": self.size, **settings}
+        for name, value in expected.items():
             if name not in state or state[name] != value:
                 raise ValueError(
                     f"the state's {name} is {state.get(name)!r}, this sampler's is {value!r}; "
                     "resume with the sampler that was saved. Nothing was changed"
                 )
 
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """How many indices can be drawn now, in ``[0, size]``."""
-
-    @abstractmethod
-    def draw(self, batch_size: int) -> Draw:
-        """Draw ``batch_size`` indices with replacement.
-
-        Raises:
-            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
-        """
-
-    @abstractmethod
-    def insert(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` drawable, as new items (an index already there counts as new)."""
-
-    @abstractmethod
-    def remove(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` undrawable until it is inserted again."""
-
-    @abstractmethod
-    def clear(self) -> None:
-        """Forget all items; the generator goes on."""
-
-    @abstractmethod
-    def probabilities(self) -> Tensor:
-        """Chance of each index at the next draw: ``[size]`` float64, sums to 1."""
-
-    @abstractmethod
-    def min_probability(self) -> float:
-        """Smallest probability among the drawable; it carries the largest importance weight."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next draw depends on, as tensors and primitives, copied."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume so that the draws go on as if they had never stopped.
-
-        Raises:
-            ValueError: if the state is another sampler's, or of another size; nothing changes then.
-        """
-
 
 class AdaptiveSampler(IndexSampler):
-    """A sampler that learns from what came of its draws."""
+    """A sampler that learns from the priorities, losses or rewards of what it drew."""
+
+    @abstractmethod
+    def update(self, index: Tensor, priority: Tensor) -> None:
+        """Set the priority ``[K]``, finite and not negative, of each ``index`` ``[K]`` int64.
+
+        If an index occurs twice, the last priority counts. Samplers whose documentation says so
+        take losses or rewards of any sign instead.
+
+        Raises:
+            ValueError: naming the offending indices, if one is out of range or not inserted, or
+                its priority is NaN, infinite or negative; nothing changes.
+        """
 
     @property
     def learns(self) -> bool:
@@ -189,62 +255,117 @@ class AdaptiveSampler(IndexSampler):
         return True
 
     @property
-    def learns_absent(self) -> bool:
-        """Whether ``update`` takes what is not inserted, and remembers it until it is."""
+    def accepts_absent(self) -> bool:
+        """Whether ``update`` accepts indices that are not inserted, for when they will be."""
         return False
 
-    @abstractmethod
     def scores(self) -> Tensor:
-        """What it has learnt, to be kept in a file: ``[size]`` float64, for ``set_scores``."""
-
-    @abstractmethod
-    def set_scores(self, score: Tensor) -> None:
-        """Begin with what an earlier run learnt: ``[size]``, finite and (but for rewards) >= 0.
+        """What was learnt, to be saved for ``set_scores`` of a later run: ``[size]`` float64.
 
         Raises:
-            ValueError: naming offending indices, or another length; nothing changes then.
+            ValueError: if the sampler does not implement it, the default.
         """
+        raise self._not_implemented("scores", "for KeepScores and write_scores")
 
-    def forget(self, share: float) -> None:
-        """Go back towards uniform by ``share`` in [0, 1] of what was learnt.
+    def set_scores(self, score: Tensor) -> None:
+        """Start from the ``scores`` ``[size]`` of an earlier run.
 
         Raises:
-            ValueError: if ``share`` is outside [0, 1], or the sampler has no such way back.
+            ValueError: naming the offending indices, or for another length (nothing changes); or
+                if the sampler does not implement it, the default.
+        """
+        del score
+        raise self._not_implemented("set_scores", "to start from given scores")
+
+    def forget(self, fraction: float) -> None:
+        """Return towards uniform draws by ``fraction`` in [0, 1] of what was learnt.
+
+        Raises:
+            ValueError: if ``fraction`` is outside [0, 1], or the sampler cannot, the default.
         """
         raise ValueError(
-            f"{type(self).__name__} cannot forget {share}: choose AdaptiveBatchSampler, "
+            f"{type(self).__name__} cannot forget {fraction}: choose AdaptiveBatchSampler, "
             "or set forget to 0"
         )
 
-    def _checked_scores(self, score: Tensor) -> Tensor:
-        """``score`` as float64 on the sampler's device, if it is one for each index."""
-        score = score.detach().to(self.device, torch.float64)
-        if score.shape != (self.size,):
-            raise ValueError(
-                f"there are scores of shape {tuple(score.shape)} for {self.size} samples: "
-                "give one for each"
-            )
-        wrong = ~((score >= 0) & (score < torch.inf))
-        if bool(wrong.any()):
-            where = wrong.nonzero().flatten()[:8]
-            raise ValueError(
-                f"the scores of index {where.tolist()} are {score[where].tolist()}; scores are "
-                "finite and not negative. Nothing was changed"
-            )
-        return score
+    def _check_update(
+        self, index: Tensor, value: Tensor, *, name: str, negative: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """``index`` ``[K]`` int64 and ``value`` ``[K]`` float64, both on the CPU.
 
-    @abstractmethod
-    def update(self, index: Tensor, priority: Tensor) -> None:
-        """Give each ``index`` ``[K]`` int64 its new ``priority`` ``[K]``, finite and not negative.
-
-        Of an index given twice the last counts. Samplers that say so take other signals for it,
-        such as losses or rewards of any sign.
+        Args:
+            index: indices in ``[0, size)``.
+            value: finite numbers.
+            name: plural name of the values in errors: "priorities", "losses" or "rewards".
+            negative: whether values may be negative.
 
         Raises:
-            ValueError: naming the offending indices, if one is out of range or not inserted, or
-                its priority is NaN, infinite or negative; the sampler is unchanged then.
+            ValueError: naming the offending indices.
         """
+        index = check_indices(index, self.size)
+        if index.shape != value.shape:
+            raise ValueError(
+                f"index has shape {tuple(index.shape)}, the {name} {tuple(value.shape)}; "
+                "both must be [K]"
+            )
+        value = value.detach().to("cpu", torch.float64)
+        self._check_values(index, value, name=name, negative=negative)
+        return index, value
+
+    def _check_scores(self, score: Tensor, *, name: str, negative: bool = False) -> Tensor:
+        """``score`` ``[size]`` as float64 on the CPU.
+
+        Raises:
+            ValueError: naming the offending indices, or for another shape.
+        """
+        if score.shape != (self.size,):
+            raise ValueError(
+                f"the {name} have shape {tuple(score.shape)} for {self.size} samples: "
+                "give one per sample"
+            )
+        score = score.detach().to("cpu", torch.float64)
+        self._check_values(torch.arange(self.size), score, name=name, negative=negative)
+        return score
+
+    def _check_values(self, index: Tensor, value: Tensor, *, name: str, negative: bool) -> None:
+        bad = ~value.isfinite() if negative else ~((value >= 0) & (value < torch.inf))
+        if bool(bad.any()):
+            raise ValueError(
+                f"the {name} of index {index[bad][:8].tolist()} are {value[bad][:8].tolist()}; "
+                f"{name} must be finite{'' if negative else ' and not negative'}: check how they "
+                "are computed (NaN in the model, a missing value in a column). Nothing was changed"
+            )
 
 
 SamplerFactory = Callable[[int], IndexSampler]
-"""Given how many items there can be, a sampler over them (``class_path``/``init_args`` in YAML)."""
+"""Returns a sampler over a given number of items (``class_path``/``init_args`` in YAML)."""
+
+
+def check_indices(index: Tensor, size: int) -> Tensor:
+    """``index`` ``[K]`` as contiguous int64 on the CPU.
+
+    Raises:
+        ValueError: naming the offending indices, if one is outside ``[0, size)``; or if they are
+            not one-dimensional integers.
+    """
+    if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
+        raise ValueError(
+            f"index is {index.dtype} of shape {tuple(index.shape)}; pass int64 of shape [K]"
+        )
+    index = index.detach().to("cpu", torch.int64).contiguous()
+    outside = (index < 0) | (index >= size)
+    if bool(outside.any()):
+        raise ValueError(
+            f"index out of range: {index[outside][:8].tolist()}; indices lie in [0, {size}). "
+            "Nothing was changed"
+        )
+    return index
+
+
+def check_inserted(index: Tensor, inserted: Tensor) -> None:
+    """Raise ValueError, naming the indices ``[K]`` whose ``inserted`` ``[K]`` is False."""
+    if not bool(inserted.all()):
+        raise ValueError(
+            f"index {index[~inserted][:8].tolist()} was not inserted: insert it first. "
+            "Nothing was changed"
+        )

@@ -1,4 +1,4 @@
-"""Batches of draws for a plain PyTorch loop: one law for all ranks, to each its share."""
+"""Batches of draws, for a ``DataLoader`` or a plain PyTorch loop; each rank takes its share."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -12,15 +12,16 @@ from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
 class BatchDraw(NamedTuple):
-    """One rank's share of a global draw, and the probability that its weights are divided by.
+    """One rank's share of a global draw, and what its importance weights depend on.
 
     Attributes:
         index: ``[B]`` int64.
         probability: ``[B]`` float64, in (0, 1], of each index at the draw.
-        min_probability: least probability of the global batch, or of the whole buffer.
-        drawable: how many indices could be drawn.
-        staleness: batches that are served between this draw and its own use: 0 without workers.
-        number: of the draw, from 0, over all epochs; what is random about a batch follows from it.
+        min_probability: smallest probability of the global batch, or of the whole buffer.
+        drawable: number of indices that could be drawn.
+        staleness: number of batches served between this draw and its use; 0 without workers.
+        number: serial number of the draw, from 0, over all epochs; seeds what is random about the
+            batch.
     """
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -31,8 +32,8 @@ class BatchDraw(NamedTuple):
     number: int
 
 
-class _Global(NamedTuple):
-    """A draw of all ranks' indices, and what goes with it."""
+class _GlobalDraw(NamedTuple):
+    """A draw of all ranks' indices; the other attributes are those of ``BatchDraw``."""
 
     draw: Draw
     min_probability: float
@@ -42,10 +43,10 @@ class _Global(NamedTuple):
 
 
 def rank_share(draw: Draw, rank: int, world_size: int) -> Draw:
-    """Every ``world_size``-th item of a global draw, beginning at ``rank``.
+    """Every ``world_size``-th item of a global draw, starting at ``rank``.
 
-    The shares of all ranks are disjoint in position, and together the global draw. As stratified
-    draws ascend in index, each share is spread over the whole of the distribution.
+    The shares of all ranks are disjoint in position and together make up the global draw. Since
+    stratified draws ascend in index, each share covers the whole distribution.
 
     Raises:
         ValueError: unless ``0 <= rank < world_size``.
@@ -56,24 +57,24 @@ def rank_share(draw: Draw, rank: int, world_size: int) -> Draw:
 
 
 class DrawBatches(Sampler[BatchDraw]):
-    """An epoch of draws, made when asked for; ``DataLoader(..., sampler=this, batch_size=None)``.
+    """The draws of an epoch, made on demand: ``DataLoader(..., sampler=this, batch_size=None)``.
 
     Each batch is drawn as one global batch, the same on every rank, of which this rank yields its
-    share. A ``DataLoader`` with workers asks for draws ahead of their use; so each draw is kept
-    until ``acknowledge()`` says it was consumed, and a resumed run serves the kept ones again.
-    Whoever never acknowledges keeps an epoch's draws in memory, until the next epoch begins.
-
-    Attributes:
-        number: of the next draw, counted over all epochs.
+    share. A ``DataLoader`` with workers requests draws ahead of their use; so each draw is kept
+    until ``acknowledge()`` reports that it was consumed, and a resumed run serves the kept draws
+    again. Without ``acknowledge()``, all draws of an epoch are kept until the next epoch begins.
 
     Args:
         sampler: makes the draws; all ranks must hold it in the same state.
         batch_size: items per batch and rank, above 0.
-        batches_per_epoch: batches after which iteration ends, above 0.
+        batches_per_epoch: batches per epoch, above 0.
         rank: of this process, in ``[0, world_size)``.
         world_size: number of processes, above 0.
-        normalize: ``min_probability`` is that of the global ``"batch"`` or the whole ``"buffer"``;
-            ``"none"`` is as ``"batch"``, for weights that need no minimum.
+        normalize: ``"batch"``: ``min_probability`` is that of the global batch; ``"buffer"``: that
+            of all drawable indices; ``"none"``: as ``"batch"``, for weights that do not need it.
+
+    Attributes:
+        number: serial number of the next draw, over all epochs.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -108,39 +109,36 @@ class DrawBatches(Sampler[BatchDraw]):
         self.normalize = normalize
         self._position = 0
         self.number = 0
-        self._in_flight: deque[_Global] = deque()
+        self._in_flight: deque[_GlobalDraw] = deque()
         self._resumed = False
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in an epoch."""
         return self.batches_per_epoch
 
     @property
     def position(self) -> int:
-        """Batches of this epoch that were acknowledged."""
+        """Number of batches of this epoch that were acknowledged."""
         return self._position
 
     def __iter__(self) -> Iterator[BatchDraw]:
-        """The rest of a restored epoch, or else a fresh one.
+        """The rest of a restored epoch, or else a new epoch.
 
-        Which of them is decided when the first batch is asked for: a
-        ``DataLoader`` with workers makes two iterators and uses only the second.
+        Decided when the first batch is requested: a ``DataLoader`` with workers makes two iterators
+        and uses only the second.
         """
         if not self._resumed:
             self._position = 0
             self._in_flight.clear()
         self._resumed = False
-        yield from self._serve(list(self._in_flight), self._position)
+        for global_draw in list(self._in_flight):
+            yield self._share(global_draw)
+        while self._position + len(self._in_flight) < self.batches_per_epoch:
+            global_draw = self._draw()
+            self._in_flight.append(global_draw)
+            yield self._share(global_draw)
 
-    def _serve(self, again: list[_Global], position: int) -> Iterator[BatchDraw]:
-        for drawn in again:
-            yield self._share(drawn)
-        for _ in range(position + len(again), self.batches_per_epoch):
-            drawn = self._draw()
-            self._in_flight.append(drawn)
-            yield self._share(drawn)
-
-    def _draw(self) -> _Global:
+    def _draw(self) -> _GlobalDraw:
         drawable = self.sampler.count
         draw = self.sampler.draw(self.batch_size * self.world_size)
         if self.normalize == "buffer":
@@ -148,15 +146,14 @@ class DrawBatches(Sampler[BatchDraw]):
         else:
             least = float(draw.probability.amin())
         self.number += 1
-        return _Global(draw, least, drawable, len(self._in_flight), self.number - 1)
+        return _GlobalDraw(draw, least, drawable, len(self._in_flight), self.number - 1)
 
-    def _share(self, drawn: _Global) -> BatchDraw:
-        mine = rank_share(drawn.draw, self.rank, self.world_size)
-        _, least, drawable, staleness, number = drawn
-        return BatchDraw(*mine, least, drawable, staleness, number)
+    def _share(self, global_draw: _GlobalDraw) -> BatchDraw:
+        share = rank_share(global_draw.draw, self.rank, self.world_size)
+        return BatchDraw(*share, *global_draw[1:])
 
     def acknowledge(self) -> None:
-        """The oldest batch in flight was consumed.
+        """Report that the oldest batch in flight was consumed.
 
         Raises:
             ValueError: if none is in flight.
@@ -167,11 +164,11 @@ class DrawBatches(Sampler[BatchDraw]):
         self._position += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the epoch has come, and the global draws in flight, copied.
+        """The position in the epoch and the global draws in flight, copied.
 
-        The sampler's own state is not in here; save it at the same moment.
+        The sampler's state is not included; save it at the same moment.
         """
-        draws = [drawn.draw for drawn in self._in_flight]
+        draws = [global_draw.draw for global_draw in self._in_flight]
         empty = torch.empty(0, self.batch_size * self.world_size)
         return {
             "position": self._position,
@@ -181,19 +178,19 @@ class DrawBatches(Sampler[BatchDraw]):
                 torch.stack([d.probability.cpu() for d in draws]) if draws else empty.double()
             ),
             "min_probability": torch.tensor(
-                [drawn.min_probability for drawn in self._in_flight], dtype=torch.float64
+                [d.min_probability for d in self._in_flight], dtype=torch.float64
             ),
-            "drawable": [drawn.drawable for drawn in self._in_flight],
-            "staleness": [drawn.staleness for drawn in self._in_flight],
+            "drawable": [d.drawable for d in self._in_flight],
+            "staleness": [d.staleness for d in self._in_flight],
             "number": self.number,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on with the saved epoch (a finished one begins anew).
+        """Let the next iteration continue the saved epoch (after a finished one a new one begins).
 
         Raises:
             ValueError: if draws are in flight and the global batch has another size, or the saved
-                epoch is further than this one is long; nothing changes then.
+                position is beyond the end of this epoch; nothing changes.
         """
         position, index, size = int(state["position"]), state["index"], int(state["global_batch"])
         if len(index) and size != self.batch_size * self.world_size:
@@ -218,7 +215,7 @@ class DrawBatches(Sampler[BatchDraw]):
             strict=True,
         )
         self._in_flight = deque(
-            _Global(Draw(i.clone().to(device), p.clone().to(device)), *rest)
+            _GlobalDraw(Draw(i.clone().to(device), p.clone().to(device)), *rest)
             for i, p, *rest in draws
         )
         self.number = int(state["number"])

@@ -1,38 +1,36 @@
-"""Batches of samples that are about equally long, whatever they are drawn by."""
+"""Batches of samples of similar length, drawn by any sampler."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_adaptive.samplers._indices import check_indices
-from lit_adaptive.samplers.base import AdaptiveSampler, Draw, SamplerFactory
+from lit_adaptive.samplers.base import Draw, SamplerFactory, check_indices
 from lit_adaptive.samplers.shuffled import ShuffledSampler
+from lit_adaptive.samplers.wrapper import WrapperSampler
 
 
-class BucketedSampler(AdaptiveSampler):
-    """Has an inner sampler draw several batches at once, and cuts them by length.
+class BucketedSampler(WrapperSampler):
+    """Draws several batches at once from an inner sampler and splits them by length.
 
-    The draws are sorted by length (in random order where it is equal) and handed out batch by
-    batch, in random order. Which samples are drawn, how often, and their probabilities stay those
-    of the inner sampler, as they were at the draw: what is learnt meanwhile shows after at most
-    ``batches - 1`` batches. ``count`` and ``min_probability`` are those of that draw, too, since
-    weights are made of them.
+    The draws are sorted by length (equal lengths in random order) and returned batch by batch, in
+    random order. Which samples are drawn, how often, and their probabilities are those of the inner
+    sampler at its draw; what it learns meanwhile takes effect after at most ``batches - 1``
+    batches. ``count`` and ``min_probability`` are of that draw too, since weights depend on them.
 
-    Asked for another batch size, it cuts anew what is pending; less than one batch of it is lost.
+    When the batch size changes, the pending draws are split anew; less than a batch of them is
+    lost.
 
     Args:
         size: number of samples, above 0.
-        inner: what draws.
-        batches: how many (global) batches are drawn at once, above 0; more waste less padding.
+        inner: factory of the sampler that draws.
+        batches: number of (global) batches drawn at once, above 0; more waste less padding.
         filled: True: all samples can be drawn from the start; False: none.
-        seed: of the generator that orders batches; the inner sampler's derives from it.
+        seed: of the generator that orders batches; the inner sampler's is derived from it.
 
     Raises:
         ValueError: if ``batches`` is not above 0.
     """
-
-    kind = "bucketed"
 
     def __init__(
         self,
@@ -45,135 +43,66 @@ class BucketedSampler(AdaptiveSampler):
     ) -> None:
         if batches <= 0:
             raise ValueError(f"batches is {batches}; it must be above 0 (1 sorts nothing)")
-        self.inner = inner(size)
-        super().__init__(size, seed=seed, device=self.inner.device)
         self.batches = batches
         self._lengths: Tensor | None = None
-        self._discard()
-        self.reseed(seed)
+        super().__init__(size, [inner], seed=seed)
         if not filled:
             self.clear()
 
     def _discard(self) -> None:
-        """Nothing is pending, and nothing was handed out."""
+        """Discard the pending draws and what is known of past ones."""
         self._index = torch.empty(0, dtype=torch.int64)
         self._probability = torch.empty(0, dtype=torch.float64)
-        self._cut = 0  # the batch size that it was cut for
-        self._drawable = 0  # at the draw of what is pending
-        self._least: float | None = None  # at the draw of what was handed out last
-
-    # What can be drawn ---------------------------------------------------------------------------
+        self._split_size = 0  # the batch size that the pending draws are split for
+        self._drawable = 0  # number of drawable indices at the draw of what is pending
+        self._least: float | None = None  # smallest probability at the draw of the last batch
 
     @property
-    def learns(self) -> bool:
-        """If the inner sampler does."""
-        return self.inner.learns
-
-    @property
-    def learns_absent(self) -> bool:
-        """If the inner sampler does."""
-        return isinstance(self.inner, AdaptiveSampler) and self.inner.learns_absent
-
-    @property
-    def follows_progress(self) -> bool:
-        """If the inner sampler does."""
-        return self.inner.follows_progress
-
-    @property
-    def wants_difficulty(self) -> bool:
-        """If the inner sampler does."""
-        return self.inner.wants_difficulty
-
-    @property
-    def wants_groups(self) -> bool:
-        """If the inner sampler does."""
-        return self.inner.wants_groups
-
-    @property
-    def wants_lengths(self) -> bool:
-        """Until they are given."""
+    def needs_lengths(self) -> bool:
+        """True until they are set."""
         return self._lengths is None
 
-    @property
-    def weighs(self) -> bool:
-        """If the inner sampler does."""
-        return self.inner.weighs
-
     def reseed(self, seed: int) -> None:
-        """Begin the streams that belong to ``seed``; what is pending is discarded."""
-        self.generator.manual_seed(seed)
-        self.inner.reseed((seed + 1) * 1_000_003 % 2**31)
+        """Restart all random numbers from ``seed`` and discard the pending draws."""
+        super().reseed(seed)
         self._discard()
 
-    def advance(self, progress: float) -> None:
-        """Tell the inner sampler."""
-        self.inner.advance(progress)
-
-    def set_difficulty(self, difficulty: Tensor) -> None:
-        """Tell the inner sampler."""
-        self.inner.set_difficulty(difficulty)
-
-    def set_groups(self, groups: Tensor) -> None:
-        """Tell the inner sampler."""
-        self.inner.set_groups(groups)
-
     def set_lengths(self, lengths: Tensor) -> None:
-        """Say how long each sample is: ``[size]``, finite and not negative, such as tokens.
+        """Set the length ``[size]``, finite and not negative, of all samples, such as tokens.
 
         Raises:
-            ValueError: if there is not one for each sample, or one is NaN, infinite or negative
-                (its index is named); nothing changes then.
+            ValueError: naming the indices whose length is NaN, infinite or negative, or for another
+                shape; nothing changes.
         """
-        lengths = lengths.detach().cpu().double()
-        if lengths.shape != (self.size,):
-            raise ValueError(
-                f"there are lengths of shape {tuple(lengths.shape)} for {self.size} samples: "
-                "give one for each"
-            )
-        if bool((wrong := ~((lengths >= 0) & lengths.isfinite())).any()):
-            where = wrong.nonzero().flatten()[:8].tolist()
-            raise ValueError(
-                f"the lengths of index {where} are {lengths[where].tolist()}; a length is finite "
-                "and not negative"
-            )
-        self.inner.set_lengths(lengths)
+        lengths = self._check_scores(lengths, name="lengths")
+        super().set_lengths(lengths)
         self._lengths = lengths
 
     @property
     def count(self) -> int:
-        """How many indices could be drawn when what comes next was drawn; see the class."""
+        """Number of drawable indices at the draw of the next batch; see the class."""
         return self._drawable if len(self._index) else self.inner.count
 
-    def insert(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` drawable, from the next draw of the inner sampler on."""
-        self.inner.insert(index)
-
     def remove(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` undrawable; what is pending of it is struck out, and cut anew.
-
-        Raises:
-            ValueError: naming indices out of range; nothing changes then.
-        """
-        gone = torch.zeros(self.size, dtype=torch.bool)
-        gone[check_indices(index, self.size)] = True
-        self.inner.remove(index)
-        if len(self._index) and bool(gone[self._index].any()):
-            kept = ~gone[self._index]
+        """Make ``index`` ``[K]`` undrawable, removing it from the pending draws too."""
+        removed = torch.zeros(self.size, dtype=torch.bool)
+        removed[check_indices(index, self.size)] = True
+        super().remove(index)
+        if len(self._index) and bool(removed[self._index].any()):
+            kept = ~removed[self._index]
             self._index, self._probability = self._index[kept], self._probability[kept]
-            self._recut(self._cut)
+            self._split(self._split_size)
 
     def clear(self) -> None:
-        """Forget all samples and what is pending; lengths and the generators stay."""
-        self.inner.clear()
+        """Remove all samples and pending draws; lengths and generators are not reset."""
+        super().clear()
         self._discard()
 
-    # What is drawn, and learnt -------------------------------------------------------------------
-
     def draw(self, batch_size: int) -> Draw:
-        """The next batch of about equally long samples.
+        """The next batch of samples of similar length.
 
         Raises:
-            ValueError: if no lengths were given, nothing can be drawn, or ``batch_size`` is not
+            ValueError: if lengths were not set, nothing can be drawn, or ``batch_size`` is not
                 above 0.
         """
         if self._lengths is None:
@@ -181,9 +110,9 @@ class BucketedSampler(AdaptiveSampler):
                 "this sampler has no lengths to sort by: give the datamodule a dataset with "
                 "`lengths`, or call set_lengths"
             )
-        self._refuse_draw(batch_size)
-        if batch_size != self._cut:
-            self._recut(batch_size)
+        self._check_draw(batch_size)
+        if batch_size != self._split_size:
+            self._split(batch_size)
         if not len(self._index):
             self._draw_ahead(batch_size)
         index, self._index = self._index[:batch_size], self._index[batch_size:]
@@ -198,101 +127,50 @@ class BucketedSampler(AdaptiveSampler):
         draw = self.inner.draw(batch_size * self.batches)
         self._drawable, self._least = drawable, self.inner.min_probability()
         self._index, self._probability = draw.index.cpu(), draw.probability.cpu()
-        self._recut(batch_size)
+        self._split(batch_size)
 
-    def _recut(self, batch_size: int) -> None:
-        """Sort what is pending, cut it in batches, put these in random order."""
-        self._cut = batch_size
-        whole = len(self._index) // batch_size
-        if not whole:
+    def _split(self, batch_size: int) -> None:
+        """Sort the pending draws by length and put their batches in random order."""
+        self._split_size = batch_size
+        batches = len(self._index) // batch_size
+        if not batches:
             self._index, self._probability = self._index[:0], self._probability[:0]
             return
         assert self._lengths is not None
-        # In random order first: equally long ones would stay in the draw's, which may ascend.
-        order = torch.randperm(len(self._index), generator=self.generator)[: whole * batch_size]
+        # Shuffled first: a stable sort would keep the draw's order, which may ascend in index.
+        order = torch.randperm(len(self._index), generator=self.generator)[: batches * batch_size]
         order = order[torch.argsort(self._lengths[self._index[order]], stable=True)]
-        turn = torch.randperm(whole, generator=self.generator)
-        order = order.view(whole, batch_size)[turn].flatten()
+        turn = torch.randperm(batches, generator=self.generator)
+        order = order.view(batches, batch_size)[turn].flatten()
         self._index, self._probability = self._index[order], self._probability[order]
 
-    def update(self, index: Tensor, priority: Tensor) -> None:
-        """Hand on what came of ``index`` ``[K]``.
-
-        Raises:
-            ValueError: as the inner sampler's ``update``; or if it does not learn.
-        """
-        self._learner("update").update(index, priority)
-
-    def _learner(self, asked: str) -> AdaptiveSampler:
-        if not isinstance(self.inner, AdaptiveSampler):
-            raise ValueError(
-                f"{type(self.inner).__name__} learns nothing, so {asked} has no use: choose an "
-                "inner sampler that learns, such as RewardWeightedSampler"
-            )
-        return self.inner
-
-    def loss_weights(self, index: Tensor) -> Tensor | None:
-        """Those of the inner sampler."""
-        return self.inner.loss_weights(index)
-
-    def probabilities(self) -> Tensor:
-        """Those of the inner sampler's next draw: ``[size]`` float64."""
-        return self.inner.probabilities()
-
-    def probability_of(self, index: Tensor) -> Tensor:
-        """Chance of each ``index`` ``[K]`` at the inner sampler's next draw: ``[K]`` float64."""
-        return self.inner.probability_of(index)
-
     def min_probability(self) -> float:
-        """Smallest when what was handed out last was drawn; see the class."""
+        """Smallest probability at the draw of the last batch; see the class."""
         return self.inner.min_probability() if self._least is None else self._least
 
-    def forget(self, share: float) -> None:
-        """Let the inner sampler forget."""
-        self._learner("forget").forget(share)
-
-    def scores(self) -> Tensor:
-        """What the inner sampler learnt; 1 for each sample if it learns nothing."""
-        if isinstance(self.inner, AdaptiveSampler):
-            return self.inner.scores()
-        return torch.ones(self.size, dtype=torch.float64)
-
-    def set_scores(self, score: Tensor) -> None:
-        """Begin with what an earlier run's inner sampler learnt."""
-        self._learner("set_scores").set_scores(score)
-
     def state_dict(self) -> dict[str, Any]:
-        """The inner sampler's state, what is pending, and the generator, copied."""
+        """The inner sampler's state, the pending draws, and the generator, copied."""
         return {
-            "kind": self.kind,
-            "size": self.size,
+            **super().state_dict(),
             "batches": self.batches,
-            "inner": self.inner.state_dict(),
             "index": self._index.clone(),
             "probability": self._probability.clone(),
-            "cut": self._cut,
+            "split_size": self._split_size,
             "drawable": self._drawable,
             "least": self._least,
-            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume so that the draws go on as if they had never stopped.
-
-        Raises:
-            ValueError: if the state is another sampler's, of another size or number of batches, or
-                damaged; nothing changes then.
-        """
-        self._refuse_state(state, kind=self.kind, batches=self.batches)
-        index, probability, cut = state["index"], state["probability"], int(state["cut"])
-        if index.shape != probability.shape or (len(index) and (cut <= 0 or len(index) % cut)):
+        """Resume; inner sampler, size and number of batches must be those of the state."""
+        self._check_state(state, batches=self.batches)
+        index, probability, size = state["index"], state["probability"], int(state["split_size"])
+        if index.shape != probability.shape or (len(index) and (size <= 0 or len(index) % size)):
             raise ValueError(
-                f"the state holds {len(index)} draws and {len(probability)} probabilities, cut in "
-                f"batches of {cut}: it is damaged"
+                f"the state holds {len(index)} draws and {len(probability)} probabilities, split "
+                f"into batches of {size}: it is damaged"
             )
         check_indices(index, self.size)
-        self.inner.load_state_dict(state["inner"])
+        super().load_state_dict(state)
         self._index, self._probability = index.clone(), probability.clone()
-        self._cut, self._drawable = cut, int(state["drawable"])
+        self._split_size, self._drawable = size, int(state["drawable"])
         self._least = None if state["least"] is None else float(state["least"])
-        self.generator.set_state(state["generator"])

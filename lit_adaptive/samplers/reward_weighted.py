@@ -1,59 +1,209 @@
 """Draws by reward: reward-weighted regression, filters, ranks, and SFT(Q).
 
-Where this departs from the sources that ``core.reward_weighted`` names, and why:
-  1. They weigh or copy the samples; here they are drawn by the same law, and the probability of
-     each draw is known, so that any share of the bias can be corrected (``beta``).
-  2. They know all rewards; here some may not be told yet. Such a sample counts as ``initial``, or
-     as the mean of those told. While no told sample could be drawn (all are 0, or below the
-     threshold), the untold are drawn uniformly.
+Departures from the sources cited in ``core.reward_weighted``:
+  1. They weight or copy the samples; here samples are drawn from the same distribution, and the
+     probability of each draw is known, so that any part of the bias can be corrected (``beta``).
+  2. They know all rewards; here some may be unknown yet. Such a sample counts as ``initial``, or as
+     the mean of the known rewards. While no sample of known reward can be drawn (all are 0, or
+     below the threshold), those of unknown reward are drawn uniformly.
 """
 
 import math
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.sum_tree import SumTree
-from lit_adaptive.samplers._indices import check_indices
-from lit_adaptive.samplers._reward_law import RewardLaw, Scheme
-from lit_adaptive.samplers.base import AdaptiveSampler, Draw
+from lit_adaptive.core import reward_weighted as core
+from lit_adaptive.samplers.base import check_indices
+from lit_adaptive.samplers.tree import TreeSampler
 
-_WIDEST = 200.0  # exponents beyond this call for another offset
+Scheme = Literal["exponential", "rank", "threshold", "top", "proportional", "nested"]
+
+_LEAST_TOTAL = math.exp(-200.0)  # with a smaller total mass, the masses are computed anew
 
 
-class RewardWeightedSampler(AdaptiveSampler):
-    """Draws a sample the more often the greater its reward, in O(log N) for each index.
+@dataclass(frozen=True)
+class RewardWeighting:
+    """The masses of rewards; ``RewardWeightedSampler`` documents the settings.
 
-    Rewards come at once (``set_scores``, a column or file as the datamodule's ``scores``), or as
-    they are found (``update``, ``callbacks.RewardRefresh``); until then all are drawn alike. An
-    update costs O(log N) where a mass follows from its own reward (exponential, threshold and
-    proportional, without groups), else the law is rebuilt at the next draw. Removing a sample keeps
-    its reward, and inserting it gives it back; ranks and best shares are those among the inserted.
-    What lies more than 500 temperatures below the best may have no chance at all.
+    Raises:
+        ValueError: naming the setting that is out of its range or does not fit the scheme.
+    """
+
+    scheme: Scheme
+    temperature: float
+    threshold: float | None
+    share: float | None
+    shares: list[float] | None
+    normalize_groups: bool
+    balance_groups: bool
+    initial: float | None
+
+    def __post_init__(self) -> None:
+        schemes = get_args(Scheme)
+        if self.scheme not in schemes:
+            raise ValueError(f"scheme is {self.scheme!r}; it must be one of {', '.join(schemes)}")
+        core.check_temperature(self.temperature)
+        self._check_scheme_settings()
+        core.check_shares(self._best_shares)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"threshold is {self.threshold}; it must be finite")
+        least = 0.0 if self.scheme == "proportional" else -math.inf
+        if self.initial is not None and not least <= self.initial < math.inf > -self.initial:
+            raise ValueError(
+                f"initial is {self.initial}; it must be a finite reward (and under the scheme "
+                "proportional not negative)"
+            )
+        if self.normalize_groups and self.scheme == "proportional":
+            raise ValueError(
+                "about half of all normalized rewards are negative, which the scheme proportional "
+                "cannot draw by: choose exponential or rank, or balance_groups"
+            )
+
+    def _check_scheme_settings(self) -> None:
+        for name, owner in (("threshold", "threshold"), ("share", "top"), ("shares", "nested")):
+            value = getattr(self, name)
+            if value is not None and self.scheme != owner:
+                raise ValueError(
+                    f"{name} is {value}, but the scheme is {self.scheme!r}; {name} belongs to the "
+                    f"scheme {owner!r}: choose that, or leave {name} out"
+                )
+            if value is None and self.scheme == owner and name != "shares":
+                raise ValueError(f"the scheme {owner!r} needs {name}: give it a number")
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether masses depend on the groups of the samples."""
+        return self.normalize_groups or self.balance_groups
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the mass of a sample depends on its own reward only, once all are known."""
+        return self.scheme in ("exponential", "threshold", "proportional") and not self.needs_groups
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether rewards can be such that no sample can be drawn."""
+        return self.scheme in ("threshold", "proportional")
+
+    @property
+    def _best_shares(self) -> list[float]:
+        if self.share is not None:
+            return [self.share]
+        return list(core.NESTED) if self.shares is None else self.shares
+
+    def check_rewards(self, index: Tensor, reward: Tensor) -> None:
+        """Check the rewards ``[K]`` of ``index`` ``[K]``.
+
+        Raises:
+            ValueError: naming the indices whose reward is NaN, infinite, or (under the scheme
+                proportional) negative.
+        """
+        message = ""
+        if bool((bad := ~reward.isfinite()).any()):
+            message = core.not_finite(index[bad], reward[bad])
+        elif self.scheme == "proportional" and bool((bad := reward < 0).any()):
+            message = core.negative_reward(index[bad], reward[bad])
+        if message:
+            raise ValueError(f"{message}. Nothing was changed")
+
+    def fill_unknown(self, reward: Tensor) -> Tensor:
+        """Replace NaN in ``reward`` by ``initial``, or else by the mean of the known rewards."""
+        unknown = reward.isnan()
+        if not bool(unknown.any()):
+            return reward
+        initial = self.initial
+        if initial is None:
+            initial = 0.0 if bool(unknown.all()) else float(reward[~unknown].mean())
+        return torch.where(unknown, initial, reward)
+
+    def masses(self, reward: Tensor, group: Tensor | None) -> tuple[Tensor, float]:
+        """Masses of the rewards ``[M]`` of all members, and their greatest (normalized) reward.
+
+        Args:
+            reward: ``[M]``, NaN where unknown.
+            group: ``[M]`` integers, or None.
+
+        Raises:
+            ValueError: if no sample could be drawn, saying why.
+        """
+        value = self._values(reward, group)
+        greatest = float(value.amax())
+        group = group if self.balance_groups else None
+        if self._drawable(greatest) or not bool((unknown := reward.isnan()).any()):
+            mass = self._scheme_masses(value, group)
+        else:
+            mass = unknown.double()
+        return (mass if group is None else core.per_group(mass, group)), greatest
+
+    def pointwise_masses(self, reward: Tensor, greatest: float) -> Tensor:
+        """Masses of the known rewards ``[K]`` of some members, given the greatest of all."""
+        reference = greatest if self._drawable(greatest) else self.threshold or 1.0
+        value = torch.cat([reward, reward.new_tensor([reference])])
+        return self._scheme_masses(value, None)[:-1]
+
+    def _drawable(self, greatest: float) -> bool:
+        """Whether a reward, the greatest of all, has mass."""
+        if self.scheme == "proportional":
+            return greatest > 0
+        return self.threshold is None or greatest >= self.threshold
+
+    def _values(self, reward: Tensor, group: Tensor | None) -> Tensor:
+        """The rewards, without unknown ones and, if set, normalized within their groups."""
+        if group is None or not self.normalize_groups:
+            return self.fill_unknown(reward)
+        if self.initial is not None:
+            return core.standardized(self.fill_unknown(reward), group)
+        known = ~reward.isnan()
+        value = torch.zeros_like(reward)  # 0 is the mean of every group
+        value[known] = core.standardized(reward[known], group[known])
+        return value
+
+    def _scheme_masses(self, value: Tensor, group: Tensor | None) -> Tensor:
+        if self.scheme == "exponential":
+            return core.exponential_masses(value, temperature=self.temperature, group=group)
+        if self.scheme == "rank":
+            return core.rank_masses(value, temperature=self.temperature, group=group)
+        if self.scheme == "proportional":
+            return core.proportional_masses(value)
+        if self.threshold is not None:
+            return core.threshold_masses(value, threshold=self.threshold)
+        return core.nested_masses(value, shares=self._best_shares, group=group)
+
+
+class RewardWeightedSampler(TreeSampler):
+    """Draws samples of greater reward more often, in O(log N) per index.
+
+    Rewards are set at once (``set_scores``; a column or file given as the datamodule's ``scores``)
+    or when they become known (``update``, ``callbacks.RewardRefresh``); before, all samples are
+    equally likely. An update costs O(log N) where a mass depends on its own reward only
+    (exponential, unless the reward is the greatest so far; threshold; proportional; each without
+    groups), otherwise all masses are computed anew at the next draw. A removed sample keeps its
+    reward until it is inserted again; ranks and best shares are those among the inserted samples.
+    A reward more than 500 temperatures below the greatest may have no mass at all.
 
     Args:
         size: number of samples, above 0.
-        scheme: the law, see ``core.reward_weighted``: ``"exponential"``, ``"rank"``,
+        scheme: masses of the rewards, see ``core.reward_weighted``: ``"exponential"``, ``"rank"``,
             ``"threshold"``, ``"top"``, ``"proportional"`` or ``"nested"``.
         temperature: tau of ``exponential`` (in the unit of the rewards) and ``rank``, above 0.
-        threshold: least reward that is drawn; ``threshold`` needs it.
-        share: best share in (0, 1] that is drawn; ``top`` needs it.
+        threshold: smallest reward that is drawn; required by ``threshold``.
+        share: best share of the samples that is drawn, in (0, 1]; required by ``top``.
         shares: the best shares of ``nested``; by default 0.1, 0.05 and 0.02.
-        normalize_groups: take each reward less its group's mean, over its group's standard
-            deviation; a threshold is then in these units. Not for ``proportional``.
-        balance_groups: draw all groups equally often (but those without mass, such as groups all
-            below the threshold) and apply the law within each.
-        initial: reward of samples that were told none; by default the mean of those told.
+        normalize_groups: subtract from each reward its group's mean and divide by its group's
+            standard deviation; a threshold is then in these units. Not for ``proportional``.
+        balance_groups: draw all groups equally often (except those without mass, such as groups
+            all below the threshold) and apply the scheme within each.
+        initial: reward of samples whose reward is unknown; by default the mean of the known ones.
         filled: True: all samples can be drawn from the start; False: none.
         seed: of the sampler's own generator.
-        device: where the tree lives and draws are returned; rewards stay on the CPU.
+        device: device of the tree and of the draws; rewards stay on the CPU.
 
     Raises:
         ValueError: naming the argument that is out of its range or does not fit the scheme.
     """
-
-    kind = "reward_weighted"
 
     def __init__(
         self,
@@ -72,7 +222,7 @@ class RewardWeightedSampler(AdaptiveSampler):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(size, seed=seed, device=device)
-        self.law = RewardLaw(
+        self.weighting = RewardWeighting(
             scheme=scheme,
             temperature=temperature,
             threshold=threshold,
@@ -82,102 +232,96 @@ class RewardWeightedSampler(AdaptiveSampler):
             balance_groups=balance_groups,
             initial=initial,
         )
-        self._tree = SumTree(size, device=self.device)
-        self._reward = torch.full((size,), math.nan, dtype=torch.float64)  # NaN: not told
+        self._reward = torch.full((size,), math.nan, dtype=torch.float64)  # NaN: unknown
         self._inserted = torch.full((size,), filled)
-        self._untold = size if filled else 0  # how many of the inserted
+        self._unknown = size if filled else 0  # number of inserted samples of unknown reward
         self._groups: Tensor | None = None
-        self._offset = 0.0  # the reward whose mass is 1, under the exponential law
-        self._stale = filled  # whether the tree is behind
-        if filled and self._direct:
+        self._greatest = 0.0  # greatest inserted reward when all masses were computed
+        self._stale = filled  # whether masses must be computed anew before the next draw
+        if filled and self._pointwise:
             self._rebuild()
 
-    # Groups --------------------------------------------------------------------------------------
-
     @property
-    def wants_groups(self) -> bool:
-        """Until they are given, if groups are normalised or balanced."""
-        return self.law.grouped and self._groups is None
+    def needs_groups(self) -> bool:
+        """True until they are set, if groups are normalized or balanced."""
+        return self.weighting.needs_groups and self._groups is None
 
     def set_groups(self, groups: Tensor) -> None:
-        """Say which samples belong together, such as answers to one prompt: ``[size]`` integers.
+        """Set the group of each sample, such as its prompt: ``[size]`` integers.
 
         Raises:
-            ValueError: if there is not one integer for each sample; nothing changes then.
+            ValueError: if there is not one integer per sample; nothing changes.
         """
         if groups.shape != (self.size,) or groups.is_floating_point() or groups.is_complex():
             raise ValueError(
                 f"groups are {groups.dtype} of shape {tuple(groups.shape)}; there must be an "
                 f"integer for each of the {self.size} samples"
             )
-        if self.law.grouped:
+        if self.weighting.needs_groups:
             self._groups = torch.unique(groups.detach().cpu().long(), return_inverse=True)[1]
             self._stale = True
 
-    # The law -------------------------------------------------------------------------------------
+    # Masses --------------------------------------------------------------------------------------
 
     @property
     def _exponential(self) -> bool:
-        return self.law.scheme == "exponential"
+        return self.weighting.scheme == "exponential"
 
     @property
-    def _direct(self) -> bool:
-        """Whether a mass can be set by its own reward alone."""
-        known = not self._untold or (self.law.initial is not None and self._exponential)
-        return known and self.law.pointwise
+    def _pointwise(self) -> bool:
+        """Whether the mass of a sample depends on its own reward only."""
+        fixed = not self._unknown or (self.weighting.initial is not None and self._exponential)
+        return fixed and self.weighting.pointwise
 
     def _rebuild(self) -> None:
-        """Make all masses anew.
+        """Compute all masses.
 
         Raises:
-            ValueError: if none of the inserted can be drawn, saying why; nothing changes then.
+            ValueError: if none of the inserted samples can be drawn, saying why; nothing changes.
         """
-        if self.wants_groups:
+        if self.needs_groups:
             raise ValueError(
                 "this sampler has no groups: give the datamodule a dataset with `groups`, call "
                 "set_groups, or leave normalize_groups and balance_groups out"
             )
         member = self._inserted.nonzero().flatten()
-        mass, offset = torch.zeros(self.size, dtype=torch.float64), 0.0
+        mass, greatest = torch.zeros(self.size, dtype=torch.float64), 0.0
         if len(member):
             group = None if self._groups is None else self._groups[member]
-            mass[member], offset = self.law.masses(self._reward[member], group)
+            mass[member], greatest = self.weighting.masses(self._reward[member], group)
         self._tree.assign(mass)
-        self._offset = offset
+        self._greatest = greatest
         self._stale = False
 
     def _refresh(self) -> None:
         if self._stale:
             self._rebuild()
 
-    def _follow(self, index: Tensor, *, was_direct: bool) -> None:
-        """Bring the tree up to what was changed at ``index`` ``[K]``, or note that it is behind."""
-        if not (self._direct and was_direct and not self._stale):
+    def _update_masses(self, index: Tensor, *, was_pointwise: bool) -> None:
+        """Update the masses of ``index`` ``[K]``, or note that all must be computed anew."""
+        if not (self._pointwise and was_pointwise and not self._stale):
             self._stale = True
-            if self._direct and self._exponential:
-                self._rebuild()  # at once, so that the offset does not depend on who looks when
-            return
-        total = self._set_own(index)
-        if self._exponential:
-            if not math.exp(-_WIDEST) < total < math.exp(_WIDEST):
-                self._rebuild()
-        elif total == 0:
-            self._stale = True  # the rebuilding will say why nothing can be drawn
+        elif not self._set_pointwise(index):
+            self._stale = True  # computing them anew raises if no sample can be drawn
+        if self._stale and self._pointwise and self._exponential:
+            self._rebuild()  # at once, so that masses do not depend on when they are read
 
-    def _set_own(self, index: Tensor) -> float:
-        """Set the masses of ``index`` ``[K]``; the total, or inf if a mass would overflow."""
-        mass = self.law.own_masses(self._reward[index], self._offset)
-        mass = torch.where(self._inserted[index], mass, 0.0)
-        if self._exponential and not bool((mass < math.exp(_WIDEST)).all()):
-            return math.inf
+    def _set_pointwise(self, index: Tensor) -> bool:
+        """Set the masses of ``index`` ``[K]``; False if all must be computed anew."""
+        inserted, reward = self._inserted[index], self._reward[index]
+        filled = self.weighting.fill_unknown(reward[inserted])
+        if self._exponential and bool((filled > self._greatest).any()):
+            return False
+        mass = torch.zeros_like(reward)
+        mass[inserted] = self.weighting.pointwise_masses(filled, self._greatest)
         self._tree.update(index.to(self.device), mass.to(self.device))
-        return self._tree.total_priority
+        return self._tree.total_priority > (_LEAST_TOTAL if self._exponential else 0.0)
 
-    # What can be drawn ---------------------------------------------------------------------------
+    # Which samples can be drawn ------------------------------------------------------------------
 
     @property
     def count(self) -> int:
-        """How many samples have a chance now, in ``[0, size]``.
+        """Number of samples with mass, in ``[0, size]``.
 
         Raises:
             ValueError: if samples are inserted and none of them can be drawn, saying why.
@@ -186,55 +330,47 @@ class RewardWeightedSampler(AdaptiveSampler):
         return len(self._tree)
 
     def insert(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` drawable, with the rewards they had, if any.
-
-        Raises:
-            ValueError: naming indices out of range; nothing changes then.
-        """
-        self._mark(index, inserted=True)
+        """Make ``index`` ``[K]`` drawable, with the rewards they had, if any."""
+        self._set_inserted(index, inserted=True)
 
     def remove(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` undrawable until it is inserted again; its reward is kept.
+        """Make ``index`` ``[K]`` undrawable until it is inserted again; its reward is kept."""
+        self._set_inserted(index, inserted=False)
 
-        Raises:
-            ValueError: naming indices out of range; nothing changes then.
-        """
-        self._mark(index, inserted=False)
-
-    def _mark(self, index: Tensor, *, inserted: bool) -> None:
+    def _set_inserted(self, index: Tensor, *, inserted: bool) -> None:
         index = torch.unique(check_indices(index, self.size))
         index = index[self._inserted[index] != inserted]
         if not len(index):
             return
-        was_direct = self._direct
+        was_pointwise = self._pointwise
         self._inserted[index] = inserted
         change = int(self._reward[index].isnan().sum())
-        self._untold += change if inserted else -change
-        self._follow(index, was_direct=was_direct)
+        self._unknown += change if inserted else -change
+        self._update_masses(index, was_pointwise=was_pointwise)
 
     def clear(self) -> None:
-        """Forget all samples and rewards; groups and the generator stay."""
+        """Remove all samples and forget their rewards; groups and generator are not reset."""
         self._tree.clear()
         self._reward.fill_(math.nan)
         self._inserted.zero_()
-        self._untold, self._offset, self._stale = 0, 0.0, False
+        self._unknown, self._greatest, self._stale = 0, 0.0, False
 
-    # What is learnt ------------------------------------------------------------------------------
+    # Rewards -------------------------------------------------------------------------------------
 
     @property
-    def learns_absent(self) -> bool:
-        """It does: rewards of what is not inserted are kept until it is."""
+    def accepts_absent(self) -> bool:
+        """True: the reward of a sample that is not inserted is kept until it is."""
         return True
 
     def update(self, index: Tensor, priority: Tensor) -> None:
-        """Give each ``index`` ``[K]`` int64 its reward ``priority`` ``[K]``, finite, of any sign.
+        """Set the rewards ``priority`` ``[K]``, finite, of any sign, of ``index`` ``[K]`` int64.
 
-        Of an index given twice the last counts. What is not inserted keeps its reward until it is.
+        If an index occurs twice, the last reward counts.
 
         Raises:
             ValueError: naming the offending indices, if one is out of range or its reward is NaN,
                 infinite, or (under the scheme proportional) negative; or if no sample could be
-                drawn then. The law is unchanged then.
+                drawn; nothing changes.
         """
         index = check_indices(index, self.size)
         if index.shape != priority.shape:
@@ -242,122 +378,70 @@ class RewardWeightedSampler(AdaptiveSampler):
                 f"index has shape {tuple(index.shape)}, the rewards {tuple(priority.shape)}; "
                 "both must be [K]"
             )
-        reward = self.law.check(index, priority)
+        reward = priority.detach().to("cpu", torch.float64)
+        self.weighting.check_rewards(index, reward)
         if not len(index):
             return
-        was_direct, before = self._direct, self._reward[index]
-        self._reward.numpy()[index.numpy()] = reward.numpy()  # of duplicates the last
-        fresh = torch.unique(index[before.isnan()])
-        learnt = int(self._inserted[fresh].sum())
-        self._untold -= learnt
+        was_pointwise, before = self._pointwise, self._reward[index]
+        self._reward.numpy()[index.numpy()] = reward.numpy()  # NumPy keeps the last of duplicates
+        new = torch.unique(index[before.isnan()])
+        new_inserted = int(self._inserted[new].sum())
+        self._unknown -= new_inserted
         try:
-            self._follow(index, was_direct=was_direct)
-            self._refuse_nothing()
+            self._update_masses(index, was_pointwise=was_pointwise)
+            self._check_drawable()
         except ValueError:
             self._reward[index] = before
-            self._untold += learnt
+            self._unknown += new_inserted
             self._stale = True
             raise
 
-    def _refuse_nothing(self) -> None:
-        """Under a law that may leave nothing to draw, see at once whether it does."""
-        if self.law.may_fail and not self.wants_groups:
+    def _check_drawable(self) -> None:
+        """Raise ValueError if no sample can be drawn."""
+        if self.weighting.may_fail and not self.needs_groups:
             self._refresh()
 
     def scores(self) -> Tensor:
-        """The rewards: ``[size]`` float64; for the untold ``initial``, or the mean (1 if none)."""
-        if bool(self._reward.isnan().all()) and self.law.initial is None:
+        """The rewards: ``[size]`` float64; ``initial`` or the mean where unknown (1 if all are)."""
+        if bool(self._reward.isnan().all()) and self.weighting.initial is None:
             return torch.ones(self.size, dtype=torch.float64)
-        return self.law.filled_in(self._reward.clone())
+        return self.weighting.fill_unknown(self._reward.clone())
 
     def set_scores(self, score: Tensor) -> None:
-        """Tell all rewards at once: ``[size]``, finite, of any sign.
+        """Set all rewards at once: ``[size]``, finite, of any sign.
 
         Raises:
-            ValueError: naming offending indices, if there is another number of them, or if no
-                sample could be drawn then; nothing changes then.
+            ValueError: naming the offending indices, for another shape, or if no sample could be
+                drawn; nothing changes.
         """
-        if score.shape != (self.size,):
-            raise ValueError(
-                f"there are rewards of shape {tuple(score.shape)} for {self.size} samples: "
-                "give one for each"
-            )
-        reward = self.law.check(torch.arange(self.size), score)
-        before, untold = self._reward, self._untold
-        self._reward, self._untold, self._stale = reward.clone(), 0, True
+        reward = self._check_scores(score, name="rewards", negative=True)
+        self.weighting.check_rewards(torch.arange(self.size), reward)
+        before, unknown = self._reward, self._unknown
+        self._reward, self._unknown, self._stale = reward.clone(), 0, True
         try:
-            if self._direct and self._exponential:
+            if self._pointwise and self._exponential:
                 self._rebuild()
-            self._refuse_nothing()
+            self._check_drawable()
         except ValueError:
-            self._reward, self._untold = before, untold
+            self._reward, self._unknown = before, unknown
             raise
 
-    # What is drawn -------------------------------------------------------------------------------
-
-    def draw(self, batch_size: int) -> Draw:
-        """Draw one index from each of ``batch_size`` ranges of equal probability.
-
-        Raises:
-            ValueError: if nothing can be drawn, or ``batch_size`` is not above 0.
-        """
-        self._refuse_draw(batch_size)
-        uniform = torch.rand(batch_size, dtype=torch.float64, generator=self.generator)
-        return Draw(*self._tree.sample_(uniform, probability=True))
-
-    def probabilities(self) -> Tensor:
-        """Chance of each index at the next draw: ``[size]`` float64, sums to 1.
-
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        self._refuse_draw()
-        return self._tree.priorities / self._tree.total_priority
-
-    def probability_of(self, index: Tensor) -> Tensor:
-        """Chance of each ``index`` ``[K]`` at the next draw: ``[K]`` float64.
-
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        self._refuse_draw()
-        return self._tree.priorities[index] / self._tree.total_priority
-
-    def min_probability(self) -> float:
-        """Smallest probability among the drawable; it carries the largest importance weight.
-
-        Raises:
-            ValueError: if nothing can be drawn.
-        """
-        self._refuse_draw()
-        least = self._tree.min_priority / self._tree.total_priority
-        return max(least, torch.finfo(torch.float64).tiny)
-
-    # Resuming ------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        """The law's settings, rewards, masses as they stand, groups and the generator, copied."""
+        """The settings, rewards, masses, groups and the generator, copied."""
         return {
-            "kind": self.kind,
-            "size": self.size,
-            **self.law.settings,
+            **super().state_dict(),
+            **asdict(self.weighting),
             "reward": self._reward.clone(),
             "inserted": self._inserted.clone(),
             "groups": None if self._groups is None else self._groups.clone(),
             "mass": self._tree.priorities.cpu().clone(),
-            "offset": self._offset,
+            "greatest": self._greatest,
             "stale": self._stale,
-            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume so that the draws go on as if they had never stopped.
-
-        Raises:
-            ValueError: if the state is another sampler's, of another size, law or grouping, or
-                damaged; nothing changes then.
-        """
-        self._refuse_state(state, kind=self.kind, **self.law.settings)
+        """Resume; size, settings and groups must be those of the state."""
+        self._check_state(state, **asdict(self.weighting))
         groups: Tensor | None = state["groups"]
         if groups is not None and self._groups is not None and not groups.equal(self._groups):
             where = (groups != self._groups).nonzero().flatten()[:8].tolist()
@@ -366,18 +450,18 @@ class RewardWeightedSampler(AdaptiveSampler):
                 "dataset. Nothing was changed"
             )
         reward, inserted, mass = state["reward"], state["inserted"], state["mass"]
-        stale = bool(state["stale"])  # then the masses are to be made anew anyway
-        shapes = {tuple(each.shape) for each in (reward, inserted, mass)}
+        stale = bool(state["stale"])  # then the masses do not count
+        shapes = {tuple(tensor.shape) for tensor in (reward, inserted, mass)}
         if shapes != {(self.size,)} or bool(
             reward.isinf().any() | (~inserted & (mass != 0) & (not stale)).any()
         ):
             raise ValueError(
-                "the state has not one reward and one mass for each sample, or gives mass to some "
-                "that are not inserted: it is damaged"
+                "the state does not have one finite reward and one mass per sample, or gives mass "
+                "to samples that are not inserted: it is damaged"
             )
         self._tree.load_state_dict({"capacity": self.size, "mass": mass, "next": 0})
         self._reward, self._inserted = reward.clone(), inserted.clone()
-        self._untold = int((reward.isnan() & inserted).sum())
+        self._unknown = int((reward.isnan() & inserted).sum())
         self._groups = self._groups if groups is None else groups.clone()
-        self._offset, self._stale = float(state["offset"]), stale
-        self.generator.set_state(state["generator"])
+        self._greatest, self._stale = float(state["greatest"]), stale
+        super().load_state_dict(state)
