@@ -40,13 +40,14 @@ from lit_adaptive.samplers import (
     AdaptiveBatchSampler,
     AdaptiveDataWeighter,
     CurriculumSampler,
+    Draw,
+    IndexSampler,
     InfoBatchSampler,
     MixtureSampler,
     PrioritizedSampler,
     ShuffledSampler,
     UniformSampler,
 )
-from lit_adaptive.samplers.base import Draw, IndexSampler
 
 BATCH, STEPS, RATE = 32, 800, 3e-3
 PER_SHARES = [0.01] * 5 + [1.0] * 5
@@ -59,8 +60,6 @@ class Fixed(IndexSampler):
         super().__init__(len(weights), seed=seed)
         self.weights = weights
         self.stream: Any = iter(())
-
-    count = property(lambda self: self.size)  # type: ignore[assignment]
 
     def draw(self, batch_size: int) -> Draw:
         picked: list[int] = []
@@ -75,7 +74,6 @@ class Fixed(IndexSampler):
         index = torch.tensor(picked)
         return Draw(index, self.weights[index] / self.weights.sum())
 
-    insert = remove = clear = probabilities = min_probability = None  # type: ignore[assignment]
     state_dict = load_state_dict = None  # type: ignore[assignment]
 
 

@@ -131,15 +131,15 @@ class AdaptiveDataModule(SampledDataModule):
         self.sampler.reseed(self.seed)
         if difficulty is not None:
             self.sampler.set_difficulty(self.numbers(difficulty))
-        elif self.sampler.wants_difficulty:
+        elif self.sampler.needs_difficulty:
             raise ValueError(
                 f"{type(self.sampler).__name__} needs to know how hard each sample is: set the "
                 "datamodule's `difficulty` to a column of the dataset or a file of scores, or let "
                 "the curriculum go by losses (by: loss)"
             )
-        if self.sampler.wants_groups:
+        if self.sampler.needs_groups:
             self.sampler.set_groups(self._own("groups", "which samples belong together"))
-        if self.sampler.wants_lengths:
+        if self.sampler.needs_lengths:
             self.sampler.set_lengths(self._own("lengths", "how long each sample is"))
         if scores is not None:
             self._warm_start(scores)

@@ -12,7 +12,7 @@ from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
 class BatchDraw(NamedTuple):
-    """One rank's share of a global draw, and what its importance weights depend on.
+    """A batch's draw, global or of one rank, and what its importance weights depend on.
 
     Attributes:
         index: ``[B]`` int64.
@@ -26,16 +26,6 @@ class BatchDraw(NamedTuple):
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     probability: Tensor
-    min_probability: float
-    drawable: int
-    staleness: int
-    number: int
-
-
-class _GlobalDraw(NamedTuple):
-    """A draw of all ranks' indices; the other attributes are those of ``BatchDraw``."""
-
-    draw: Draw
     min_probability: float
     drawable: int
     staleness: int
@@ -109,7 +99,7 @@ class DrawBatches(Sampler[BatchDraw]):
         self.normalize = normalize
         self._position = 0
         self.number = 0
-        self._in_flight: deque[_GlobalDraw] = deque()
+        self._in_flight: deque[BatchDraw] = deque()  # global, the oldest first
         self._resumed = False
 
     def __len__(self) -> int:
@@ -131,14 +121,14 @@ class DrawBatches(Sampler[BatchDraw]):
             self._position = 0
             self._in_flight.clear()
         self._resumed = False
-        for global_draw in list(self._in_flight):
-            yield self._share(global_draw)
+        for batch in list(self._in_flight):
+            yield self._share(batch)
         while self._position + len(self._in_flight) < self.batches_per_epoch:
-            global_draw = self._draw()
-            self._in_flight.append(global_draw)
-            yield self._share(global_draw)
+            batch = self._draw()
+            self._in_flight.append(batch)
+            yield self._share(batch)
 
-    def _draw(self) -> _GlobalDraw:
+    def _draw(self) -> BatchDraw:
         drawable = self.sampler.count
         draw = self.sampler.draw(self.batch_size * self.world_size)
         if self.normalize == "buffer":
@@ -146,11 +136,11 @@ class DrawBatches(Sampler[BatchDraw]):
         else:
             least = float(draw.probability.amin())
         self.number += 1
-        return _GlobalDraw(draw, least, drawable, len(self._in_flight), self.number - 1)
+        return BatchDraw(*draw, least, drawable, len(self._in_flight), self.number - 1)
 
-    def _share(self, global_draw: _GlobalDraw) -> BatchDraw:
-        share = rank_share(global_draw.draw, self.rank, self.world_size)
-        return BatchDraw(*share, *global_draw[1:])
+    def _share(self, batch: BatchDraw) -> BatchDraw:
+        draw = Draw(batch.index, batch.probability)
+        return batch._replace(**rank_share(draw, self.rank, self.world_size)._asdict())
 
     def acknowledge(self) -> None:
         """Report that the oldest batch in flight was consumed.
@@ -168,20 +158,20 @@ class DrawBatches(Sampler[BatchDraw]):
 
         The sampler's state is not included; save it at the same moment.
         """
-        draws = [global_draw.draw for global_draw in self._in_flight]
+        batches = self._in_flight
         empty = torch.empty(0, self.batch_size * self.world_size)
         return {
             "position": self._position,
             "global_batch": self.batch_size * self.world_size,
-            "index": torch.stack([d.index.cpu() for d in draws]) if draws else empty.long(),
+            "index": torch.stack([b.index.cpu() for b in batches]) if batches else empty.long(),
             "probability": (
-                torch.stack([d.probability.cpu() for d in draws]) if draws else empty.double()
+                torch.stack([b.probability.cpu() for b in batches]) if batches else empty.double()
             ),
             "min_probability": torch.tensor(
-                [d.min_probability for d in self._in_flight], dtype=torch.float64
+                [batch.min_probability for batch in batches], dtype=torch.float64
             ),
-            "drawable": [d.drawable for d in self._in_flight],
-            "staleness": [d.staleness for d in self._in_flight],
+            "drawable": [batch.drawable for batch in batches],
+            "staleness": [batch.staleness for batch in batches],
             "number": self.number,
         }
 
@@ -205,19 +195,16 @@ class DrawBatches(Sampler[BatchDraw]):
                 f"{self.batches_per_epoch}: resume with the same batches_per_epoch"
             )
         device = self.sampler.device
-        draws = zip(
-            index,
-            state["probability"],
+        batches = zip(
+            index.clone().to(device),
+            state["probability"].clone().to(device),
             state["min_probability"].tolist(),
             state["drawable"],
             state["staleness"],
             range(int(state["number"]) - len(index), int(state["number"])),
             strict=True,
         )
-        self._in_flight = deque(
-            _GlobalDraw(Draw(i.clone().to(device), p.clone().to(device)), *rest)
-            for i, p, *rest in draws
-        )
+        self._in_flight = deque(BatchDraw(*batch) for batch in batches)
         self.number = int(state["number"])
         self._position = position
         self._resumed = position < self.batches_per_epoch

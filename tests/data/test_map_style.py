@@ -244,7 +244,7 @@ def test_difficulty_comes_from_a_column_or_a_file(tmp_path: Path) -> None:
     mixture = AdaptiveDataModule(
         _Gathering(), lambda n: MixtureSampler(n, [curriculum, UniformSampler]), difficulty="any"
     )
-    assert not mixture.sampler.wants_difficulty
+    assert not mixture.sampler.needs_difficulty
 
 
 def test_a_table_with_a_missing_or_wordy_difficulty_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One law for all ranks, to each its share; and a place in the epoch that can be resumed."""
+"""Batches of draws: every rank's share of them, and resuming in the middle of an epoch."""
 
 import io
 import itertools
@@ -29,11 +29,11 @@ def learn(sampler: PrioritizedSampler, draw: BatchDraw) -> None:
     sampler.update(draw.index, (draw.index * 7 % 11).double() + 0.5)
 
 
-def same(one: BatchDraw, other: BatchDraw) -> bool:
+def equal(a: BatchDraw, b: BatchDraw) -> bool:
     return (
-        one.index.equal(other.index)
-        and one.probability.equal(other.probability)
-        and one.min_probability == other.min_probability
+        a.index.equal(b.index)
+        and a.probability.equal(b.probability)
+        and a.min_probability == b.min_probability
     )
 
 
@@ -65,7 +65,7 @@ def test_every_rank_serves_its_share_of_the_same_global_batch() -> None:
             assert share.min_probability == draw.probability.min()  # of the global batch
 
 
-def test_normalize_buffer_gives_the_least_of_the_buffer_at_the_draw() -> None:
+def test_normalize_buffer_gives_the_smallest_probability_of_the_buffer_at_the_draw() -> None:
     sampler = sampler_with_priorities()
     batches = iter(DrawBatches(sampler, 4, 2, normalize="buffer"))
     before = sampler.min_probability()
@@ -74,7 +74,7 @@ def test_normalize_buffer_gives_the_least_of_the_buffer_at_the_draw() -> None:
     assert next(batches).min_probability == sampler.min_probability() < before
 
 
-def test_draws_are_lazy() -> None:
+def test_a_batch_is_drawn_when_it_is_requested() -> None:
     sampler = sampler_with_priorities()
     batches = iter(DrawBatches(sampler, 200, 2))
     next(batches)
@@ -92,11 +92,11 @@ def test_a_run_resumed_at_any_batch_serves_what_the_uninterrupted_one_serves() -
                 yield draw, states, batches.position
 
     sampler = sampler_with_priorities()
-    whole = list(run(DrawBatches(sampler, 4, 3), sampler))
-    assert [position for _, _, position in whole] == [1, 2, 3, 1, 2, 3]
+    uninterrupted = list(run(DrawBatches(sampler, 4, 3), sampler))
+    assert [position for _, _, position in uninterrupted] == [1, 2, 3, 1, 2, 3]
     for done in range(1, 6):
         file = io.BytesIO()
-        torch.save(whole[done - 1][1], file)
+        torch.save(uninterrupted[done - 1][1], file)
         file.seek(0)
         place, memory = torch.load(file, weights_only=True)
         sampler = PrioritizedSampler(50, seed=77)
@@ -105,7 +105,7 @@ def test_a_run_resumed_at_any_batch_serves_what_the_uninterrupted_one_serves() -
         sampler.load_state_dict(memory)
         rest = [draw for draw, _, _ in itertools.islice(run(batches, sampler), 6 - done)]
         assert len(rest) == 6 - done
-        assert all(same(a, b) for a, (b, _, _) in zip(rest, whole[done:], strict=True))
+        assert all(equal(a, b) for a, (b, _, _) in zip(rest, uninterrupted[done:], strict=True))
 
 
 class Echo(Dataset[BatchDraw]):
@@ -123,8 +123,8 @@ def loader(batches: DrawBatches, workers: int) -> DataLoader[BatchDraw]:
     )
 
 
-def test_with_two_workers_a_resumed_run_serves_the_draws_under_way_again() -> None:
-    # The workers ask for 2 batches each ahead: 4 draws are made and not yet consumed.
+def test_with_two_workers_a_resumed_run_serves_the_draws_in_flight_again() -> None:
+    # Each worker requests 2 batches ahead: 4 draws are in flight.
     sampler = sampler_with_priorities()
     batches = DrawBatches(sampler, 4, 9)
     served, saved = [], None
@@ -137,24 +137,24 @@ def test_with_two_workers_a_resumed_run_serves_the_draws_under_way_again() -> No
     assert saved is not None
     assert saved[0]["position"] == 3
     assert len(served) == 9
-    assert len(saved[0]["index"]) > 0  # else this shows nothing
+    assert len(saved[0]["index"]) > 0
 
     sampler = PrioritizedSampler(50)
     batches = DrawBatches(sampler, 4, 9)
     sampler.load_state_dict(saved[1])
     batches.load_state_dict(saved[0])
-    again = []
+    resumed = []
     for draw in loader(batches, 2):
         batches.acknowledge()
-        again.append(draw)
+        resumed.append(draw)
         learn(sampler, draw)
-    assert len(again) == 6
-    assert all(same(a, b) for a, b in zip(again, served[3:], strict=True))
-    assert len(list(batches)) == 9  # the next epoch is whole
+    assert len(resumed) == 6
+    assert all(equal(a, b) for a, b in zip(resumed, served[3:], strict=True))
+    assert len(list(batches)) == 9  # the next epoch is complete
     assert batches.position == 0
 
 
-def test_a_state_is_a_copy_and_a_finished_epoch_resumes_as_a_fresh_one() -> None:
+def test_a_state_is_a_copy_and_a_finished_epoch_resumes_as_a_new_one() -> None:
     batches = DrawBatches(UniformSampler(9), 2, 3)
     epoch = iter(batches)
     next(epoch)
@@ -171,7 +171,7 @@ def test_a_state_is_a_copy_and_a_finished_epoch_resumes_as_a_fresh_one() -> None
     assert len(list(done)) == len(done) == 3
 
 
-def test_loading_refuses_another_global_batch_only_while_draws_are_in_flight() -> None:
+def test_another_global_batch_is_an_error_only_while_draws_are_in_flight() -> None:
     batches = DrawBatches(UniformSampler(9), 6, 3)
     epoch = iter(batches)
     next(epoch)
@@ -202,14 +202,17 @@ def test_loading_refuses_another_global_batch_only_while_draws_are_in_flight() -
         ({"normalize": "max"}, "normalize is 'max'"),
     ],
 )
-def test_bad_arguments_are_refused(change: dict[str, Any], message: str) -> None:
+def test_an_argument_out_of_range_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DrawBatches(UniformSampler(3), **{"batch_size": 2, "batches_per_epoch": 2, **change})
 
 
-def test_acknowledging_more_than_was_taken_is_refused() -> None:
+def test_acknowledging_more_batches_than_were_taken_is_an_error() -> None:
     batches = DrawBatches(UniformSampler(3), 2, 2)
     with pytest.raises(ValueError, match="no batch is in flight"):
         batches.acknowledge()
+
+
+def test_the_share_of_a_rank_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ValueError, match="rank is 3"):
         rank_share(UniformSampler(3).draw(2), 3, 3)

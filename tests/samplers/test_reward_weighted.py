@@ -446,7 +446,7 @@ def test_bad_settings_say_what_to_do(options: dict[str, Any], words: str) -> Non
 
 def test_groups_must_be_given_and_fit() -> None:
     sampler = RewardWeightedSampler(4, normalize_groups=True)
-    assert sampler.wants_groups
+    assert sampler.needs_groups
     for call in (lambda: sampler.draw(1), sampler.probabilities, lambda: sampler.count):
         with pytest.raises(ValueError, match="no groups: give the datamodule"):
             call()
@@ -455,9 +455,9 @@ def test_groups_must_be_given_and_fit() -> None:
             sampler.set_groups(bad)
     sampler.update(torch.arange(4), torch.tensor([1.0, 2, 3, 4]))
     sampler.set_groups(torch.tensor([0, 0, 1, 1]))
-    assert not sampler.wants_groups
+    assert not sampler.needs_groups
     plain = RewardWeightedSampler(4)
-    assert not plain.wants_groups
+    assert not plain.needs_groups
     plain.set_groups(torch.tensor([0, 0, 1, 1]))
     assert plain.state_dict()["groups"] is None  # which it has no use for
     torch.testing.assert_close(sampler.probabilities()[:2], sampler.probabilities()[2:])
@@ -487,9 +487,9 @@ def test_mixtures_and_curricula_hand_on_groups() -> None:
     fresh = MixtureSampler(
         SIZE, [lambda n: RewardWeightedSampler(n, balance_groups=True), UniformSampler]
     )
-    assert fresh.wants_groups
+    assert fresh.needs_groups
     fresh.set_groups(GROUP)
-    assert not fresh.wants_groups
+    assert not fresh.needs_groups
     sampler.set_difficulty(REWARD)
     sampler.update(torch.arange(SIZE), REWARD)
     torch.testing.assert_close(sampler.probabilities(), 0.9 * law("both") + 0.1 / SIZE)
