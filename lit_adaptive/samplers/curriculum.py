@@ -6,7 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.curriculum import competence, pace, self_paced, staged, within
+from lit_adaptive.core.curriculum import (
+    competence,
+    eligible_mask,
+    self_paced_mask,
+    self_paced_threshold,
+    staged_competence,
+)
 from lit_adaptive.samplers.base import Draw, SamplerFactory, check_indices
 from lit_adaptive.samplers.shuffled import ShuffledSampler
 from lit_adaptive.samplers.wrapper import WrapperSampler
@@ -119,10 +125,10 @@ class CurriculumSampler(WrapperSampler):
 
     def _competence_at(self, done: float) -> float:
         if self.thresholds is not None:
-            pace(done, start=self.thresholds[0], end=self.thresholds[1])
+            self_paced_threshold(done, start=self.thresholds[0], end=self.thresholds[1])
             return 1.0
         if self.stages is not None:
-            return staged(done, shares=self.stages)
+            return staged_competence(done, shares=self.stages)
         return competence(done, start=self.start, power=self.power)
 
     def set_difficulty(self, difficulty: Tensor) -> None:
@@ -164,9 +170,9 @@ class CurriculumSampler(WrapperSampler):
 
     def _judge(self, score: Tensor, done: float) -> Tensor:
         if self.thresholds is not None:
-            threshold = pace(done, start=self.thresholds[0], end=self.thresholds[1])
-            return self_paced(score, threshold=threshold)
-        return within(score, self._competence_at(done), hardest_first=self.hardest_first)
+            threshold = self_paced_threshold(done, start=self.thresholds[0], end=self.thresholds[1])
+            return self_paced_mask(score, threshold=threshold)
+        return eligible_mask(score, self._competence_at(done), hardest_first=self.hardest_first)
 
     def insert(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` members; they can be drawn once they are eligible."""

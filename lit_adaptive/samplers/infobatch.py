@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.hard_examples import infobatch_keep
+from lit_adaptive.core.hard_examples import infobatch_keep_probabilities
 from lit_adaptive.samplers.base import AdaptiveSampler, check_inserted
 from lit_adaptive.samplers.shuffled import EpochSampler
 
@@ -68,7 +68,7 @@ class InfoBatchSampler(EpochSampler, AdaptiveSampler):
 
     def _choose(self, candidates: Tensor) -> Tensor:
         prune = 0.0 if self._annealing else self.prune
-        inclusion = infobatch_keep(self._loss[candidates], prune=prune)
+        inclusion = infobatch_keep_probabilities(self._loss[candidates], prune=prune)
         self._inclusion[candidates] = inclusion.float()
         return candidates[torch.rand(len(candidates), generator=self.generator) < inclusion]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.prioritized import check_alpha, masses
+from lit_adaptive.core.prioritized import check_alpha, priority_masses
 from lit_adaptive.samplers.base import check_indices
 from lit_adaptive.samplers.tree import TreeSampler
 
@@ -114,7 +114,7 @@ class PrioritizedSampler(TreeSampler):
         score = self._check_scores(score, name="priorities").to(self.device) * self._inserted
         if not bool((score > 0).any()):
             raise ValueError("no score is above 0, so nothing could be drawn: add a small epsilon")
-        self._tree.assign(masses(score, alpha=self.alpha))
+        self._tree.assign(priority_masses(score, alpha=self.alpha))
         self._max_priority = max(self._max_priority, float(score.amax()))
 
     def state_dict(self) -> dict[str, Any]:

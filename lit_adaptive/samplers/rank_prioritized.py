@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.kernels import heap
-from lit_adaptive.core.prioritized import masses, rank_priorities
+from lit_adaptive.core.prioritized import priority_masses, rank_priorities
 from lit_adaptive.samplers.base import AdaptiveSampler, Draw, check_indices, check_inserted
 
 
@@ -56,7 +56,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
             raise ValueError(f"resort_every is {resort_every}; it must be above 0")
         self.alpha = float(alpha)
         self.resort_every = resort_every
-        self._mass = masses(rank_priorities(torch.arange(size, 0, -1)), alpha=self.alpha)
+        self._mass = priority_masses(rank_priorities(torch.arange(size, 0, -1)), alpha=self.alpha)
         self._cumulative = self._mass.cumsum(0)
         self._heap = torch.zeros(size, dtype=torch.float64)  # priorities, the greatest first
         self._item = torch.arange(size)  # the item at each place of the heap

@@ -136,7 +136,7 @@ class RewardWeighting:
             mass = self._scheme_masses(value, group)
         else:
             mass = unknown.double()
-        return (mass if group is None else core.per_group(mass, group)), greatest
+        return (mass if group is None else core.balance_groups(mass, group)), greatest
 
     def pointwise_masses(self, reward: Tensor, greatest: float) -> Tensor:
         """Masses of the known rewards ``[K]`` of some members, given the greatest of all."""
@@ -155,10 +155,10 @@ class RewardWeighting:
         if group is None or not self.normalize_groups:
             return self.fill_unknown(reward)
         if self.initial is not None:
-            return core.standardized(self.fill_unknown(reward), group)
+            return core.standardize_rewards(self.fill_unknown(reward), group)
         known = ~reward.isnan()
         value = torch.zeros_like(reward)  # 0 is the mean of every group
-        value[known] = core.standardized(reward[known], group[known])
+        value[known] = core.standardize_rewards(reward[known], group[known])
         return value
 
     def _scheme_masses(self, value: Tensor, group: Tensor | None) -> Tensor:
