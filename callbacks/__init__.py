@@ -1,10 +1,9 @@
-"""Feedback: what training found out becomes what is drawn next.
+"""Callbacks: feedback from training to sampling, selection, evaluation and reports.
 
-Each callback says what it needs and what it changes, in two lines of its docstring and in the sets
-``needs`` and ``provides`` that ``lit_adaptive.contract`` checks before training.
+Each callback states its ``Needs`` and ``Changes`` in its docstring, and its needs in the sets
+``needs`` and ``provides``, which ``lit_adaptive.contract`` checks before training.
 """
 
-from callbacks.batch_selector import OHEMSelector, ReducibleLossSelector, SelectiveBackprop
 from callbacks.beta_anneal import BetaAnneal
 from callbacks.completion_table import CompletionTable
 from callbacks.completion_writer import CompletionWriter
@@ -14,16 +13,19 @@ from callbacks.episode_evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
+from callbacks.ohem_selector import OHEMSelector
 from callbacks.pass_at_k import PassAtK
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.prompt_statistics import PromptStatistics
+from callbacks.reducible_loss_selector import ReducibleLossSelector
 from callbacks.reference_log_probs import ReferenceLogProbs
 from callbacks.rejection_sampling import RejectionSampling
 from callbacks.reward_refresh import RewardRefresh
 from callbacks.rollout_replay import RolloutReplay
 from callbacks.sample_report import SampleReport
 from callbacks.sampling_monitor import SamplingMonitor
+from callbacks.selective_backprop import SelectiveBackprop
 from callbacks.supervised_warmup import SupervisedWarmup
 from callbacks.target_sync import TargetSync
 from callbacks.transition_collector import TransitionCollector

@@ -1,26 +1,29 @@
-"""The correction of the sampling bias grows as training goes on."""
+"""Annealing of the importance-sampling exponent beta."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks._shared import planned_steps
+from callbacks._training_length import total_steps
 from lit_adaptive.core.schedules import linear_schedule
 
 
 class BetaAnneal(Callback):
-    """Moves ``beta`` linearly from ``start`` to ``end``, reached when training ends.
+    """Moves ``beta`` linearly from ``start`` at the first step to ``end`` at the last.
 
     Schaul et al. (2016), section 3.4: unbiased updates matter most near convergence. The value
-    follows from the step alone, so a resumed run needs no memory of it.
+    follows from the step number, so a resumed run needs no saved state.
 
     Needs: ``data.beta``.
     Changes: the datamodule's ``beta``.
 
     Args:
-        start: at the first step, in [0, 1].
-        end: at the last, in [0, 1].
-        steps: optimizer steps it takes; by default ``max_steps`` (or what ``max_epochs`` come to).
+        start: beta at the first step, in [0, 1].
+        end: beta at the last step, in [0, 1].
+        steps: optimizer steps of the schedule, above 0; by default the length of training.
+
+    Raises:
+        ValueError: if an argument is out of range, or the length of training is unlimited.
     """
 
     needs = frozenset({"data.beta"})
@@ -35,14 +38,17 @@ class BetaAnneal(Callback):
         self.start = start
         self.end = end
         self.steps = steps
+        self._total = 1
 
     def _set(self, trainer: Trainer) -> None:
-        steps = self.steps or planned_steps(trainer, "BetaAnneal")
-        beta = linear_schedule(trainer.global_step, start=self.start, end=self.end, steps=steps)
+        beta = linear_schedule(
+            trainer.global_step, start=self.start, end=self.end, steps=self._total
+        )
         trainer.datamodule.beta = beta  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set it before the first batch is served."""
+        """Set beta for the first batch."""
+        self._total = self.steps or total_steps(trainer, "BetaAnneal")
         self._set(trainer)
 
     def on_train_batch_end(
@@ -53,5 +59,5 @@ class BetaAnneal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Set it for the batch that is served next."""
+        """Set beta for the next batch."""
         self._set(trainer)

@@ -1,34 +1,35 @@
-"""The sampler is told how far training is."""
+"""Training progress for samplers that follow a plan."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks._shared import planned_steps
+from callbacks._training_length import total_steps
 
 
 class CurriculumProgress(Callback):
-    """Widens a curriculum, or ends InfoBatch's pruning, as training goes on.
+    """Reports training progress to the sampler: widens a curriculum, or ends InfoBatch's pruning.
 
-    Progress is the share of all optimizer steps that is done. It follows from the step alone, so a
-    resumed run needs no memory of it. Logs ``sampler/progress`` and ``sampler/drawable``, the share
-    of the samples that can be drawn.
+    Progress is the fraction of the optimizer steps completed; it follows from the step number, so a
+    resumed run needs no saved state. Logs ``sampler/progress`` and ``sampler/drawable``, the
+    fraction of the samples that can be drawn.
 
     Needs: a sampler that follows progress (``data.advance``).
     Changes: which samples can be drawn.
 
     Args:
-        every_n_batches: between two looks at the progress, besides the one at the end of each
-            epoch; 0: only that.
-            Each look may cost O(N log N) where the curriculum goes by losses.
-        steps: optimizer steps of the whole training; by default what ``max_steps`` or
-            ``max_epochs`` come to.
+        every_n_batches: batches between updates within an epoch; 0 updates only at the end of each
+            epoch. An update may cost O(N log N) if the curriculum orders samples by loss.
+        steps: optimizer steps of the whole training, above 0; by default the length of training.
+
+    Raises:
+        ValueError: if an argument is out of range, or the length of training is unlimited.
     """
 
     needs = frozenset({"data.advance"})
     provides: frozenset[str] = frozenset()
     remedies = {  # noqa: RUF012
-        "data.advance": "choose a sampler with a plan, such as "
+        "data.advance": "choose a sampler that follows progress, such as "
         "lit_adaptive.samplers.CurriculumSampler, or leave the callback out",
     }
 
@@ -39,23 +40,21 @@ class CurriculumProgress(Callback):
             raise ValueError(f"steps is {steps}; it must be above 0, or null for the whole run")
         self.every_n_batches = every_n_batches
         self.steps = steps
+        self._total = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a training without an end."""
-        self._total(trainer)
-
-    def _total(self, trainer: Trainer) -> int:
-        return self.steps or planned_steps(trainer, "CurriculumProgress")
+        """Compute the length of training."""
+        self._total = self.steps or total_steps(trainer, "CurriculumProgress")
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        progress = min(1.0, trainer.global_step / self._total(trainer))
+        progress = min(1.0, trainer.global_step / self._total)
         data.advance(progress)
-        found = {
+        metrics = {
             "sampler/progress": progress,
             "sampler/drawable": data.sampler.count / data.sampler.size,
         }
-        pl_module.log_dict(found, sync_dist=False)
+        pl_module.log_dict(metrics, sync_dist=False)
 
     def on_train_batch_end(
         self,
@@ -65,8 +64,8 @@ class CurriculumProgress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Look, if it is time."""
-        often = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
-        # Not on_train_epoch_end: Lightning leaves it out after some resumes.
-        if often or trainer.is_last_batch:
+        """Update the sampler if it is due."""
+        due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
+        # Not on_train_epoch_end, which Lightning skips after some resumes.
+        if due or trainer.is_last_batch:
             self._advance(trainer, pl_module)

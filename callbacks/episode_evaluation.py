@@ -1,8 +1,7 @@
-"""How well the greedy policy plays."""
+"""Evaluation of a reinforcement-learning policy."""
 
 import csv
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +9,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import CatMetric
 
+from callbacks._run_files import run_directory
 from lit_adaptive.rollout.environments.episodes import play_episodes
 
 
 class EpisodeEvaluation(Callback):
-    """Plays the seeds that validation, test and prediction serve, greedily, and logs the returns.
+    """Plays one greedy episode per seed of the evaluation batches, and logs the returns.
 
     Logs ``val/return`` and ``val/length`` (means), ``val/return_min``, ``_max`` and ``_std``
-    (``test/...`` in a test), over the episodes of all ranks, so that ``ModelCheckpoint`` and
-    ``EarlyStopping`` can watch them. Prediction writes ``episodes.csv`` into the run directory.
+    (``test/...`` in a test), over the episodes of all ranks, for ``ModelCheckpoint`` and
+    ``EarlyStopping`` to monitor. Prediction writes ``episodes.csv`` into the run directory.
 
     Needs: ``model.act``; ``data.make_environment``; batches of ``{"seed": [n]}``.
     Changes: nothing.
@@ -28,21 +28,22 @@ class EpisodeEvaluation(Callback):
     provides: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self._returns, self._lengths, self._seeds = (_exact_list() for _ in range(3))
+        self._returns, self._lengths, self._seeds = (_float64_list() for _ in range(3))
 
     def _play(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         act: Any = pl_module.act
-        together = None
+        keep_going = None
         if trainer.world_size > 1:
-            together = partial(trainer.strategy.reduce_boolean_decision, all=False)
+            keep_going = partial(trainer.strategy.reduce_boolean_decision, all=False)
         make = partial(data.make_environment, evaluation=True)
-        returns, lengths = play_episodes(act, make, batch["seed"].cpu(), keep_going=together)
+        returns, lengths = play_episodes(act, make, batch["seed"].cpu(), keep_going=keep_going)
         self._returns.update(returns.to(pl_module.device))
         self._lengths.update(lengths.to(pl_module.device))
         self._seeds.update(batch["seed"])
 
     def _gathered(self, pl_module: LightningModule) -> tuple[Tensor, Tensor, Tensor]:
+        """Seeds, returns and lengths of all ranks; the lists start empty again."""
         metrics = (self._seeds, self._returns, self._lengths)
         seeds, returns, lengths = (
             torch.as_tensor(metric.to(pl_module.device).compute()).flatten().double().cpu()
@@ -54,18 +55,17 @@ class EpisodeEvaluation(Callback):
 
     def _log(self, pl_module: LightningModule, stage: str) -> None:
         _, returns, lengths = self._gathered(pl_module)
-        spread = returns.std(correction=0)
         values = {
             "return": returns.mean(),
             "return_min": returns.min(),
             "return_max": returns.max(),
-            "return_std": spread,
+            "return_std": returns.std(correction=0),
             "length": lengths.mean(),
         }
-        # Gathered over ranks already: every rank logs the same.
+        # Equal on every rank; sync_dist only tells Lightning so.
         for name, value in values.items():
-            shown = name == "return"
-            pl_module.log(f"{stage}/{name}", value.float(), prog_bar=shown, sync_dist=True)
+            in_bar = name == "return"
+            pl_module.log(f"{stage}/{name}", value.float(), prog_bar=in_bar, sync_dist=True)
 
     def on_validation_batch_end(
         self,
@@ -76,37 +76,37 @@ class EpisodeEvaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Play."""
+        """Play the episodes of the batch's seeds."""
         self._play(trainer, pl_module, batch)
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log over all episodes of all ranks."""
+        """Log ``val/...``."""
         self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log over all episodes of all ranks."""
+        """Log ``test/...``."""
         self._log(pl_module, "test")
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write one line an episode."""
+        """Write one line per episode, ordered by seed."""
         seeds, returns, lengths = self._gathered(pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all ranks ask together
+        folder = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "episodes.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["seed", "return", "length"])
-            for seed, gained, length in sorted(
+            for seed, episode_return, length in sorted(
                 zip(seeds.tolist(), returns.tolist(), lengths.tolist(), strict=True)
             ):
-                writer.writerow([int(seed), gained, int(length)])
+                writer.writerow([int(seed), episode_return, int(length)])
 
 
-def _exact_list() -> CatMetric:
+def _float64_list() -> CatMetric:
     metric = CatMetric()
-    metric.set_dtype(torch.float64)  # a seed may exceed float32's integers
+    metric.set_dtype(torch.float64)  # float32 cannot hold every seed
     return metric

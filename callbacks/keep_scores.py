@@ -1,11 +1,11 @@
-"""What the sampler learnt is kept in a file."""
+"""A file of the sampler's scores."""
 
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks._jsonl import folder_of_logs
+from callbacks._run_files import local_run_directory
 
 
 class KeepScores(Callback):
@@ -15,7 +15,10 @@ class KeepScores(Callback):
     Changes: nothing.
 
     Args:
-        path: ends in ``.csv`` or ``.parquet``; relative ones go into the run's directory.
+        path: file name that ends in ``.csv`` or ``.parquet``; relative to the run's directory.
+
+    Raises:
+        ValueError: if ``path`` has another suffix.
     """
 
     needs = frozenset({"data.write_scores"})
@@ -31,8 +34,8 @@ class KeepScores(Callback):
         self.path = path
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, on one rank: all have the same."""
+        """Write on rank 0; the scores are equal on all ranks."""
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.write_scores(folder_of_logs(trainer) / self.path)
+        data.write_scores(local_run_directory(trainer) / self.path)

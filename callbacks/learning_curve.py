@@ -1,13 +1,14 @@
-"""A picture of the run, in its directory."""
+"""A figure of the run's metrics."""
 
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+
+from callbacks._run_files import csv_logger
 
 
 class LearningCurve(Callback):
-    """Draws ``learning_curve.png`` from the run's ``metrics.csv`` when training ends or breaks off.
+    """Draws ``learning_curve.png`` from the run's ``metrics.csv`` when training ends or fails.
 
     Needs: the CSV logger that every ``lit-adaptive`` run has; without one it does nothing.
     Changes: nothing.
@@ -17,17 +18,15 @@ class LearningCurve(Callback):
     provides: frozenset[str] = frozenset()
 
     def _draw(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
+        logger = csv_logger(trainer)
+        if not trainer.is_global_zero or logger is None:
             return
-        for logger in trainer.loggers:
-            # Not trainer.log_dir: that asks all ranks, and after an exception none may answer.
-            if isinstance(logger, CSVLogger):
-                logger.save()
-                metrics = Path(logger.log_dir) / "metrics.csv"
-                if metrics.is_file():
-                    from lit_adaptive.report.curves import draw_learning_curve  # loads matplotlib
+        logger.save()
+        metrics = Path(logger.log_dir) / "metrics.csv"
+        if metrics.is_file():
+            from lit_adaptive.report.curves import draw_learning_curve  # imports matplotlib
 
-                    draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
+            draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the whole run."""
@@ -36,5 +35,5 @@ class LearningCurve(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Draw what there is."""
+        """Draw the metrics logged before the exception."""
         self._draw(trainer)

@@ -1,4 +1,4 @@
-"""What each sample cost becomes its place in the sampler."""
+"""Feedback of per-sample losses to the sampler."""
 
 from typing import Any, Literal
 
@@ -6,15 +6,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gather_over_ranks, score_all
+from callbacks._ranks import gather_over_ranks
+from callbacks._scoring import score_dataset
 
 
 class LossRefresh(Callback):
-    """Tells the sampler the losses of what it drew, after each batch or at the end of each epoch.
+    """Updates the sampler with the losses of the drawn samples, after each batch or each epoch.
 
-    Under several ranks all shares are gathered and every rank writes all of them in rank order, so
-    the samplers stay equal. Where a selector scored more of the batch than it let through, all that
-    it scored is told. Logs ``refresh/skipped`` once something was skipped.
+    The losses of all ranks are gathered and applied in rank order on every rank, so the samplers
+    stay equal. Behind a selector such as ``OHEMSelector`` the losses of the full batch are used.
+    Logs ``refresh/skipped``, the number of samples skipped so far, once it is above 0.
 
     Needs: ``training_step`` returns ``signal.losses`` ``[B]``; the batch holds ``batch.index``
     ``[B]``; the datamodule's sampler learns (``data.update``). With ``rescore_every_n_epochs`` also
@@ -22,15 +23,16 @@ class LossRefresh(Callback):
     Changes: the sampler's priorities, and nothing else.
 
     Args:
-        every: ``"batch"``, or ``"epoch"``: told all at once at the end of the epoch.
-        rescore_every_n_epochs: at the end of every so many epochs score the whole dataset with the
-            model as it is then, so that no loss is older; 0: never. It costs a forward pass each.
-        forget: share in [0, 1] of what the sampler learnt that it forgets after each epoch.
-        on_nan: a loss that is NaN or infinite is an error (``"raise"``), or its sample is left as
-            it was and counted (``"skip"``).
+        every: when to update the sampler: after each ``"batch"``, or at the end of each
+            ``"epoch"``.
+        rescore_every_n_epochs: interval in epochs at whose end every sample of the dataset is
+            scored with the current model, at the cost of a forward pass each; 0 disables it.
+        forget: fraction of the sampler's learned state to forget after each epoch, in [0, 1].
+        on_nan: what to do with a NaN or infinite loss: ``"raise"`` an error, or ``"skip"`` the
+            sample and leave its priority unchanged.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     needs: frozenset[str] = frozenset({"signal.losses", "batch.index", "data.update"})
@@ -54,7 +56,7 @@ class LossRefresh(Callback):
         if rescore_every_n_epochs < 0:
             raise ValueError(
                 f"rescore_every_n_epochs is {rescore_every_n_epochs}; it must be above 0, "
-                "or 0: never"
+                "or 0 to disable it"
             )
         if not 0 <= forget <= 1:
             raise ValueError(f"forget is {forget}; it must lie in [0, 1]")
@@ -77,27 +79,27 @@ class LossRefresh(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Gather, and tell or keep."""
-        found = batch.get("scored") or {"index": batch["index"], "losses": outputs["losses"]}
+        """Gather the losses, and update the sampler now or at the end of the epoch."""
+        scored = batch.get("scored") or {"index": batch["index"], "losses": outputs["losses"]}
         if trainer.world_size > 1:
-            found = gather_over_ranks(found, trainer, pl_module)
+            scored = gather_over_ranks(scored, trainer, pl_module)
         if self.every == "batch":
-            self._tell(trainer, found["index"], found["losses"])
+            self._update(trainer, scored["index"], scored["losses"])
         else:
-            self._pending.append((found["index"].cpu(), found["losses"].detach().float().cpu()))
-        # Not on_train_epoch_end: resumed from a checkpoint of an epoch's last batch, Lightning
-        # leaves that hook out, and what belongs to the epoch would be lost.
+            self._pending.append((scored["index"].cpu(), scored["losses"].detach().float().cpu()))
+        # Not on_train_epoch_end: Lightning skips that hook when a run resumes from a checkpoint of
+        # an epoch's last batch, and the update of that epoch would be lost.
         if trainer.is_last_batch:
             self._end_epoch(trainer, pl_module)
 
-    def _tell(self, trainer: Trainer, index: Tensor, losses: Tensor) -> None:
+    def _update(self, trainer: Trainer, index: Tensor, losses: Tensor) -> None:
         if losses.requires_grad:
             losses = losses.detach()
         if self.on_nan == "skip":
-            sound = losses.isfinite()
-            if not bool(sound.all()):
-                self.skipped += int((~sound).sum())
-                index, losses = index[sound], losses[sound]
+            finite = losses.isfinite()
+            if not bool(finite.all()):
+                self.skipped += int((~finite).sum())
+                index, losses = index[finite], losses[finite]
         if len(index):
             trainer.datamodule.update({"index": index}, losses)  # type: ignore[attr-defined]
 
@@ -105,17 +107,17 @@ class LossRefresh(Callback):
         if self._pending:
             index, losses = (torch.cat(part) for part in zip(*self._pending, strict=True))
             self._pending = []
-            self._tell(trainer, index, losses)
-        every = self.rescore_every_n_epochs
-        if every and (trainer.current_epoch + 1) % every == 0:
-            self._tell(trainer, *score_all(trainer, pl_module))
+            self._update(trainer, index, losses)
+        interval = self.rescore_every_n_epochs
+        if interval and (trainer.current_epoch + 1) % interval == 0:
+            self._update(trainer, *score_dataset(trainer, pl_module))
         if self.forget:
             trainer.datamodule.sampler.forget(self.forget)  # type: ignore[attr-defined]
         if self.skipped:
             pl_module.log("refresh/skipped", float(self.skipped), sync_dist=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept for the end of the epoch, and how many were skipped."""
+        """The losses pending until the end of the epoch, and the number of skipped samples."""
         index = [index for index, _ in self._pending]
         losses = [losses for _, losses in self._pending]
         return {
@@ -125,7 +127,7 @@ class LossRefresh(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on collecting."""
-        kept = (state_dict["index"].clone(), state_dict["losses"].clone())
-        self._pending = [kept] if len(kept[0]) else []
+        """Restore the pending losses and the count."""
+        pending = (state_dict["index"].clone(), state_dict["losses"].clone())
+        self._pending = [pending] if len(pending[0]) else []
         self.skipped = int(state_dict["skipped"])

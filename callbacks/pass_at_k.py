@@ -1,4 +1,4 @@
-"""How often one of k sampled answers is right."""
+"""Evaluation by several sampled answers to each prompt: pass@k."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,65 +6,63 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
-from callbacks._jsonl import gathered_rows
-from callbacks._shared import private_rng
+from callbacks._ranks import gather_rows
 from lit_adaptive.core.advantages import pass_at_k
-from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
 
 _REMEDY = (
-    "give the datamodule a val_dataset, and prompts to it (lit_adaptive.data.RolloutDataModule or "
+    "give the datamodule a val_dataset with prompts (lit_adaptive.data.RolloutDataModule or "
     "DemonstrationsDataModule), or leave PassAtK out"
 )
 
 
-class _Question(NamedTuple):
-    """A prompt of the validation set, and what its answers are judged by."""
+class _Prompt(NamedTuple):
+    """A prompt of the validation set."""
 
-    place: int
-    prompt: str
-    columns: dict[str, Any]
+    sample: int  # index in the validation set
+    text: str
+    columns: dict[str, Any]  # for the reward
 
 
 class PassAtK(Callback):
     """Answers each prompt of the validation set several times, and logs pass@k and mean@n.
 
-    ``val/pass@k`` is the chance that one of k answers is right, without bias from n = ``samples``
-    (Chen et al., 2021, arXiv:2107.03374, equation 1), ``val/mean@n`` the mean reward of the n, both
-    averaged over prompts; ``val/cut@n`` is the share of answers that ``max_new_tokens`` cut, and
-    ``val/pass_prompts`` how many prompts were judged. Answers to which no reward applies do not
-    count; a prompt with fewer than k that do is left out of pass@k.
+    ``val/pass@k`` is an unbiased estimate, from n = ``samples`` answers, of the probability that at
+    least one of k answers is correct (Chen et al., 2021, arXiv:2107.03374, equation 1);
+    ``val/mean@n`` is the mean reward of the n answers; both are averaged over prompts.
+    ``val/truncated@n`` is the fraction of answers truncated at ``max_new_tokens``, and
+    ``val/pass_prompts`` the number of prompts scored. Answers to which the reward does not apply do
+    not count; a prompt with fewer than k that do is left out of pass@k.
 
-    Each distinct prompt that ``limit_val_batches`` leaves is asked once, and its answers are judged
-    by the columns of its first row. Ranks take batches of prompts in turn. What is random follows
-    from the seed and the batch's number: it is the same in every epoch and on any number of ranks,
-    and no other random stream is touched.
+    Each distinct prompt within ``limit_val_batches`` is answered once, and scored with the columns
+    of its first row. Ranks take batches of prompts in turn. The random numbers follow from the seed
+    and the batch's number: they are equal in every epoch and for any number of ranks, and the
+    global generators are left unchanged.
 
     Needs: ``model.sample``; validation batches of ``prompt`` (texts), ``index``, ``counted`` and
-        the columns that the reward asks for.
+        the columns that the reward reads.
     Changes: nothing.
 
     Args:
-        k: each from 1 to ``samples``.
-        samples: answers to a prompt, above 0.
-        temperature: above 0, if there are several samples.
-        top_p: see ``lit_adaptive.rollout.SamplingParams``.
-        top_k: the same.
-        max_new_tokens: of an answer; by default that of the datamodule's ``sampling``, or else of
-            the module's greedy answers.
-        every_n_epochs: of training, above 0; ``validate`` always answers.
-        max_prompts: at most so many, spread evenly over the set; by default all.
-        reward: judges answers; by default the module's.
-        threshold: an answer is right from this reward on.
-        batch_prompts: prompts that are answered at once, above 0.
-        seed: of what is drawn.
+        k: values of k, each from 1 to ``samples``.
+        samples: answers per prompt, above 0.
+        sampling: how answers are sampled; by default at temperature 1, with the
+            ``max_new_tokens`` of the datamodule's ``sampling``, or else of the module.
+        every_n_epochs: interval in epochs during training, above 0; ``validate`` always evaluates.
+        max_prompts: greatest number of prompts, spread evenly over the set; by default all.
+        reward: scores answers; by default the module's.
+        threshold: least reward of a correct answer.
+        batch_prompts: prompts answered at once, above 0.
+        seed: seed of the sampling.
 
     Raises:
-        ValueError: naming the argument that is out of its range, or what the validation set lacks.
+        ValueError: if an argument is out of range, or the validation set does not suit the reward.
     """
 
     needs = frozenset({"model.sample"})
@@ -77,10 +75,7 @@ class PassAtK(Callback):
         self,
         k: Sequence[int] = (1, 4, 16),
         samples: int = 16,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
         every_n_epochs: int = 1,
         max_prompts: int | None = None,
         reward: Reward | None = None,
@@ -98,68 +93,63 @@ class PassAtK(Callback):
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if not k or min(k) < 1 or max(k) > samples:
             raise ValueError(
-                f"k is {[*k]} and samples {samples}; of n answers pass@k is known for k from 1 to "
-                "n: raise samples, or lower k"
+                f"k is {[*k]} and samples is {samples}; pass@k can be estimated for k from 1 to "
+                "samples: raise samples, or lower k"
             )
-        if samples > 1 and temperature == 0:
+        if samples > 1 and sampling is not None and sampling.temperature == 0:
             raise ValueError(
-                f"temperature is 0, and samples {samples}; greedy answers are all equal: set it "
-                "above 0, or samples and k to 1"
+                f"sampling.temperature is 0 and samples is {samples}; greedy answers are all "
+                "equal: set the temperature above 0, or samples and k to 1"
             )
         if threshold != threshold:
-            raise ValueError("threshold is nan; give the least reward of a right answer")
-        most = 1 if max_new_tokens is None else max_new_tokens
-        SamplingParams(most, temperature, top_p, top_k)  # refuses what it must
-        self.k, self.samples = tuple(sorted(set(k))), samples
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.max_new_tokens = max_new_tokens
+            raise ValueError("threshold is nan; set the least reward of a correct answer")
+        self.k, self.samples, self.sampling = tuple(sorted(set(k))), samples, sampling
         self.every_n_epochs, self.max_prompts = every_n_epochs, max_prompts
         self.reward, self.threshold = reward, threshold
         self.batch_prompts, self.seed = batch_prompts, seed
-        self._found: list[_Question] = []
-        names = [*(f"pass@{each}" for each in self.k), f"mean@{samples}", f"cut@{samples}"]
+        self._prompts: list[_Prompt] = []
+        names = [*(f"pass@{k}" for k in self.k), f"mean@{samples}", f"truncated@{samples}"]
         self._means = {name: MeanMetric() for name in names}
-        self._prompts = SumMetric()
+        self._scored_prompts = SumMetric()
 
-    # Before --------------------------------------------------------------------------------------
+    # Configuration -------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a run without a validation set, or without a limit to answers."""
+        """Reject a run without a validation set, or without a limit on the answers' length."""
         if stage not in ("fit", "validate"):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "val_dataset", True) is None:
-            raise ValueError(f"PassAtK answers validation prompts, and there are none: {_REMEDY}")
-        self._sampling(trainer, pl_module)
+            raise ValueError(f"PassAtK answers validation prompts, but there are none: {_REMEDY}")
+        self._sampling_params(trainer, pl_module)
 
-    def _sampling(self, trainer: Trainer, pl_module: LightningModule) -> SamplingParams:
+    def _sampling_params(self, trainer: Trainer, pl_module: LightningModule) -> SamplingParams:
+        if self.sampling is not None:
+            return self.sampling
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        trained: Any = getattr(data, "sampling", None)
-        most = self.max_new_tokens
-        if most is None:
-            most = trained.max_new_tokens if isinstance(trained, SamplingParams) else None
-        most = most or getattr(pl_module, "max_new_tokens", 0)
-        if not most:
+        training: Any = getattr(data, "sampling", None)
+        limit: int = getattr(training or pl_module, "max_new_tokens", 0)
+        if not limit:
             raise ValueError(
-                "max_new_tokens is None, and neither the datamodule nor the module says how long "
-                "an answer may be: set PassAtK's max_new_tokens"
+                "sampling is None, and neither the datamodule nor the module limits the length of "
+                "answers: set PassAtK's sampling"
             )
-        return SamplingParams(most, self.temperature, self.top_p, self.top_k)
+        return SamplingParams(limit)
 
     def _reward(self, pl_module: LightningModule) -> Reward:
-        found: Reward | None = self.reward or getattr(pl_module, "reward", None)
-        if found is None:
+        reward: Reward | None = self.reward or getattr(pl_module, "reward", None)
+        if reward is None:
             raise ValueError(
-                f"reward is None, and a {type(pl_module).__name__} has none of its own: set "
-                "PassAtK's reward, such as lit_adaptive.rollout.ExactMatch"
+                f"reward is None, and {type(pl_module).__name__} has no reward: set PassAtK's "
+                "reward, such as lit_adaptive.rollout.ExactMatch"
             )
-        return found
+        return reward
 
     # Validation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the questions of the last one."""
-        self._found = []
+        """Start with no prompts."""
+        self._prompts = []
 
     def on_validation_batch_end(
         self,
@@ -170,7 +160,7 @@ class PassAtK(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take down the questions, in sanity checks too: there they are refused early."""
+        """Collect the prompts of a batch; the sanity check finds unsuitable batches early."""
         missing = [name for name in ("prompt", "index", "counted") if name not in batch]
         if missing:
             raise ValueError(f"validation batches have no {missing}: {_REMEDY}")
@@ -179,99 +169,103 @@ class PassAtK(Callback):
         column: str | None = getattr(reward, "column", None)
         if column is not None and column not in columns:
             raise ValueError(
-                f"the reward {type(reward).__name__} needs the column {column!r}, and validation "
+                f"the reward {type(reward).__name__} needs the column {column!r}, but validation "
                 f"batches have {sorted(columns) or 'none'}: name it in the datamodule's columns, "
                 "or give PassAtK another reward"
             )
-        prompts, counted = batch["prompt"], batch["counted"].tolist()
-        for at, index in enumerate(batch["index"].tolist()):
-            if counted[at]:
-                own = {name: values[at] for name, values in columns.items()}
-                self._found.append(_Question(index, prompts[at], own))
+        texts, counted = batch["prompt"], batch["counted"].tolist()
+        for row, index in enumerate(batch["index"].tolist()):
+            if counted[row]:
+                row_columns = {name: values[row] for name, values in columns.items()}
+                self._prompts.append(_Prompt(index, texts[row], row_columns))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer, judge and log over all ranks."""
+        """Answer and score the prompts, and log over all ranks."""
         epoch = trainer.current_epoch + 1
         fitting = trainer.state.fn == TrainerFn.FITTING
         if trainer.sanity_checking or (fitting and epoch % self.every_n_epochs):
             return
-        asked = self._distinct(gathered_rows(self._found, trainer))
-        sampling = self._sampling(trainer, pl_module)
+        prompts = self._distinct(gather_rows(self._prompts, trainer))
+        sampling = self._sampling_params(trainer, pl_module)
         self._reset(pl_module.device)
         size, ranks, rank = self.batch_prompts, trainer.world_size, trainer.global_rank
-        batches = -(-len(asked) // size)
-        # As many on every rank, so that a sharded model is asked equally often.
-        for turn in range(0, batches, ranks):
-            number = min(turn + rank, batches - 1)
-            part = asked[number * size : (number + 1) * size]
-            with (
-                private_rng(derive_seed(self.seed, number)),
-                trainer.precision_plugin.forward_context(),
-            ):
+        batches = -(-len(prompts) // size)
+        # A rank without a batch left repeats the last: a sharded model runs equally often on each.
+        for start in range(0, batches, ranks):
+            number = min(start + rank, batches - 1)
+            part = prompts[number * size : (number + 1) * size]
+            with isolate_rng(), trainer.precision_plugin.forward_context():
+                reseed(derive_seed(self.seed, number))
                 module: Any = pl_module
-                drawn = module.sample([each.prompt for each in part], self.samples, sampling)
-            if turn + rank < batches:
-                self._judge(part, drawn, pl_module)
+                answers = module.sample([prompt.text for prompt in part], self.samples, sampling)
+            if start + rank < batches:
+                self._score(part, answers, pl_module)
         self._log(pl_module)
 
-    def _distinct(self, found: list[_Question]) -> list[_Question]:
-        """Each prompt once, in the dataset's order, and no more than are wanted."""
-        once: dict[str, _Question] = {}
-        for each in sorted(found, key=lambda question: question.place):
-            once.setdefault(each.prompt, each)
-        every = [*once.values()]
-        most = self.max_prompts
-        if most is None or most >= len(every):
-            return every
-        return [every[at * len(every) // most] for at in range(most)]
+    def _distinct(self, prompts: list[_Prompt]) -> list[_Prompt]:
+        """At most ``max_prompts`` distinct prompts, in the dataset's order."""
+        by_text: dict[str, _Prompt] = {}
+        for prompt in sorted(prompts, key=lambda prompt: prompt.sample):
+            by_text.setdefault(prompt.text, prompt)
+        distinct = [*by_text.values()]
+        count = min(self.max_prompts or len(distinct), len(distinct))
+        return [distinct[number * len(distinct) // count] for number in range(count)]
 
     def _reset(self, device: torch.device) -> None:
-        """Empty metrics, which a rank without questions may ask too."""
-        for metric in (*self._means.values(), self._prompts):
+        """Reset the metrics, and update them with nothing, so that any rank can compute them."""
+        for metric in (*self._means.values(), self._scored_prompts):
             metric.to(device).reset()
             metric.update(torch.empty(0, device=device))
 
-    def _judge(
-        self, part: list[_Question], drawn: list[list[dict[str, Any]]], pl_module: LightningModule
+    def _score(
+        self,
+        prompts: list[_Prompt],
+        answers: list[list[dict[str, Any]]],
+        pl_module: LightningModule,
     ) -> None:
-        """Add a batch's answers, ``samples`` of each question, to the metrics."""
-        flat = [each for row in drawn for each in row]
-        own = [question for question in part for _ in range(self.samples)]
-        names = sorted({name for question in part for name in question.columns})
+        """Add a batch's answers, ``samples`` for each prompt, to the metrics."""
+        flat_answers = [answer for row in answers for answer in row]
+        flat_prompts = [prompt for prompt in prompts for _ in range(self.samples)]
+        names = sorted({name for prompt in prompts for name in prompt.columns})
         rewards = checked_rewards(
             self._reward(pl_module),
-            [question.prompt for question in own],
-            [each["completion"] for each in flat],
-            {name: [question.columns.get(name) for question in own] for name in names},
-            names=[question.place for question in own],
+            [prompt.text for prompt in flat_prompts],
+            [answer["completion"] for answer in flat_answers],
+            {name: [prompt.columns.get(name) for prompt in flat_prompts] for name in names},
+            names=[prompt.sample for prompt in flat_prompts],
         )
-        told = [torch.nan if reward is None else reward for reward in rewards]
-        reward = torch.tensor(told, dtype=torch.float64).view(len(part), self.samples)
-        cut = torch.tensor([float(each["finish"] == "length") for each in flat])
-        self._add(reward, cut, pl_module.device)
+        values = [torch.nan if reward is None else reward for reward in rewards]
+        reward = torch.tensor(values, dtype=torch.float64).view(len(prompts), self.samples)
+        truncated = torch.tensor([float(answer["finish"] == "length") for answer in flat_answers])
+        self._update(reward, truncated, pl_module.device)
 
-    def _add(self, reward: Tensor, cut: Tensor, device: torch.device) -> None:
-        """Add rewards ``[P, samples]``, NaN where none applies, and what was cut ``[n]``."""
-        judged = ~reward.isnan()
-        total = judged.sum(1)
-        right = (reward >= self.threshold).sum(1)
+    def _update(self, reward: Tensor, truncated: Tensor, device: torch.device) -> None:
+        """Update the metrics.
+
+        Args:
+            reward: ``[P, samples]``, NaN where the reward does not apply.
+            truncated: 1 for each truncated answer, 0 for others, ``[P * samples]``.
+            device: the metrics' device.
+        """
+        applies = (~reward.isnan()).sum(1)
+        correct = (reward >= self.threshold).sum(1)
         for k in self.k:
-            enough = total >= k
+            enough = applies >= k
             if bool(enough.any()):
-                rate = pass_at_k(right[enough], total[enough], k)
+                rate = pass_at_k(correct[enough], applies[enough], k)
                 self._means[f"pass@{k}"].update(rate.float().to(device))
-        some = total > 0
-        if bool(some.any()):
-            mean = reward.nan_to_num().sum(1)[some] / total[some]
+        scored = applies > 0
+        if bool(scored.any()):
+            mean = reward.nan_to_num().sum(1)[scored] / applies[scored]
             self._means[f"mean@{self.samples}"].update(mean.float().to(device))
-        self._means[f"cut@{self.samples}"].update(cut.to(device))
-        self._prompts.update(some.sum().float().to(device))
+        self._means[f"truncated@{self.samples}"].update(truncated.to(device))
+        self._scored_prompts.update(scored.sum().float().to(device))
 
     def _log(self, pl_module: LightningModule) -> None:
-        """Log what any rank measured; every rank logs the same."""
+        """Log the metrics that have a value on any rank; the values are equal on all."""
         for name, metric in self._means.items():
             value = metric.compute()
-            if not bool(value.isnan()):  # of nothing
-                shown = name == f"pass@{self.k[0]}"
-                pl_module.log(f"val/{name}", value, prog_bar=shown, sync_dist=True)
-        pl_module.log("val/pass_prompts", self._prompts.compute(), sync_dist=True)
+            if not bool(value.isnan()):
+                in_bar = name == f"pass@{self.k[0]}"
+                pl_module.log(f"val/{name}", value, prog_bar=in_bar, sync_dist=True)
+        pl_module.log("val/pass_prompts", self._scored_prompts.compute(), sync_dist=True)

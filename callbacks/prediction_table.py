@@ -1,4 +1,4 @@
-"""What was predicted of each sample, in a file."""
+"""A file of a classifier's predictions."""
 
 import csv
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._jsonl import gathered_rows, run_directory
+from callbacks._ranks import gather_rows
+from callbacks._run_files import run_directory, sample_id
 
 
 class PredictionTable(Callback):
     """Writes ``predictions.csv`` at the end of ``lit-adaptive predict``, in the dataset's order.
 
-    One line for each sample, over all ranks: its id, the predicted class, that class's probability
-    and the target.
+    One row per sample, over all ranks: ``id``, ``predicted`` (class), ``probability`` of that class
+    and ``target``.
 
     Needs: nothing of a training; ``predict_step`` returns ``index``, ``predicted`` and
-    ``probability``, as that of ``lit_adaptive.modules.Classifier`` does.
+        ``probability``, as ``lit_adaptive.modules.Classifier`` does.
     Changes: nothing.
     """
 
@@ -24,7 +25,7 @@ class PredictionTable(Callback):
     provides: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self._found: list[tuple[int, int, float, int]] = []
+        self._rows: list[tuple[int, int, float, int]] = []
 
     def on_predict_batch_end(
         self,
@@ -35,7 +36,7 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what counts."""
+        """Collect the rows of a batch, without padding samples."""
         counted: Tensor = batch["counted"]
         columns = (
             outputs["index"],
@@ -43,23 +44,20 @@ class PredictionTable(Callback):
             outputs["probability"],
             batch["target"][counted].cpu(),
         )
-        self._found += zip(*(column.tolist() for column in columns), strict=True)
+        self._rows += zip(*(column.tolist() for column in columns), strict=True)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather and write."""
-        found = gathered_rows(self._found, trainer)
-        self._found = []
+        """Gather the rows of all ranks and write the file."""
+        rows = gather_rows(self._rows, trainer)
+        self._rows = []
         folder = run_directory(trainer)
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset: Any = data.test_dataset or data.val_dataset
-        ids: Any = getattr(dataset, "ids", None)
+        ids: Any = getattr(data.test_dataset or data.val_dataset, "ids", None)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "predicted", "probability", "target"])
-            for index, predicted, probability, target in sorted(found):
-                name = index if ids is None else ids[index]
-                name = name.item() if isinstance(name, Tensor) else name
-                writer.writerow([name, predicted, f"{probability:.6g}", target])
+            for index, predicted, probability, target in sorted(rows):
+                writer.writerow([sample_id(ids, index), predicted, f"{probability:.6g}", target])

@@ -1,4 +1,4 @@
-"""What training found out about each item becomes its priority."""
+"""Feedback of TD errors to the sampler."""
 
 from typing import Any
 
@@ -6,23 +6,26 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._shared import gather_over_ranks
+from callbacks._ranks import gather_over_ranks
 from lit_adaptive.core.prioritized import proportional_priorities
 
 
 class PriorityRefresh(Callback):
-    """Writes ``|td_error| + epsilon`` of each step's items into the sampler.
+    """Sets the priority of each batch's items to ``|td_error| + epsilon``.
 
-    Schaul et al. (2016), section 3.3. Under several ranks all shares are gathered and every rank
-    writes all of them in rank order, so the samplers stay equal.
+    Schaul et al. (2016), section 3.3. The TD errors of all ranks are gathered and applied in rank
+    order on every rank, so the samplers stay equal.
 
     Needs: ``training_step`` returns ``signal.td_error`` ``[B]``; the batch holds ``batch.index``
     ``[B]``; the datamodule's sampler learns (``data.update``).
     Changes: the sampler's priorities, and nothing else.
 
     Args:
-        epsilon: keeps every item's priority above 0, in the unit of the TD error.
-        clip: largest ``|td_error|`` counted, or None; the paper clips to 1 on Atari.
+        epsilon: constant that keeps every priority above 0, in the unit of the TD error.
+        clip: upper bound of ``|td_error|``, above 0, or None; the paper clips to 1 on Atari.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     needs = frozenset({"signal.td_error", "batch.index", "data.update"})
@@ -50,15 +53,15 @@ class PriorityRefresh(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Gather, turn into priorities, write."""
-        drawn: dict[str, Tensor] = {key: batch[key] for key in ("index", "serial") if key in batch}
-        found: dict[str, Tensor] = {**drawn, "td_error": outputs["td_error"].detach().float()}
-        found = gather_over_ranks(found, trainer, pl_module)
-        td_error = found.pop("td_error")
+        """Gather the TD errors and update the priorities."""
+        values: dict[str, Tensor] = {key: batch[key] for key in ("index", "serial") if key in batch}
+        values["td_error"] = outputs["td_error"].detach().float()
+        drawn = gather_over_ranks(values, trainer, pl_module)
+        td_error = drawn.pop("td_error")
         if self.clip is not None:
-            # Clamping would hide a NaN's neighbour, infinity: those must still be refused by name.
+            # Only finite values: clamping an infinity would hide it from the sampler's validation.
             td_error = torch.where(
                 td_error.isfinite(), td_error.clamp(-self.clip, self.clip), td_error
             )
         priority = proportional_priorities(td_error, epsilon=self.epsilon)
-        trainer.datamodule.update(found, priority)  # type: ignore[attr-defined]
+        trainer.datamodule.update(drawn, priority)  # type: ignore[attr-defined]

@@ -1,50 +1,52 @@
-"""Demonstrations that the model made itself, of which a reward keeps the good ones."""
+"""Rejection sampling: a dataset of the model's own good completions."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from callbacks._jsonl import gathered_rows, run_directory, write_lines
-from callbacks._shared import first_of_each, private_rng
-from lit_adaptive.data.seeding import derive_seed
+from callbacks._ranks import first_of_each_group, gather_rows, rank_share
+from callbacks._run_files import run_directory, sample_id, write_jsonl
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
+
+_SAMPLING = SamplingParams(max_new_tokens=256, temperature=0.7)
 
 
 class RejectionSampling(Callback):
     """Samples completions of every prompt, and writes those that the reward accepts.
 
-    Rejection-sampling fine-tuning (RFT; Yuan et al., 2023, 2308.01825, section 3.3). It runs at the
-    start of ``lit-adaptive predict``, over each distinct prompt once, shared among ranks, and
-    writes ``rejection_sampling.jsonl`` into the run directory: ``id`` (the first sample's of that
-    prompt, with a number), ``prompt``, ``completion``, ``reward``, ``log_prob`` (at the
-    temperature), and the dataset's other columns. ``DemonstrationsDataModule`` reads it as a
-    dataset, without ``chat``: prompts of chats are written as their template made them.
+    Rejection-sampling fine-tuning (RFT; Yuan et al., 2023, arXiv:2308.01825, section 3.3). It runs
+    at the start of ``lit-adaptive predict``, over the distinct prompts of a split, and writes
+    ``rejection_sampling.jsonl`` into the run directory: ``id`` (that of the prompt's first sample,
+    with a number), ``prompt``, ``completion``, ``reward``, ``log_prob`` (at the sampling
+    temperature), and the dataset's other columns. ``DemonstrationsDataModule`` reads the file as a
+    dataset, without ``chat``: prompts are written as the chat template rendered them.
 
     The paper keeps completions with distinct lists of equations; here they differ in their text.
 
-    Needs: ``model.sample``; a dataset that tells its prompts (``data.texts``).
+    Needs: ``model.sample``; a dataset with texts (``data.texts``).
     Changes: nothing.
 
     Args:
-        reward: what a completion is worth; by default 1 if it equals the column ``answer``.
-        samples: completions of each prompt, above 0.
-        temperature: above 0.
-        max_new_tokens: of each, above 0.
-        top_p: draw from the fewest likeliest tokens of this probability, in (0, 1].
-        top_k: draw from so many likeliest tokens; 0: from all.
-        keep_at_least: the least reward that is accepted.
-        per_prompt: keep at most so many of a prompt, those of greatest reward; 0: all.
-        finished: refuse completions that ``max_new_tokens`` cut, whatever their reward.
-        split: whose prompts: ``"train"``, ``"val"`` or ``"test"``.
-        batch_size: completions that are made at once, above 0; ``samples`` at least.
-        seed: of what is drawn, with the rank.
+        reward: scores completions; by default 1 if one equals the column ``answer``, 0 otherwise.
+        samples: completions per prompt, above 0.
+        sampling: how completions are sampled; its temperature must be above 0.
+        keep_at_least: least reward of an accepted completion.
+        per_prompt: greatest number of completions kept per prompt, those of greatest reward; 0
+            keeps all.
+        finished: whether to reject completions truncated at ``max_new_tokens``.
+        split: the split whose prompts are used: ``"train"``, ``"val"`` or ``"test"``.
+        batch_size: completions per call of the model, above 0; at least ``samples`` are generated.
+        seed: seed of the sampling, combined with the rank.
 
     Raises:
-        ValueError: naming the argument that is out of its range; if no completion is accepted.
+        ValueError: if an argument is out of range, or no completion is accepted.
     """
 
     needs: frozenset[str] = frozenset({"model.sample", "data.texts"})
@@ -59,10 +61,7 @@ class RejectionSampling(Callback):
         self,
         reward: Reward | None = None,
         samples: int = 8,
-        temperature: float = 0.7,
-        max_new_tokens: int = 256,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        sampling: SamplingParams = _SAMPLING,
         keep_at_least: float = 1.0,
         per_prompt: int = 0,
         finished: bool = True,
@@ -73,20 +72,20 @@ class RejectionSampling(Callback):
         for name, value in (("samples", samples), ("batch_size", batch_size)):
             if value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
-        if not temperature > 0:
+        if sampling.temperature == 0:
             raise ValueError(
-                f"temperature is {temperature}; it must be above 0, or all samples of a prompt are "
-                "the same"
+                "sampling.temperature is 0, so all completions of a prompt are equal: set it "
+                "above 0"
             )
         if per_prompt < 0:
-            raise ValueError(f"per_prompt is {per_prompt}; it must be above 0, or 0: all")
+            raise ValueError(f"per_prompt is {per_prompt}; it must be above 0, or 0 to keep all")
         if keep_at_least != keep_at_least:
-            raise ValueError("keep_at_least is nan; give the least reward that is accepted")
+            raise ValueError("keep_at_least is nan; set the least reward of an accepted completion")
         if split not in ("train", "val", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train', 'val' or 'test'")
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k)
         self.reward: Reward = ExactMatch() if reward is None else reward
         self.samples = samples
+        self.sampling = sampling
         self.keep_at_least = keep_at_least
         self.per_prompt = per_prompt
         self.finished = finished
@@ -95,26 +94,25 @@ class RejectionSampling(Callback):
         self.seed = seed
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, judge, gather and write."""
+        """Sample, score, gather and write."""
         dataset = self._dataset(trainer)
-        first = _distinct(dataset)
-        # As many on every rank, so that a sharded model is asked equally often.
-        place = torch.arange(-(-len(first) // trainer.world_size)) * trainer.world_size
-        place += trainer.global_rank
-        mine = first[place % len(first)]
-        texts: list[dict[str, Any]] = dataset.texts(mine)
-        # Prompts of like length together: less padding, and batches that end together.
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]["prompt"]))
+        first = _distinct_prompts(dataset)
+        share = rank_share(len(first), trainer)
+        index = first[share % len(first)]
+        texts: list[dict[str, Any]] = dataset.texts(index)
+        # Sorted by length: less padding, and batches whose completions end together.
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]["prompt"]))
         size = max(1, self.batch_size // self.samples)
-        found: list[dict[str, Any]] = []
-        with private_rng(derive_seed(self.seed, 0, trainer.global_rank)):
+        local: list[dict[str, Any]] = []
+        with isolate_rng():
+            reseed(derive_seed(self.seed, 0, trainer.global_rank))
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                rows = self._judged([texts[at] for at in part], mine[part], trainer, pl_module)
-                found += [row for at, row in zip(part, rows, strict=True) if place[at] < len(first)]
-        everyone = gathered_rows(found, trainer)
+                rows = self._sample([texts[row] for row in part], index[part], trainer, pl_module)
+                local += [row for at, row in zip(part, rows, strict=True) if share[at] < len(first)]
+        prompts = sorted(gather_rows(local, trainer), key=lambda row: row["index"])
         path = run_directory(trainer) / "rejection_sampling.jsonl"
-        self._write(sorted(everyone, key=lambda row: row["index"]), dataset, path, trainer)
+        self._write(prompts, dataset, path, trainer)
 
     def _dataset(self, trainer: Trainer) -> Any:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -127,98 +125,108 @@ class RejectionSampling(Callback):
             )
         return dataset
 
-    def _judged(
+    def _sample(
         self,
         texts: list[dict[str, Any]],
         index: Tensor,
         trainer: Trainer,
         pl_module: LightningModule,
     ) -> list[dict[str, Any]]:
-        """For each prompt: its index, its text with all columns, and what was accepted."""
+        """Sample and score completions of some prompts.
+
+        Returns:
+            For each prompt its ``index``, its row ``text``, the ``kept`` completions, and how many
+            were ``drawn``, ``truncated`` and ``scored``.
+        """
         module: Any = pl_module
         with trainer.precision_plugin.forward_context():
-            drawn: list[list[dict[str, Any]]] = module.sample(
+            samples: list[list[dict[str, Any]]] = module.sample(
                 [text["prompt"] for text in texts], self.samples, self.sampling
             )
-        flat = [(text, each) for text, row in zip(texts, drawn, strict=True) for each in row]
+        flat_texts = [text for text in texts for _ in range(self.samples)]
         names = sorted({name for text in texts for name in text} - {"prompt", "completion"})
-        rewards = checked_rewards(
+        flat_rewards = checked_rewards(
             self.reward,
-            [text["prompt"] for text, _ in flat],
-            [each["completion"] for _, each in flat],
-            {name: [text.get(name) for text, _ in flat] for name in names},
+            [text["prompt"] for text in flat_texts],
+            [sample["completion"] for row in samples for sample in row],
+            {name: [text.get(name) for text in flat_texts] for name in names},
             names=index.repeat_interleave(self.samples).tolist(),
         )
         rows: list[dict[str, Any]] = []
-        for at, (text, sampled) in enumerate(zip(texts, drawn, strict=True)):
-            of_prompt = rewards[at * self.samples : (at + 1) * self.samples]
+        for number, (text, sampled) in enumerate(zip(texts, samples, strict=True)):
+            rewards = flat_rewards[number * self.samples : (number + 1) * self.samples]
             rows.append(
                 {
-                    "index": int(index[at]),
+                    "index": int(index[number]),
                     "text": text,
-                    "kept": self._accepted(sampled, of_prompt),
+                    "kept": self._accept(sampled, rewards),
                     "drawn": len(sampled),
-                    "cut": sum(each["finish"] == "length" for each in sampled),
-                    "judged": sum(reward is not None for reward in of_prompt),
+                    "truncated": sum(sample["finish"] == "length" for sample in sampled),
+                    "scored": sum(reward is not None for reward in rewards),
                 }
             )
         return rows
 
-    def _accepted(
-        self, sampled: list[dict[str, Any]], rewards: list[float | None]
+    def _accept(
+        self, samples: list[dict[str, Any]], rewards: list[float | None]
     ) -> list[dict[str, Any]]:
-        """The distinct completions of a prompt that are good enough, the best first."""
-        kept: dict[str, dict[str, Any]] = {}
-        for each, reward in zip(sampled, rewards, strict=True):
+        """Distinct accepted completions of a prompt, those of greatest reward first."""
+        accepted: dict[str, dict[str, Any]] = {}
+        for sample, reward in zip(samples, rewards, strict=True):
             if reward is None or reward < self.keep_at_least:
                 continue
-            if self.finished and each["finish"] != "stop":
+            if self.finished and sample["finish"] != "stop":
                 continue
-            row = {"completion": each["completion"], "reward": reward, "log_prob": each["log_prob"]}
-            kept.setdefault(each["completion"].strip(), row)
-        best = sorted(kept.values(), key=lambda row: -row["reward"])
-        return best[: self.per_prompt or None]
+            row = {"completion": sample["completion"], "reward": reward}
+            accepted.setdefault(
+                sample["completion"].strip(), row | {"log_prob": sample["log_prob"]}
+            )
+        ranked = sorted(accepted.values(), key=lambda row: -row["reward"])
+        return ranked[: self.per_prompt or None]
 
     def _write(
-        self, found: list[dict[str, Any]], dataset: Any, path: Any, trainer: Trainer
+        self, prompts: list[dict[str, Any]], dataset: Any, path: Path, trainer: Trainer
     ) -> None:
-        """Write what was accepted, and tell how much that is.
+        """Write the accepted completions, and log their number.
 
         Raises:
-            ValueError: if nothing was.
+            ValueError: if there are none.
         """
-        count = {name: sum(row[name] for row in found) for name in ("drawn", "cut", "judged")}
-        none = sum(not row["kept"] for row in found)
-        if none == len(found):
+        count = {
+            name: sum(prompt[name] for prompt in prompts)
+            for name in ("drawn", "truncated", "scored")
+        }
+        without = sum(not prompt["kept"] for prompt in prompts)
+        if without == len(prompts):
             raise ValueError(
-                f"of {count['drawn']} completions of {len(found)} prompts none has a reward of at "
-                f"least {self.keep_at_least} ({count['judged']} were judged, {count['cut']} cut at "
-                f"max_new_tokens={self.sampling.max_new_tokens}), so there is nothing to write: "
-                "lower keep_at_least, draw more samples, raise max_new_tokens, or train longer"
+                f"none of {count['drawn']} completions of {len(prompts)} prompts has a reward of "
+                f"at least {self.keep_at_least} ({count['scored']} were scored, "
+                f"{count['truncated']} truncated at max_new_tokens="
+                f"{self.sampling.max_new_tokens}): lower keep_at_least, draw more samples, raise "
+                "max_new_tokens, or train longer"
             )
         if not trainer.is_global_zero:
             return
         ids: Any = getattr(dataset, "ids", None)
         rows: list[dict[str, Any]] = []
-        for row in found:
-            name = row["index"] if ids is None else ids[row["index"]]
-            name = name.item() if isinstance(name, Tensor) else name
-            own = {key: value for key, value in row["text"].items() if key not in ("id", "reward")}
-            for number, each in enumerate(row["kept"]):
-                rows.append({"id": f"{name}/{number}", **own, **each})
-        write_lines(path, rows)
+        for prompt in prompts:
+            name = sample_id(ids, prompt["index"])
+            columns = {k: v for k, v in prompt["text"].items() if k not in ("id", "reward")}
+            for number, completion in enumerate(prompt["kept"]):
+                rows.append({"id": f"{name}/{number}", **columns, **completion})
+        write_jsonl(path, rows)
         rank_zero_info(
-            f"{len(rows)} of {count['drawn']} completions are kept in {path}; {none} of "
-            f"{len(found)} prompts have none"
+            f"wrote {len(rows)} of {count['drawn']} completions to {path}; {without} of "
+            f"{len(prompts)} prompts have none"
         )
-        logged = {"kept": len(rows), "drawn": count["drawn"], "prompts_without": none}
+        metrics = {"kept": len(rows), "drawn": count["drawn"], "prompts_without": without}
         for logger in trainer.loggers:
-            logger.log_metrics({f"rejection_sampling/{k}": float(v) for k, v in logged.items()})
+            logger.log_metrics({f"rejection_sampling/{k}": float(v) for k, v in metrics.items()})
 
 
-def _distinct(dataset: Any) -> Tensor:
-    """The first sample of each distinct prompt, ascending: ``[G]`` int64."""
+def _distinct_prompts(dataset: Any) -> Tensor:
+    """Index of the first sample of each distinct prompt, ascending: ``[G]`` int64."""
     groups: Tensor | None = getattr(dataset, "groups", None)
     if groups is None:
         return torch.arange(len(dataset))
-    return first_of_each(groups)[0].sort().values
+    return first_of_each_group(groups)[0].sort().values

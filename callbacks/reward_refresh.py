@@ -1,43 +1,44 @@
-"""What samples are worth becomes how often they are drawn."""
+"""Feedback of rewards to the sampler."""
 
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from callbacks._shared import first_of_each, gather_over_ranks, private_rng
-from lit_adaptive.data.seeding import derive_seed
+from callbacks._ranks import first_of_each_group, gather_over_ranks, rank_share
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
 
 
 class RewardRefresh(Callback):
-    """Tells the sampler the reward of every sample, when training starts and every few epochs.
+    """Updates the sampler with the reward of every sample, at the start and every few epochs.
 
-    What is rewarded is the dataset's own completions, or completions that the current policy makes
-    up: then each prompt is completed ``samples`` times, and all its samples get the mean reward
-    (by the columns of the first of them).
-    Where the reward does not apply (None), a sample keeps the one it had. Under several ranks each
-    scores its share, and every rank tells all, so the samplers stay equal. A resumed run does not
-    score again what it has scored. Logs ``reward/mean``, ``reward/min``, ``reward/max``, and
-    ``reward/not_applicable``, the share of samples that the reward does not apply to.
+    The reward scores the dataset's completions, or completions by the current policy: then each
+    prompt is completed ``samples`` times, and all its samples get the mean reward (with the columns
+    of its first sample). A sample to which the reward does not apply (None) keeps its value. Ranks
+    share the work, and every rank applies all rewards, so the samplers stay equal. A resumed run
+    does not repeat the scoring. Logs ``reward/mean``, ``reward/min``, ``reward/max``, and
+    ``reward/not_applicable``, the fraction of samples to which the reward does not apply.
 
     Needs: the datamodule's sampler learns (``data.update``), such as ``RewardWeightedSampler``; its
-    dataset tells prompts and completions (``data.texts``). With ``source: policy`` also
+    dataset has prompts and completions as text (``data.texts``). With ``source: policy`` also
     ``model.complete``.
     Changes: the sampler's rewards, and nothing else.
 
     Args:
-        reward: what a completion is worth; by default 1 if it equals the column ``answer``.
-        every_n_epochs: score again at the end of every so many epochs; 0: only at the start.
-        source: ``"demonstrations"``: the dataset's completions; ``"policy"``: the model's own.
-        samples: completions of each prompt, above 0, of which the mean reward is taken; only with
-            ``source: policy``.
-        batch_size: completions that are made up and rewarded at once, above 0.
+        reward: scores completions; by default 1 if one equals the column ``answer``, 0 otherwise.
+        every_n_epochs: interval in epochs at whose end samples are scored again; 0 scores them
+            only at the start.
+        source: completions to score: those of the dataset (``"demonstrations"``) or the model's
+            (``"policy"``).
+        samples: completions per prompt, above 0; above 1 only with ``source: policy``.
+        batch_size: completions that are generated and scored at once, above 0.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     needs: frozenset[str] = frozenset({"data.update", "data.texts"})
@@ -61,7 +62,8 @@ class RewardRefresh(Callback):
     ) -> None:
         if every_n_epochs < 0:
             raise ValueError(
-                f"every_n_epochs is {every_n_epochs}; it must be above 0, or 0: only at the start"
+                f"every_n_epochs is {every_n_epochs}; it must be above 0, or 0 to score only at "
+                "the start"
             )
         if source not in ("demonstrations", "policy"):
             raise ValueError(f"source is {source!r}; it must be 'demonstrations' or 'policy'")
@@ -84,7 +86,7 @@ class RewardRefresh(Callback):
             self.needs = self.needs | {"model.complete"}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score and tell, unless a run is resumed whose sampler knows the rewards already."""
+        """Update the sampler, unless the checkpoint of a resumed run holds the rewards."""
         if not self._resumed:
             self._refresh(trainer, pl_module)
         self._resumed = False
@@ -97,10 +99,10 @@ class RewardRefresh(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """At the end of an epoch, score and tell if it is time."""
-        # Not on_train_epoch_end: Lightning leaves it out after some resumes.
-        every = self.every_n_epochs
-        if trainer.is_last_batch and every and (trainer.current_epoch + 1) % every == 0:
+        """Update the sampler at the end of an epoch if it is due."""
+        # Not on_train_epoch_end, which Lightning skips after some resumes.
+        interval = self.every_n_epochs
+        if trainer.is_last_batch and interval and (trainer.current_epoch + 1) % interval == 0:
             self._refresh(trainer, pl_module)
 
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,89 +110,85 @@ class RewardRefresh(Callback):
         self.refreshes += 1
         applies = ~reward.isnan()
         index = applies.nonzero().flatten()
-        logged = {"reward/not_applicable": 1 - float(applies.double().mean())}
+        metrics = {"reward/not_applicable": 1 - float(applies.double().mean())}
         if len(index):
-            told = reward[index]
-            trainer.datamodule.update({"index": index}, told)  # type: ignore[attr-defined]
-            least, greatest = (float(bound) for bound in told.aminmax())
-            logged |= {
-                "reward/mean": float(told.mean()),
-                "reward/min": least,
-                "reward/max": greatest,
-            }
-        pl_module.log_dict(logged, sync_dist=False)
+            known = reward[index]
+            trainer.datamodule.update({"index": index}, known)  # type: ignore[attr-defined]
+            metrics["reward/mean"] = float(known.mean())
+            metrics["reward/min"], metrics["reward/max"] = map(float, known.aminmax())
+        pl_module.log_dict(metrics, sync_dist=False)
 
     def score_all(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """The reward of every sample: ``[N]`` float64, NaN where it does not apply.
+        """Compute the reward of every sample; all ranks must call it.
 
-        Under several ranks all must call it together.
+        Returns:
+            Rewards ``[N]`` float64, NaN where the reward does not apply.
 
         Raises:
-            ValueError: naming the samples whose reward is no finite number.
+            ValueError: if a reward is not finite.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         first, unit = self._units(data.dataset)
-        # As many on every rank, so that a sharded model is asked equally often.
-        place = torch.arange(-(-len(first) // trainer.world_size)) * trainer.world_size
-        place += trainer.global_rank
-        rows = first[place % len(first)]
-        parts = torch.split(rows, max(1, self.batch_size // self.samples))
-        with private_rng(derive_seed(data.seed, self.refreshes, trainer.global_rank)):
-            found = [self._score(data.dataset, part, trainer, pl_module) for part in parts]
-        everyone = gather_over_ranks(
-            {"place": place, "reward": torch.cat(found)}, trainer, pl_module
-        )
-        place, reward = everyone["place"].cpu(), everyone["reward"].cpu()
-        counted = place < len(first)
+        share = rank_share(len(first), trainer)
+        parts = torch.split(first[share % len(first)], max(1, self.batch_size // self.samples))
+        with isolate_rng():
+            reseed(derive_seed(data.seed, self.refreshes, trainer.global_rank))
+            rewards = [self._score(data.dataset, part, trainer, pl_module) for part in parts]
+        local = {"position": share, "reward": torch.cat(rewards)}
+        gathered = gather_over_ranks(local, trainer, pl_module)
+        position, reward = gathered["position"].cpu(), gathered["reward"].cpu()
+        counted = position < len(first)
         by_unit = torch.empty(len(first), dtype=torch.float64)
-        by_unit[place[counted]] = reward[counted]
+        by_unit[position[counted]] = reward[counted]
         return by_unit[unit]
 
     def _units(self, dataset: Any) -> tuple[Tensor, Tensor]:
-        """The first sample of each thing that is rewarded, and which thing each sample is."""
-        everything = torch.arange(len(dataset))
+        """Units that get a reward of their own: samples, or prompts if the policy completes them.
+
+        Returns:
+            The first sample of each unit, and the unit of each sample.
+        """
         groups: Tensor | None = getattr(dataset, "groups", None)
         if self.source == "demonstrations" or groups is None:
-            return everything, everything
-        return first_of_each(groups)
+            samples = torch.arange(len(dataset))
+            return samples, samples
+        return first_of_each_group(groups)
 
     def _score(
-        self, dataset: Any, rows: Tensor, trainer: Trainer, pl_module: LightningModule
+        self, dataset: Any, index: Tensor, trainer: Trainer, pl_module: LightningModule
     ) -> Tensor:
-        """Rewards of some samples ``[B]``: the mean over a sample's completions that it has."""
-        times = self.samples
-        texts: list[dict[str, Any]] = [text for text in dataset.texts(rows) for _ in range(times)]
+        """Mean reward of each sample's completions ``[B]``, NaN where none applies."""
+        texts: list[dict[str, Any]] = [
+            text for text in dataset.texts(index) for _ in range(self.samples)
+        ]
         prompts = [text["prompt"] for text in texts]
         if self.source == "policy":
-            completions = _completed(prompts, trainer, pl_module)
+            completions = _complete(prompts, trainer, pl_module)
         else:
             completions = [text["completion"] for text in texts]
         names = {name for text in texts for name in text} - {"prompt", "completion"}
-        columns = {name: [text.get(name) for text in texts] for name in sorted(names)}
         rewards = checked_rewards(
             self.reward,
             prompts,
             completions,
-            columns,
-            names=rows.repeat_interleave(times).tolist(),
+            {name: [text.get(name) for text in texts] for name in sorted(names)},
+            names=index.repeat_interleave(self.samples).tolist(),
         )
-        found = torch.tensor(
-            [torch.nan if value is None else value for value in rewards], dtype=torch.float64
-        )
-        return found.view(-1, times).nanmean(1)
+        values = [torch.nan if reward is None else reward for reward in rewards]
+        return torch.tensor(values, dtype=torch.float64).view(-1, self.samples).nanmean(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """How often it has scored."""
+        """Number of refreshes."""
         return {"refreshes": self.refreshes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on; the sampler's own state holds the rewards."""
+        """Restore the number; the sampler's own state holds the rewards."""
         self.refreshes = int(state_dict["refreshes"])
         self._resumed = self.refreshes > 0
 
 
-def _completed(prompts: list[str], trainer: Trainer, pl_module: LightningModule) -> list[str]:
-    """The policy's completions, without dropout."""
+def _complete(prompts: list[str], trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    """Completions by the policy in evaluation mode."""
     module: Any = pl_module
     with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
         completions: list[str] = module.complete(prompts)

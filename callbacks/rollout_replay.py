@@ -1,4 +1,4 @@
-"""What a step's rollouts become: groups to be trained on again."""
+"""Storage of rollouts in the replay buffer."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RolloutReplay(Callback):
-    """Keeps each step's fresh groups for later steps, once the step is over.
+    """Adds the fresh groups of each step to the replay buffer after the step's last update.
 
-    Sun et al. (2025, arXiv:2506.05316), algorithm 1, line 6. Which groups are kept, and which are
-    drawn again, the replay itself says (``lit_adaptive.replay.RolloutBuffer``).
+    Sun et al. (2025, arXiv:2506.05316), algorithm 1, line 6. The buffer decides which groups it
+    keeps and which are replayed (``lit_adaptive.replay.RolloutBuffer``).
 
     Needs: ``data.replay`` and ``data.finished_step``.
-    Changes: the replay's contents; logs ``replay/*`` counts of what it did not keep.
+    Changes: the replay's contents; logs ``train/replay/*`` counts of the groups it did not keep.
     """
 
     needs = frozenset({"data.replay", "data.finished_step"})
@@ -31,13 +31,13 @@ class RolloutReplay(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Add the groups of a step that is over; all ranks hold the same."""
+        """Add the groups of a finished step, on every rank."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         step = data.finished_step
         if step is None:
             return
         data.replay.add(step.fresh)
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and trainer.global_step % interval == 0:
             counters = data.replay.counters
             pl_module.log_dict({f"train/replay/{n}": float(v) for n, v in counters.items()})

@@ -1,4 +1,4 @@
-"""What the sampler does, as numbers in the log."""
+"""Metrics of the sampler."""
 
 from typing import Any
 
@@ -6,29 +6,32 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks._ranks import gather_over_ranks
 from lit_adaptive.core.diagnostics import coverage, effective_sample_size, sampling_entropy
 
-_SHOWN = ("sampler/ess", "sampler/coverage")
+_IN_PROGRESS_BAR = ("sampler/ess", "sampler/coverage")
 
 
 class SamplingMonitor(Callback):
-    """Logs how unevenly the sampler draws, how old what it draws is, and what the weights cost.
+    """Logs the sampling distribution's concentration, the draws' staleness, and the weights.
 
-    Every so many steps: ``sampler/ess`` (of the law: as many equally likely items would draw as
-    evenly), ``sampler/entropy`` (1 is uniform), ``sampler/max_prob``, ``sampler/coverage`` (share
-    of the slots drawn at least once), ``sampler/unique`` (share of the batch that is not a
-    repetition), ``sampler/staleness`` (batches served between a draw and its use: 0 without worker
-    processes), ``is_weight/mean``, ``max`` and ``ess`` (as a share of the batch) and, with a
-    replay, ``replay/size``, ``age_mean`` and ``age_max`` (transitions since the item came).
-
-    ESS and coverage stand in the progress bar.
+    ``sampler/ess``: effective sample size of the distribution; ``sampler/entropy``, normalized (1:
+    uniform); ``sampler/max_prob``; ``sampler/coverage``: fraction of the samples drawn at least
+    once; ``sampler/unique``: fraction of distinct samples in the batch; ``sampler/staleness``:
+    batches served between a draw and its use (0 without worker processes); ``is_weight/mean``,
+    ``max`` and ``ess`` (as a fraction of the batch); with a replay ``replay/size``, ``age_mean``
+    and ``age_max`` (in transitions added since). ESS and coverage stand in the progress bar.
 
     Needs: ``data.sampler``; ``data.staleness``; ``batch.index``; ``batch.weight``.
     Changes: nothing.
 
     Args:
-        every_n_steps: optimizer steps between two measurements, above 0; by default ten times the
-            trainer's ``log_every_n_steps``. It is O(N), and rounded up to steps that are logged.
+        every_n_steps: optimizer steps between two measurements, above 0, rounded up to steps that
+            are logged; by default ten times the trainer's ``log_every_n_steps``. A measurement is
+            O(N).
+
+    Raises:
+        ValueError: if ``every_n_steps`` is out of range.
     """
 
     needs = frozenset({"data.sampler", "data.staleness", "batch.index", "batch.weight"})
@@ -48,31 +51,33 @@ class SamplingMonitor(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Count the draws; measure when it is time."""
+        """Record the draws; measure if it is due."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        # What a selector cut away was drawn too; and it cuts more here and less on another rank.
+        # The full batch before a selector: it was drawn, and its size is equal on every rank.
         index: Tensor = batch.get("scored", batch)["index"].cpu()
         if len(self._drawn) != data.sampler.size:
             self._drawn = torch.zeros(data.sampler.size, dtype=torch.bool)
-        self._drawn[_of_all_ranks(index, trainer, pl_module)] = True
-        logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not logged:
+        gathered = gather_over_ranks({"index": index}, trainer, pl_module)
+        self._drawn[gathered["index"].cpu()] = True
+        log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not log_interval:
             return
-        wanted = self.every_n_steps or 10 * logged
-        every = logged * max(1, -(-wanted // logged))
-        if trainer.global_step % every == 0:
-            found = self._measure(data, index, batch["weight"].detach().cpu())
-            for name, value in found.items():
-                pl_module.log(name, value, prog_bar=name in _SHOWN, batch_size=len(index))
+        interval = self.every_n_steps or 10 * log_interval
+        if trainer.global_step % (log_interval * -(-interval // log_interval)) == 0:
+            metrics = self._measure(data, index, batch["weight"].detach().cpu())
+            for name, value in metrics.items():
+                in_bar = name in _IN_PROGRESS_BAR
+                pl_module.log(name, value, prog_bar=in_bar, batch_size=len(index))
 
     def _measure(self, data: Any, index: Tensor, weight: Tensor) -> dict[str, float]:
-        law: Tensor = data.sampler.probabilities()
-        possible = law[law > 0]
-        found = {
-            "sampler/ess": float(effective_sample_size(possible)),
-            "sampler/entropy": float(sampling_entropy(possible, normalized=True)),
-            "sampler/max_prob": float(possible.max()),
-            "sampler/coverage": coverage(self._drawn[(law > 0).cpu()]),
+        probability: Tensor = data.sampler.probabilities()
+        drawable = probability > 0
+        positive = probability[drawable]
+        metrics = {
+            "sampler/ess": float(effective_sample_size(positive)),
+            "sampler/entropy": float(sampling_entropy(positive, normalized=True)),
+            "sampler/max_prob": float(positive.max()),
+            "sampler/coverage": coverage(self._drawn[drawable.cpu()]),
             "sampler/unique": len(set(index.tolist())) / len(index),
             "sampler/staleness": float(data.staleness),
             "is_weight/mean": float(weight.mean()),
@@ -82,25 +87,17 @@ class SamplingMonitor(Callback):
         replay: Any = getattr(data, "replay", None)
         if replay is not None:
             age: Tensor = replay.age(index).double()
-            found |= {
+            metrics |= {
                 "replay/size": float(len(replay)),
                 "replay/age_mean": float(age.mean()),
                 "replay/age_max": float(age.max()),
             }
-        return found
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Which slots were drawn."""
+        """Which samples have been drawn."""
         return {"drawn": self._drawn.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore which samples have been drawn."""
         self._drawn = state_dict["drawn"].clone()
-
-
-def _of_all_ranks(index: Tensor, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-    if trainer.world_size == 1:
-        return index
-    gather_over_ranks: Any = pl_module.all_gather(index)
-    everyone: Tensor = gather_over_ranks.flatten().cpu()
-    return everyone

@@ -1,39 +1,45 @@
-"""Before policy gradients: some plain fine-tuning, so that there is something to reward."""
+"""Supervised fine-tuning before a policy-gradient run."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import BatchSampler, RandomSampler
 
-from callbacks._shared import private_rng
-from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 from lit_adaptive.modules.language_model import read
-from lit_adaptive.modules.optimization import adamw, learning_rate_schedule
 
-_STREAM = 7
+_STREAM = 7  # of random numbers, beside those of the datamodule
+_CLIP_NORM = 1.0
 
 
 class SupervisedWarmup(Callback):
-    """Fine-tunes the policy on demonstrations before the first step of a run that begins.
+    """Fine-tunes the policy on demonstrations before the first step of a new run.
 
-    A model that never answers rightly learns nothing from rewards. Every rank takes the same
-    batches, so all stay equal. A resumed run is not warmed up again, nor is a test.
+    A model that never succeeds learns nothing from rewards. The warm-up runs outside the trainer's
+    loop, so that it does not count as optimizer steps and leaves no optimizer state behind. All
+    ranks train on the same batches, so the models stay equal. A resumed run is not warmed up again;
+    a run that dies during the warm-up has no checkpoint yet and starts anew.
+
+    For a warm-up with its own datamodule, metrics and checkpoints train
+    ``lit_adaptive.modules.IWSFT`` and pass its checkpoint as ``weights`` of the policy.
 
     Needs: ``data.tokenizer`` and ``model.sample`` (a policy).
     Changes: the policy's weights, before training; nothing afterwards.
 
     Args:
-        dataset: of ``prompt`` and ``completion``, as ``DemonstrationDataset`` reads them; by
-            default none, and nothing happens.
+        dataset: demonstrations with ``prompt`` and ``completion``, as ``DemonstrationDataset``
+            reads them; by default None, which disables the warm-up.
         steps: optimizer steps, at least 0.
-        batch_size: demonstrations of a step, above 0.
-        learning_rate: of AdamW, above 0; it falls to 0 in a line.
-        chat: put prompts and completions into the chat template.
+        batch_size: demonstrations per step, above 0.
+        learning_rate: initial learning rate of AdamW, above 0; it falls linearly to 0.
+        chat: whether to render prompts and completions with the chat template.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     needs = frozenset({"data.tokenizer", "model.sample"})
@@ -61,34 +67,34 @@ class SupervisedWarmup(Callback):
         self.learning_rate, self.chat = learning_rate, chat
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fine-tune, unless the run goes on from a checkpoint."""
-        if self.dataset is None or trainer.global_step > 0 or trainer.fit_loop.restarting:
+        """Fine-tune, unless the run resumes from a checkpoint."""
+        resumed = trainer.global_step > 0 or trainer.fit_loop.restarting
+        if self.dataset is None or self.steps == 0 or resumed:
             return
-        data, model = trainer.datamodule, pl_module  # type: ignore[attr-defined]
-        shown = DemonstrationDataset(self.dataset, data.tokenizer, chat=self.chat)
-        with (
-            private_rng(derive_seed(data.seed, _STREAM)),
-            trainer.precision_plugin.forward_context(),
-        ):
-            loss = self._fine_tune(shown, model, trainer)
-        rank_zero_info(f"warm-up: {self.steps} steps on {shown.source}, loss {loss:.3f}")
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        demonstrations = DemonstrationDataset(self.dataset, data.tokenizer, chat=self.chat)
+        with isolate_rng(), trainer.precision_plugin.forward_context():
+            reseed(derive_seed(data.seed, _STREAM))
+            loss = self._fine_tune(demonstrations, pl_module, trainer)
+        rank_zero_info(f"warm-up: {self.steps} steps on {demonstrations.source}, loss {loss:.3f}")
 
-    def _fine_tune(self, shown: DemonstrationDataset, model: Any, trainer: Trainer) -> float:
+    def _fine_tune(
+        self, demonstrations: DemonstrationDataset, model: Any, trainer: Trainer
+    ) -> float:
+        """Minimize the mean negative log-likelihood per token; returns the last batch's."""
         parameters = [each for each in model.policy.parameters() if each.requires_grad]
-        optimizer = adamw(parameters, self.learning_rate, 0.0, (0.9, 0.999), fused=False)
-        falling = learning_rate_schedule(optimizer, "linear", 0.0, self.steps)
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=self.steps)
+        order = RandomSampler(demonstrations, num_samples=self.steps * self.batch_size)
         loss = torch.zeros(())
-        order = torch.empty(0, dtype=torch.int64)
-        for _ in range(self.steps):
-            while len(order) < self.batch_size:
-                order = torch.cat([order, torch.randperm(len(shown))])
-            index, order = order[: self.batch_size], order[self.batch_size :]
-            batch: Any = trainer.strategy.batch_to_device(shown.gather(index))
+        for index in BatchSampler(order, self.batch_size, drop_last=True):
+            cpu_batch = demonstrations.gather(torch.tensor(index))
+            batch: Any = trainer.strategy.batch_to_device(cpu_batch)
             loss = -read(model.policy, batch)[0].log_prob.mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
             optimizer.step()
-            falling.step()
+            scheduler.step()
         optimizer.zero_grad()
         return float(loss.detach())

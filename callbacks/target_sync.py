@@ -1,4 +1,4 @@
-"""The target network follows the online one."""
+"""Updates of the target network."""
 
 from typing import Any
 
@@ -8,17 +8,20 @@ from torch import Tensor
 
 
 class TargetSync(Callback):
-    """Copies the online network into the target every so many steps, or a little of it each time.
+    """Copies the online network into the target network, or moves the target towards it.
 
-    Mnih et al. (2015) copy it whole every 10,000 updates; Lillicrap et al. (2016) move it by
-    ``tau = 0.001`` at each. Steps are the optimizer's, so accumulation and resuming change nothing.
+    Mnih et al. (2015) copy every 10,000 updates; Lillicrap et al. (2016) move by ``tau = 0.001`` at
+    each update. Steps are optimizer steps, so gradient accumulation does not change the interval.
 
-    Needs: ``model.target_net`` beside ``q_net``, of the same shape.
+    Needs: ``model.target_net`` beside ``q_net``, of the same architecture.
     Changes: the target network's parameters and buffers (``duty.target_sync``).
 
     Args:
-        every_n_steps: optimizer steps between two syncs, above 0.
-        tau: how far the target moves, in (0, 1]; 1 copies.
+        every_n_steps: optimizer steps between two updates of the target, above 0.
+        tau: step size of the target towards the online network, in (0, 1]; 1 copies.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     needs = frozenset({"model.target_net"})
@@ -28,14 +31,14 @@ class TargetSync(Callback):
         if every_n_steps <= 0:
             raise ValueError(f"every_n_steps is {every_n_steps}; it must be above 0")
         if not 0 < tau <= 1:
-            raise ValueError(f"tau is {tau}; it must lie in (0, 1] (1 copies the network whole)")
+            raise ValueError(f"tau is {tau}; it must lie in (0, 1] (1 copies the network)")
         self.every_n_steps = every_n_steps
         self.tau = tau
-        self._synced_at = 0
+        self._last_sync = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run has done the sync of the step it was saved at."""
-        self._synced_at = trainer.global_step
+        """Note that the checkpoint of a resumed run includes the update of its step."""
+        self._last_sync = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -46,22 +49,22 @@ class TargetSync(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Sync, once for each optimizer step that is due."""
+        """Update the target once per optimizer step at which it is due."""
         step = trainer.global_step
-        if step == self._synced_at or step % self.every_n_steps:
+        if step == self._last_sync or step % self.every_n_steps:
             return
-        self._synced_at = step
+        self._last_sync = step
         online: Any = pl_module.q_net
         target: Any = pl_module.target_net
-        ours, theirs = list(target.parameters()), list(online.parameters())
-        if self.tau == 1:
-            _copy(ours, theirs)
+        _move(target.parameters(), online.parameters(), self.tau)
+        _move(target.buffers(), online.buffers(), 1.0)
+
+
+def _move(target: Any, source: Any, tau: float) -> None:
+    """Move each target tensor towards its source; 1 copies exactly, integers too."""
+    pair: tuple[Tensor, Tensor]
+    for pair in zip(target, source, strict=True):
+        if tau == 1:
+            pair[0].copy_(pair[1])
         else:
-            for own, other in zip(ours, theirs, strict=True):
-                own.lerp_(other, self.tau)
-        _copy(list(target.buffers()), list(online.buffers()))
-
-
-def _copy(into: list[Tensor], source: list[Tensor]) -> None:
-    for ours, theirs in zip(into, source, strict=True):
-        ours.copy_(theirs)
+            pair[0].lerp_(pair[1], tau)

@@ -1,4 +1,4 @@
-"""Experience comes in while the model trains."""
+"""Collection of transitions while the model trains."""
 
 from typing import Any
 
@@ -11,22 +11,29 @@ from lit_adaptive.rollout.environments.streams import EnvironmentStreams, Step, 
 
 
 class TransitionCollector(Callback):
-    """Steps the environments with the model's ε-greedy policy and adds what happened to the replay.
+    """Steps the environments with the model's ε-greedy policy and adds transitions to the replay.
 
-    Under several ranks each steps its share of the environments, all transitions are gathered, and
-    every rank adds all of them: one replay, the same everywhere. A resumed run goes on in the
-    middle of the episodes it was in (see ``lit_adaptive.rollout.environments.streams``).
+    Each rank steps an equal share of the environments; the transitions of all ranks are gathered
+    and added on every rank, so the replays stay equal. A resumed run continues inside the episodes
+    it was in (see ``lit_adaptive.rollout.environments.streams``).
 
     Needs: ``data.replay`` and ``data.make_environment``; the module acts (``model.act``).
-    Changes: the replay: new transitions come in, the oldest go (``duty.collect``).
+    Changes: the replay: adds new transitions, which replace the oldest (``duty.collect``).
 
     Args:
-        transitions_per_batch: new transitions for each training batch; DQN has 4.
-        warmup: transitions collected at random before the first batch, at least one batch.
-        epsilon_start: share of random actions at first, in [0, 1].
-        epsilon_end: and after ``epsilon_transitions``.
-        epsilon_transitions: transitions over which it falls linearly.
-        vectorization: ``sync`` steps environments in turn, ``async`` in a process each.
+        transitions_per_batch: mean number of new transitions per training batch, above 0; DQN uses
+            4. Environments step together: a remainder is carried over to the next batches.
+        warmup: transitions collected with random actions before the first batch; at least one
+            global batch is collected.
+        epsilon_start: probability of a random action at the start, in [0, 1].
+        epsilon_end: probability of a random action after ``epsilon_transitions``, in [0, 1].
+        epsilon_transitions: number of transitions over which epsilon changes linearly, above 0.
+        vectorization: ``sync`` steps the environments one after another, ``async`` in a process
+            each.
+
+    Raises:
+        ValueError: if an argument is out of range, the environments cannot be divided among the
+            ranks, or the warm-up exceeds the replay's capacity.
     """
 
     needs = frozenset({"data.replay", "data.make_environment", "model.act"})
@@ -42,10 +49,12 @@ class TransitionCollector(Callback):
         vectorization: Vectorization = "sync",
     ) -> None:
         if transitions_per_batch <= 0:
-            raise ValueError(f"transitions_per_batch is {transitions_per_batch}; must be above 0")
-        for name, share in (("epsilon_start", epsilon_start), ("epsilon_end", epsilon_end)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share}; a share of random actions lies in [0, 1]")
+            raise ValueError(
+                f"transitions_per_batch is {transitions_per_batch}; it must be above 0"
+            )
+        for name, value in (("epsilon_start", epsilon_start), ("epsilon_end", epsilon_end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; a probability lies in [0, 1]")
         if epsilon_transitions <= 0:
             raise ValueError(f"epsilon_transitions is {epsilon_transitions}; it must be above 0")
         self.transitions_per_batch = transitions_per_batch
@@ -56,15 +65,15 @@ class TransitionCollector(Callback):
         self.vectorization: Vectorization = vectorization
         self.generator = torch.Generator()
         self.collected = 0
-        self._owed = 0.0
+        self._due = 0.0  # transitions not yet collected for the batches so far
         self._streams: EnvironmentStreams | None = None
         self._restored: dict[str, Any] | None = None
-        self._return = torch.zeros(0, dtype=torch.float64)
-        self._finished: list[float] = []
+        self._return = torch.zeros(0, dtype=torch.float64)  # of the running episodes
+        self._finished: list[float] = []  # returns of episodes since the last log
 
     @property
     def epsilon(self) -> float:
-        """Share of random actions now."""
+        """Current probability of a random action."""
         return linear_schedule(
             self.collected,
             start=self.epsilon_start,
@@ -73,7 +82,7 @@ class TransitionCollector(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the environments, or bring them back; fill the replay up to ``warmup``."""
+        """Start or restore the environments, and fill the replay up to ``warmup``."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         total = data.num_environments
         if total % trainer.world_size:
@@ -81,10 +90,12 @@ class TransitionCollector(Callback):
                 f"num_environments is {total} and there are {trainer.world_size} ranks; each rank "
                 "steps an equal share: choose a multiple of the number of ranks"
             )
-        if max(self.warmup, data.batch_size * trainer.world_size) > data.replay.capacity:
+        global_batch = data.batch_size * trainer.world_size
+        minimum = max(self.warmup, global_batch)
+        if minimum > data.replay.capacity:
             raise ValueError(
-                f"warmup is {self.warmup}, a global batch {data.batch_size * trainer.world_size}; "
-                f"both must fit into the replay's capacity of {data.replay.capacity}"
+                f"warmup is {self.warmup} and a global batch {global_batch}; both must fit into "
+                f"the replay's capacity of {data.replay.capacity}"
             )
         if self._streams is not None:
             self._streams.close()
@@ -101,8 +112,7 @@ class TransitionCollector(Callback):
         else:
             self._restore(self._restored)
             self._restored = None
-        enough = max(self.warmup, data.batch_size * trainer.world_size)
-        while len(data.replay) < enough:
+        while len(data.replay) < minimum:
             self._step(trainer, pl_module, epsilon=1.0)
 
     def on_train_batch_end(
@@ -113,28 +123,28 @@ class TransitionCollector(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Collect what this batch owes."""
+        """Collect the transitions that are due."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._owed += self.transitions_per_batch
-        while self._owed >= data.num_environments:
-            self._owed -= data.num_environments
+        self._due += self.transitions_per_batch
+        while self._due >= data.num_environments:
+            self._due -= data.num_environments
             self._step(trainer, pl_module, epsilon=self.epsilon)
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or trainer.global_step % every:
+        log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not log_interval or trainer.global_step % log_interval:
             return
-        found = {"train/epsilon": self.epsilon, "train/transitions": float(self.collected)}
+        metrics = {"train/epsilon": self.epsilon, "train/transitions": float(self.collected)}
         if self._finished:
-            found["train/return"] = sum(self._finished) / len(self._finished)
+            metrics["train/return"] = sum(self._finished) / len(self._finished)
             self._finished.clear()
-        pl_module.log_dict(found)
+        pl_module.log_dict(metrics)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, *, epsilon: float) -> None:
-        """One step of every environment on every rank."""
-        assert self._streams is not None  # made in on_train_start
+        """Step every environment of every rank once."""
+        assert self._streams is not None  # set in on_train_start
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        own = self._explore(pl_module, data, epsilon)
-        step = self._streams.step(own)
-        action, step = _from_all_ranks(pl_module, trainer.world_size, own, step)
+        local_action = self._explore(pl_module, data, epsilon)
+        local_step = self._streams.step(local_action)
+        action, step = _gather_streams(pl_module, trainer.world_size, local_action, local_step)
         data.replay.add(
             step.observation,
             action,
@@ -152,29 +162,28 @@ class TransitionCollector(Callback):
             self._return[ended] = 0.0
 
     def _explore(self, pl_module: LightningModule, data: Any, epsilon: float) -> Tensor:
-        """ε-greedy actions ``[n]`` for this rank's streams.
+        """ε-greedy actions ``[n]`` of this rank's streams.
 
-        The dice are thrown for all streams on every rank, so that the generators stay equal.
+        Every rank draws the random numbers of all streams, so that the generators stay equal.
         """
         assert self._streams is not None
         total, streams = self._streams.total, self._streams.streams
-        dice = torch.rand(total, generator=self.generator)[streams]
-        chance = torch.randint(int(data.action_space.n), (total,), generator=self.generator)[
-            streams
-        ]
+        uniform = torch.rand(total, generator=self.generator)[streams]
+        actions = int(data.action_space.n)
+        random_action = torch.randint(actions, (total,), generator=self.generator)[streams]
         if epsilon >= 1:
-            return chance
+            return random_action
         act: Any = pl_module.act
         greedy: Tensor = act(self._streams.observation)
-        return torch.where(dice < epsilon, chance, greedy.cpu())
+        return torch.where(uniform < epsilon, random_action, greedy.cpu())
 
     def state_dict(self) -> dict[str, Any]:
-        """Environments, exploration and counters; equal on every rank."""
+        """Environments, generator and counters; equal on every rank."""
         if self._streams is None:
             return self._restored or {}
         return {
             "collected": self.collected,
-            "owed": self._owed,
+            "due": self._due,
             "generator": self.generator.get_state(),
             "return": self._return.clone(),
             "finished": list(self._finished),
@@ -182,39 +191,39 @@ class TransitionCollector(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the environments are there."""
+        """Keep the state until the environments are started."""
         self._restored = state_dict or None
 
     def _restore(self, state: dict[str, Any]) -> None:
         assert self._streams is not None
         self._streams.load_state_dict(state["streams"])
         self.generator.set_state(state["generator"])
-        self.collected, self._owed = state["collected"], state["owed"]
+        self.collected, self._due = state["collected"], state["due"]
         self._return, self._finished = state["return"].clone(), list(state["finished"])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the environments; what they were stays restorable."""
+        """Close the environments; a later fit restores them."""
         if self._streams is not None:
             self._restored = self.state_dict()
             self._streams.close()
             self._streams = None
 
 
-def _from_all_ranks(
+def _gather_streams(
     pl_module: LightningModule, world_size: int, action: Tensor, step: Step
 ) -> tuple[Tensor, Step]:
-    """Every rank's transitions in the order of the streams (rank r owns r, r + W, ...)."""
+    """Transitions of all ranks in the order of the streams (rank r steps r, r + W, ...)."""
     if world_size == 1:
         return action, step
     parts = {"action": action, **step._asdict()}
-    # Gloo gathers no booleans.
+    # Gloo cannot gather booleans.
     sent = {
         key: part.to(torch.uint8) if part.dtype == torch.bool else part
         for key, part in parts.items()
     }
-    gather_over_ranks: Any = pl_module.all_gather(sent)
+    gathered: Any = pl_module.all_gather(sent)
     ordered = {
-        key: gather_over_ranks[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)
+        key: gathered[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)
         for key, part in parts.items()
     }
     return ordered.pop("action"), Step(**ordered)

@@ -1,9 +1,8 @@
-"""What is shown of a step is what happened in it; each step once, however often one resumes."""
+"""CompletionTable shows each step as it was, and once, also after resuming."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks import completion_table
-from callbacks.completion_table import CompletionTable, chosen, shown
+from callbacks._run_files import write_jsonl
+from callbacks.completion_table import CompletionTable, render_table, select_completions
 from callbacks.rollout_replay import RolloutReplay
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
@@ -37,7 +37,7 @@ pytestmark = [
 
 
 class Digits(Reward):
-    """The share of digits; does not apply to what begins with a capital."""
+    """The fraction of digits; does not apply to completions that begin with a capital."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
         return [
@@ -47,17 +47,19 @@ class Digits(Reward):
 
 
 class Same(Reward):
+    """The same reward for every completion."""
+
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
         return [0.5] * len(completions)
 
 
 def data(**options: Any) -> RolloutDataModule:
-    given = {"steps_per_epoch": 4, "minibatches": 2, "batch_size": 3}
-    given["rewards"] = Scorer([options.pop("reward", Digits())], workers=0)
+    defaults = {"steps_per_epoch": 4, "minibatches": 2, "batch_size": 3}
+    defaults["rewards"] = Scorer([options.pop("reward", Digits())], workers=0)
     return RolloutDataModule(
         PromptDataset(Arithmetic("train", size=64, digits=1), columns=["answer"]),
         val_dataset=PromptDataset(Arithmetic("validation", size=2, digits=1)),
-        group_size=4, sampling=SamplingParams(max_new_tokens=5), **given | options,
+        group_size=4, sampling=SamplingParams(max_new_tokens=5), **defaults | options,
     )  # fmt: skip
 
 
@@ -66,8 +68,8 @@ def module() -> GRPO:
     return GRPO(model, optimization=Optimization(learning_rate=1e-3), max_new_tokens=0)
 
 
-class Witness(Callback):
-    """Keeps every step that was over."""
+class StepRecorder(Callback):
+    """Keeps every finished step."""
 
     def __init__(self) -> None:
         self.steps: dict[int, Any] = {}
@@ -82,11 +84,15 @@ def fit(
     folder: Path, *callbacks: Callback, source: Any = None, resume: Any = None, **options: Any
 ) -> Trainer:
     seed_everything(3, verbose=False)
-    given = {"max_epochs": 2, "logger": False, "log_every_n_steps": 1, "accelerator": "cpu"}
-    given |= {"enable_progress_bar": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    defaults = {"max_epochs": 2, "logger": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+    defaults |= {
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "limit_val_batches": 0,
+    }
     trainer = Trainer(
         callbacks=[*callbacks], enable_model_summary=False, default_root_dir=folder,
-        **given | options,
+        **defaults | options,
     )  # fmt: skip
     trainer.fit(module(), source or data(), ckpt_path=resume, weights_only=True)
     return trainer
@@ -98,33 +104,33 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def quiet(**options: Any) -> CompletionTable:
-    given = {"every_n_steps": 3, "rows": 4, "terminal": False, "columns": ["answer"]}
-    return CompletionTable(**given | options)
+    defaults = {"every_n_steps": 3, "rows": 4, "terminal": False, "columns": ["answer"]}
+    return CompletionTable(**defaults | options)
 
 
-# What is shown ------------------------------------------------------------------------------------
+# Rows ---------------------------------------------------------------------------------------------
 
 
 def test_every_third_step_is_written_as_it_was(tmp_path: Path, monkeypatch: Any) -> None:
-    seen, source, seeds = Witness(), data(), set[int]()
+    seen, source, seeds = StepRecorder(), data(), set[int]()
 
-    def noted(groups: RolloutGroups, count: int, seed: int) -> dict[int, str]:
+    def recorded(groups: RolloutGroups, count: int, seed: int) -> dict[int, str]:
         seeds.add(seed)
-        return chosen(groups, count, seed)
+        return select_completions(groups, count, seed)
 
-    monkeypatch.setattr(completion_table, "chosen", noted)
+    monkeypatch.setattr(completion_table, "select_completions", recorded)
     fit(tmp_path, quiet(), seen, source=source)
-    assert len(seeds) == 3  # each step's random ones are others
-    found = lines(tmp_path)
-    assert [row["step"] for row in found] == [0] * 4 + [3] * 4 + [6] * 4
+    assert len(seeds) == 3  # the random choice differs between steps
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [0] * 4 + [3] * 4 + [6] * 4
     assert sorted(seen.steps) == [*range(8)]
-    for row in found:
+    for row in rows:
         groups: RolloutGroups = seen.steps[row["step"]].groups
         texts = source.dataset.decoded(groups.tokens.split(groups.lengths.tolist()))
-        asked = source.texts(groups.prompt[groups.group])
+        prompts = source.texts(groups.prompt[groups.group])
         same = [
             n for n in range(groups.rollouts)
-            if (texts[n], asked[n]["prompt"]) == (row["completion"], row["prompt"])
+            if (texts[n], prompts[n]["prompt"]) == (row["completion"], row["prompt"])
         ]  # fmt: skip
         assert same, row
         n = same[0]
@@ -133,45 +139,45 @@ def test_every_third_step_is_written_as_it_was(tmp_path: Path, monkeypatch: Any)
         assert row["advantage"] == pytest.approx(float(groups.advantage[n]), abs=1e-6)
         assert row["length"] == int(groups.lengths[n])
         assert row["finish"] == ("stop" if bool(groups.stopped[n]) else "length")
-        assert (row["answer"], row["id"]) == (asked[n]["answer"], asked[n]["prompt"][:-1] + "#0")
+        assert (row["answer"], row["id"]) == (
+            prompts[n]["answer"], prompts[n]["prompt"][:-1] + "#0",
+        )  # fmt: skip
         assert (row["origin"], row["age"]) == ("fresh", 0)
     for number in (0, 3, 6):
-        best, worst, *others = [row for row in found if row["step"] == number]
-        judged = seen.steps[number].groups.reward
-        judged = judged[~judged.isnan()]
-        assert best["reward"] == pytest.approx(float(judged.max()), abs=1e-6)
-        assert worst["reward"] == pytest.approx(float(judged.min()), abs=1e-6)
-        assert [row["chosen"] for row in (best, worst, *others)] == (
+        best, worst, *random = [row for row in rows if row["step"] == number]
+        reward = seen.steps[number].groups.reward
+        reward = reward[~reward.isnan()]
+        assert best["reward"] == pytest.approx(float(reward.max()), abs=1e-6)
+        assert worst["reward"] == pytest.approx(float(reward.min()), abs=1e-6)
+        assert [row["choice"] for row in (best, worst, *random)] == (
             ["best", "worst", "random", "random"]
         )
 
 
-def test_replayed_completions_have_their_age(tmp_path: Path) -> None:
+def test_replayed_completions_show_their_age(tmp_path: Path) -> None:
     source = data(replay=RolloutBuffer(capacity=64), replay_fraction=0.5, batch_size=4)
-    fit(tmp_path, quiet(rows=16, every_n_steps=1), RolloutReplay(), Witness(), source=source)
-    found = lines(tmp_path)
+    fit(tmp_path, quiet(rows=16, every_n_steps=1), RolloutReplay(), StepRecorder(), source=source)
+    rows = lines(tmp_path)
     ages = {"fresh": set[int](), "replayed": set[int]()}
-    for row in found:
+    for row in rows:
         ages[row["origin"]].add(row["age"])
     assert ages["fresh"] == {0}
     assert ages["replayed"] >= {1, 2}
     assert 0 not in ages["replayed"]
-    assert sum(row["origin"] == "replayed" for row in found if row["step"] == 7) == 8
+    assert sum(row["origin"] == "replayed" for row in rows if row["step"] == 7) == 8
 
 
-def test_a_step_that_taught_nothing_shows_what_was_left_out(tmp_path: Path) -> None:
+def test_a_step_without_training_shows_the_completions_left_out(tmp_path: Path) -> None:
     fit(tmp_path, quiet(), source=data(reward=Same(), drop_uninformative=True))
     assert {row["origin"] for row in lines(tmp_path)} == {"left out"}
     assert {row["reward"] for row in lines(tmp_path)} == {0.5}
-    assert {row["chosen"] for row in lines(tmp_path)} == {"random"}  # neither best nor worst
+    assert {row["choice"] for row in lines(tmp_path)} == {"random"}  # neither best nor worst
 
 
-def test_the_table_changes_nothing_and_the_choice_follows_from_seed_and_step(
-    tmp_path: Path,
-) -> None:
+def test_the_table_changes_nothing_and_equal_runs_show_equal_rows(tmp_path: Path) -> None:
     runs: dict[str, Any] = {}
     for name, callbacks in (
-        ("without", []), ("one", [quiet()]), ("again", [quiet()]), ("other", [quiet(seed=1)])
+        ("without", []), ("one", [quiet()]), ("again", [quiet()])
     ):  # fmt: skip
         trainer = fit(tmp_path / name, *callbacks)
         runs[name] = trainer.lightning_module.state_dict()
@@ -179,7 +185,6 @@ def test_the_table_changes_nothing_and_the_choice_follows_from_seed_and_step(
         for key, value in state.items():
             assert value.equal(runs["without"][key]), (name, key)
     assert lines(tmp_path / "one") == lines(tmp_path / "again")
-    assert lines(tmp_path / "one") != lines(tmp_path / "other")
 
 
 def groups(reward: list[float], demonstration: list[bool] | None = None) -> RolloutGroups:
@@ -202,15 +207,17 @@ numbers = st.sampled_from([0.0, 0.5, 1.0, float("nan")])
 
 
 @given(st.lists(st.tuples(numbers, st.booleans()), min_size=1, max_size=9), st.integers(1, 9))
-def test_best_worst_and_others_are_those_a_loop_finds(
+def test_best_worst_and_random_are_those_of_a_plain_loop(
     rollouts: list[tuple[float, bool]], count: int
 ) -> None:
-    picked = chosen(groups([r for r, _ in rollouts], [d for _, d in rollouts]), count, 7)
-    own = [n for n, (_, shown_how) in enumerate(rollouts) if not shown_how]
-    assert len(picked) == min(count, len(own))
-    assert set(picked) <= set(own)
+    selected = select_completions(
+        groups([r for r, _ in rollouts], [d for _, d in rollouts]), count, 7
+    )
+    sampled = [n for n, (_, demonstration) in enumerate(rollouts) if not demonstration]
+    assert len(selected) == min(count, len(sampled))
+    assert set(selected) <= set(sampled)
     best = worst = None
-    for n in own:
+    for n in sampled:
         reward = rollouts[n][0]
         if reward == reward:
             best = n if best is None or reward > rollouts[best][0] else best
@@ -218,17 +225,17 @@ def test_best_worst_and_others_are_those_a_loop_finds(
     expected = []
     if best is not None and worst is not None and rollouts[best][0] > rollouts[worst][0]:
         expected = [(best, "best"), (worst, "worst")][:count]
-    assert [*picked.items()][: len(expected)] == expected
-    assert {*[*picked.values()][len(expected) :]} <= {"random"}
+    assert [*selected.items()][: len(expected)] == expected
+    assert {*[*selected.values()][len(expected) :]} <= {"random"}
 
 
-def test_every_completion_comes_up_among_the_random_ones() -> None:
+def test_every_completion_can_be_selected_at_random() -> None:
     some = groups([1.0, 0.0, 0.5, 0.5, 0.5])
-    third = {[*chosen(some, 3, seed)][2] for seed in range(60)}
+    third = {[*select_completions(some, 3, seed)][2] for seed in range(60)}
     assert third == {2, 3, 4}
 
 
-# Resuming -----------------------------------------------------------------------------------------
+# Resumption ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("minibatch", [6, 7])  # at the end of a step, and in the middle of one
@@ -242,21 +249,21 @@ def test_a_resumed_run_ends_with_the_file_of_the_uninterrupted_one(
     save = ModelCheckpoint(first, every_n_train_steps=minibatch, save_top_k=-1)
     fit(first, quiet(every_n_steps=1), save, enable_checkpointing=True, max_steps=13)
     with (first / "rollouts.jsonl").open("a") as file:
-        file.write('{"step": 1, "chosen": "be')  # the run died as it wrote
+        file.write('{"step": 1, "choice": "be')  # killed while writing
     saved = next(first.glob(f"*step={minibatch}.ckpt"))
     fit(second, quiet(every_n_steps=1), resume=saved)
     assert lines(second) == lines(whole)
     assert max(row["step"] for row in lines(whole)) == 7
 
 
-def test_lines_may_hold_any_character(tmp_path: Path) -> None:
+def test_rows_may_contain_any_character(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.jsonl"
     rows = [{"step": n, "completion": "a\u2028b\x85c\n\x1bé"} for n in range(4)]
-    completion_table._append(path, rows)
-    assert completion_table._lines_until(path, 2) == rows[:3]
+    write_jsonl(path, rows)
+    assert completion_table._rows_until(path, 2) == rows[:3]
 
 
-def test_a_run_from_the_start_forgets_what_lay_in_its_folder(tmp_path: Path) -> None:
+def test_a_new_run_empties_the_file_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text('{"step": 0}\n')
     callback = quiet()
     for _ in range(2):  # the same callback, too
@@ -264,14 +271,14 @@ def test_a_run_from_the_start_forgets_what_lay_in_its_folder(tmp_path: Path) -> 
         assert [row["step"] for row in lines(tmp_path)] == [0] * 4 + [3] * 4 + [6] * 4
 
 
-def test_fitting_on_with_the_same_parts_appends(tmp_path: Path) -> None:
+def test_a_second_fit_of_the_same_datamodule_appends(tmp_path: Path) -> None:
     source, callback = data(), quiet()
     fit(tmp_path, callback, source=source, max_epochs=1)
     fit(tmp_path, callback, source=source, max_epochs=1)
     assert [row["step"] for row in lines(tmp_path)] == [0] * 4 + [3] * 4 + [6] * 4
 
 
-def test_no_file_is_written_if_none_is_wanted(tmp_path: Path) -> None:
+def test_file_none_writes_no_file(tmp_path: Path) -> None:
     fit(tmp_path, quiet(file=None))
     assert not [*tmp_path.iterdir()]
 
@@ -279,52 +286,42 @@ def test_no_file_is_written_if_none_is_wanted(tmp_path: Path) -> None:
 # Terminal -----------------------------------------------------------------------------------------
 
 
-def row(**own: Any) -> dict[str, Any]:
-    names = ("step", "chosen", "id", "prompt", "completion", "reward", "advantage", "length")
-    given = dict.fromkeys((*names, "finish", "origin", "age"), 0)
-    return (
-        given
-        | {"step": 12, "chosen": "best", "prompt": "3+4=", "reward": None, "completion": "7"}
-        | own
-    )
+def row(**values: Any) -> dict[str, Any]:
+    names = ("step", "choice", "id", "prompt", "completion", "reward", "advantage", "length")
+    zeros = dict.fromkeys((*names, "finish", "origin", "age"), 0)
+    defaults = {"step": 12, "choice": "best", "prompt": "3+4=", "reward": None, "completion": "7"}
+    return zeros | defaults | values
 
 
-@pytest.fixture(params=[True, False], ids=["rich", "plain"])
-def rich(request: Any, monkeypatch: Any) -> Iterator[bool]:
-    if not request.param:
-        monkeypatch.setattr(completion_table, "find_spec", lambda name: None)
-        monkeypatch.setitem(sys.modules, "rich", None)  # an import would fail
+def test_control_characters_of_completions_are_escaped(monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    return request.param
-
-
-def test_what_a_model_writes_cannot_command_the_terminal(rich: bool) -> None:
-    text = shown([row(completion="a\x1b[2Jb\nc [bold]d[/] é", answer="7!")], ["answer"])
+    text = render_table([row(completion="a\x1b[2Jb\nc [bold]d[/] é", answer="7!")], ["answer"])
     assert r"a\x1b[2Jb\nc [bold]d[/] é" in text
     assert "\x1b" not in text
     assert "rollout step 12" in text
     assert "7!" in text
-    assert ("┃" in text) == rich
+    assert "┃" in text
 
 
-def test_long_texts_lose_their_middle(rich: bool) -> None:
-    text = shown([row(completion="x" * 300 + "MIDDLE" + "y" * 300)])
+def test_long_texts_lose_their_middle(monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = render_table([row(completion="x" * 300 + "MIDDLE" + "y" * 300)])
     assert "MIDDLE" not in text
     assert "[...]" in text
     assert 390 <= text.count("x") + text.count("y") <= 410
-    assert "-" in shown([row(reward=None)])
-    assert "0.3333" in shown([row(reward=1 / 3)])
+    assert "-" in render_table([row(reward=None)])
+    assert "0.3333" in render_table([row(reward=1 / 3)])
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_a_narrow_terminal_shows_all_of_it(monkeypatch: Any, width: int) -> None:
+def test_a_narrow_terminal_shows_the_whole_text(monkeypatch: Any, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    told = {"chosen": "random", "finish": "length", "origin": "replayed", "age": 12}
+    facts = {"choice": "random", "finish": "length", "origin": "replayed", "age": 12}
     numbers = {"length": 1024, "reward": 0.25, "advantage": -1.5}
-    own = row(prompt="é" * 130, completion="ü" * 210, answer="ö" * 90, **told, **numbers)
-    text = shown([own], ["answer"])
+    texts = {"prompt": "é" * 130, "completion": "ü" * 210, "answer": "ö" * 90}
+    text = render_table([row(**texts, **facts, **numbers)], ["answer"])
     assert max(map(len, text.splitlines())) <= width
-    assert [text.count(each) for each in "éüö"] == [130, 210, 90]
+    assert [text.count(letter) for letter in "éüö"] == [130, 210, 90]
     for whole in ("random", "reward 0.25", "advantage -1.5", "1024 tokens, length"):
         assert whole in text
     assert "replayed, age 12" in text
@@ -334,8 +331,8 @@ def test_tables_are_printed_beside_a_progress_bar_or_without_one(
     tmp_path: Path, capsys: Any
 ) -> None:
     class Bar(TQDMProgressBar):
-        def print(self, *told: Any, **_: Any) -> None:
-            print("bar:", *told)
+        def print(self, *values: Any, **_: Any) -> None:
+            print("bar:", *values)
 
     seen: list[str] = []
     for name, options in (
@@ -347,13 +344,13 @@ def test_tables_are_printed_beside_a_progress_bar_or_without_one(
         bars = [Bar(refresh_rate=rate)] if options else []
         fit(tmp_path / name, quiet(terminal=True), *bars, max_steps=2, **options)
         seen.append(capsys.readouterr().out)
-    assert all(each.count("rollout step 0") == 1 for each in seen)
-    assert ["bar:" in each for each in seen] == [False, True, False]
+    assert all(output.count("rollout step 0") == 1 for output in seen)
+    assert ["bar:" in output for output in seen] == [False, True, False]
 
 
 def test_a_terminal_without_the_characters_gets_question_marks(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="ascii"))
-    assert completion_table._printable("┃ é 7") == "? ? 7"
+    assert completion_table._encodable("┃ é 7") == "? ? 7"
 
 
 # Weights & Biases ---------------------------------------------------------------------------------
@@ -366,21 +363,23 @@ def test_wandb_keeps_the_rows_of_all_steps(tmp_path: Path, monkeypatch: Any) -> 
     callback = quiet(file=None)
     try:
         fit(tmp_path, callback, logger=logger)
-        table = callback._tables[logger.experiment.id]
+        table = callback._wandb_tables[logger.experiment.id]
         last = logger.experiment.summary["rollouts"]
     finally:
         wandb.finish()
-    assert [each[0] for each in table.data] == [0] * 4 + [3] * 4 + [6] * 4
+    assert [values[0] for values in table.data] == [0] * 4 + [3] * 4 + [6] * 4
     assert table.columns[-1] == "answer"
-    # On disk each step's rows lie in a part of their own, and the last names those before it.
+    # On disk each step has an increment of the table, and the last refers to those before it.
     parts = tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")
-    steps = sorted({r[0] for r in json.loads(part.read_text())["data"]} for part in parts)
-    assert [*map(list, steps)] == [[0], [3], [6]]
+    steps = sorted(
+        sorted({row[0] for row in json.loads(part.read_text())["data"]}) for part in parts
+    )
+    assert steps == [[0], [3], [6]]
     assert (last["increment_num"], len(last["previous_increments_paths"])) == (2, 2)
 
 
-class Elsewhere(WandbLogger):
-    """A WandbLogger whose run is a note of what it was told."""
+class OfflineLogger(WandbLogger):
+    """A WandbLogger without a run, which records the metrics."""
 
     def __init__(self, run: Any) -> None:
         self._run, self.logged = run, list[dict[str, Any]]()
@@ -393,19 +392,21 @@ class Elsewhere(WandbLogger):
         self.logged.append({**metrics, "rows": len(metrics["rollouts"].data), "step": step})
 
 
-def test_a_resumed_wandb_run_gets_no_step_twice_and_a_new_one_all_of_them() -> None:
+def test_a_resumed_wandb_run_gets_no_step_twice_and_a_new_run_gets_all() -> None:
     earlier = [row(step=n) for n in (0, 3)]
     for resumed, expected in ((True, [(9, 1)]), (False, [(6, 3), (9, 4)])):
         callback = CompletionTable()
-        callback._earlier = earlier
+        callback._earlier_rows = earlier
         run = SimpleNamespace(id="a", resumed=resumed, summary={"rollouts_step": 6})
-        logger = Elsewhere(run)
-        for number in (6, 9):  # 6 was logged before the run died, after its last checkpoint
-            callback._log(logger, [row(step=number)], number, 40)
-        assert [(each["rollouts_step"], each["rows"]) for each in logger.logged] == expected
+        logger = OfflineLogger(run)
+        for number in (6, 9):  # 6 was logged after the last checkpoint of the killed run
+            callback._log_to_wandb(logger, [row(step=number)], number, 40)
+        assert [
+            (metrics["rollouts_step"], metrics["rows"]) for metrics in logger.logged
+        ] == expected
 
 
-# Refusals -----------------------------------------------------------------------------------------
+# Validation ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -414,29 +415,30 @@ def test_a_resumed_wandb_run_gets_no_step_twice_and_a_new_one_all_of_them() -> N
         ({"every_n_steps": 0}, "every_n_steps is 0; it must be above 0"),
         ({"rows": -1}, "rows is -1; it must be above 0"),
         ({"file": "rollouts.csv"}, r"file is 'rollouts.csv'; it must end in .jsonl"),
-        ({"columns": ["age"]}, r"columns is \['age'\]; \['age'\] are the table's own"),
+        ({"columns": ["age"]}, r"columns is \['age'\]; the table always has \['age'\]"),
     ],
 )
-def test_options_out_of_range_are_named(options: dict[str, Any], words: str) -> None:
+def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CompletionTable(**options)
 
 
-def test_a_column_that_is_not_there_is_named_before_training(tmp_path: Path) -> None:
-    seen = Witness()
-    with pytest.raises(ValueError, match=r"no \['solution'\]; it has .*'answer'.*: name some"):
+def test_a_missing_column_is_named_before_training(tmp_path: Path) -> None:
+    seen = StepRecorder()
+    with pytest.raises(ValueError, match=r"no \['solution'\]; choose from .*'answer'"):
         fit(tmp_path, quiet(columns=["solution"]), seen)
     assert not seen.steps
 
 
 def test_demonstrations_are_never_shown() -> None:
-    assert chosen(groups([1.0, 0.2, 0.1], [True, False, False]), 9, 0) == {1: "best", 2: "worst"}
+    selected = select_completions(groups([1.0, 0.2, 0.1], [True, False, False]), 9, 0)
+    assert selected == {1: "best", 2: "worst"}
     assert replace(groups([1.0]), demonstration=torch.tensor([True])).rollouts == 1
 
 
 @pytest.mark.multiprocess
 def test_two_ranks_write_each_step_once(tmp_path: Path) -> None:
-    """Runs this file as a program, in two processes."""
+    """Runs this file as a program in two processes."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
         capture_output=True, text=True, check=False, timeout=250, cwd=Path.cwd(),

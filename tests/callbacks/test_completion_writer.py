@@ -1,4 +1,4 @@
-"""Completions reach the file: every prompt once, in order, with its own log-probabilities."""
+"""CompletionWriter writes every prompt once, in order, with its log-probabilities."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from lit_adaptive.modules import IWSFT, ConfiguredLM
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 
-SIZE = 23  # two ranks and batches of 5: some rows count twice, but are written once
+SIZE = 23  # not divisible by two ranks and batches of 5: padding rows must not be written
 
 
 def module(max_new_tokens: int = 4) -> IWSFT:
@@ -54,14 +54,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_prompt_is_answered_in_the_datasets_order(tmp_path: Path) -> None:
     model = module()
-    found = predict(tmp_path, model)
+    rows = predict(tmp_path, model)
     source = data()
     texts = source.val_dataset.texts(torch.arange(SIZE))  # type: ignore[union-attr]
-    assert [row["prompt"] for row in found] == [text["prompt"] for text in texts]
-    assert [row["answer"] for row in found] == [text["answer"] for text in texts]
+    assert [row["prompt"] for row in rows] == [text["prompt"] for text in texts]
+    assert [row["answer"] for row in rows] == [text["answer"] for text in texts]
     ids: Any = source.val_dataset.ids  # type: ignore[union-attr]
-    assert [row["id"] for row in found] == list(ids)
-    for row in found:
+    assert [row["id"] for row in rows] == list(ids)
+    for row in rows:
         assert row["log_prob"] == pytest.approx(sum(row["log_probs"]), abs=1e-4)
         assert len(row["tokens"]) == len(row["log_probs"])
         assert row["finish"] == ("length" if row["tokens"][-1] not in model.stops() else "stop")
@@ -71,19 +71,20 @@ def test_every_prompt_is_answered_in_the_datasets_order(tmp_path: Path) -> None:
 
 def test_log_probs_are_the_models(tmp_path: Path) -> None:
     model = module()
-    found = predict(tmp_path, model)
+    rows = predict(tmp_path, model)
     source = data()
-    for row in found[:5]:
+    for row in rows[:5]:
         prompt = source.encode_prompts([row["prompt"]])[0]
         with torch.no_grad():
             ids = torch.tensor([[*prompt, *row["tokens"]]])
-            law = model.policy.model(input_ids=ids).logits[0].log_softmax(-1)
-        own = law[len(prompt) - 1 : -1].gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
-        assert row["log_probs"] == pytest.approx(own.tolist(), abs=1e-4)
+            log_probs = model.policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        tokens = torch.tensor(row["tokens"])[:, None]
+        expected = log_probs[len(prompt) - 1 : -1].gather(1, tokens)[:, 0]
+        assert row["log_probs"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 class Answers(LightningModule):
-    """Answers as it is told to."""
+    """Returns fixed answers, and further outputs."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__()
@@ -104,12 +105,12 @@ class Answers(LightningModule):
         }
 
 
-def test_texts_and_numbers_are_written_so_that_they_can_be_read(tmp_path: Path) -> None:
-    found = predict(tmp_path, Answers())
-    assert [row["completion"] for row in found] == [f"größer {i}\n" for i in range(SIZE)]
-    assert found[0]["log_probs"] == [-0.12346, 0.0]
-    assert found[0]["log_prob"] == -0.12346
-    assert "reward" not in found[0]
+def test_texts_are_readable_and_numbers_rounded(tmp_path: Path) -> None:
+    rows = predict(tmp_path, Answers())
+    assert [row["completion"] for row in rows] == [f"größer {i}\n" for i in range(SIZE)]
+    assert rows[0]["log_probs"] == [-0.12346, 0.0]
+    assert rows[0]["log_prob"] == -0.12346
+    assert "reward" not in rows[0]
     assert "größer" in (tmp_path / "completions.jsonl").read_text(encoding="utf-8")
 
 
@@ -117,7 +118,7 @@ def test_a_reward_that_does_not_apply_is_null(tmp_path: Path) -> None:
     assert {row["reward"] for row in predict(tmp_path, Answers(reward=None))} == {None}
 
 
-def test_the_second_prediction_forgets_the_first(tmp_path: Path) -> None:
+def test_a_second_prediction_starts_empty(tmp_path: Path) -> None:
     trainer = Trainer(
         accelerator="cpu", logger=False, callbacks=[CompletionWriter()],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
@@ -127,7 +128,7 @@ def test_the_second_prediction_forgets_the_first(tmp_path: Path) -> None:
         assert len(lines(tmp_path)) == SIZE
 
 
-def test_a_module_that_answers_nothing_is_named(tmp_path: Path) -> None:
+def test_a_module_without_completions_is_named(tmp_path: Path) -> None:
     class Silent(LightningModule):
         def predict_step(self, batch: Any, _: int) -> Any:
             return {"index": batch["index"]}
@@ -137,8 +138,8 @@ def test_a_module_that_answers_nothing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_write_what_one_writes(tmp_path: Path) -> None:
-    """Runs this file as a program, in two processes."""
+def test_two_ranks_write_the_same_file_as_one(tmp_path: Path) -> None:
+    """Runs this file as a program in two processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     alone = predict(one)
     done = subprocess.run(
@@ -148,11 +149,11 @@ def test_two_ranks_write_what_one_writes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     together = lines(two)
     close = {"log_prob", "log_probs"}
-    for mine, its in zip(alone, together, strict=True):
-        assert {k: v for k, v in mine.items() if k not in close} == {
-            k: v for k, v in its.items() if k not in close
+    for expected, row in zip(alone, together, strict=True):
+        assert {k: v for k, v in expected.items() if k not in close} == {
+            k: v for k, v in row.items() if k not in close
         }
-        assert its["log_probs"] == pytest.approx(mine["log_probs"], abs=1e-4)
+        assert row["log_probs"] == pytest.approx(expected["log_probs"], abs=1e-4)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ReferenceLogProbs: scored once, kept, and refused where it does not belong."""
+"""ReferenceLogProbs: computed once, cached, and rejected for other data or another model."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def fit(module: IWSFT, datamodule: DemonstrationsDataModule, call: ReferenceLogP
 
 
 class Counted(IWSFT):
-    """Counts how many batches were scored."""
+    """Counts the batches scored."""
 
     scored = 0
 
@@ -62,7 +62,7 @@ def counted() -> Counted:
     return Counted(recipe, optimization=Optimization(learning_rate=0.05), max_new_tokens=0)
 
 
-def test_every_token_has_the_log_probability_of_the_model_as_it_began() -> None:
+def test_every_token_has_the_log_probability_of_the_initial_model() -> None:
     module, datamodule = model(), data()
     fit(module, datamodule, ReferenceLogProbs())
     fresh = module.recipe.build(datamodule.tokenizer)
@@ -74,25 +74,25 @@ def test_every_token_has_the_log_probability_of_the_model_as_it_began() -> None:
     torch.testing.assert_close(batch["ref_log_probs"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_is_written_once_and_read_after(tmp_path: Path) -> None:
+def test_a_file_is_written_once_and_read_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "reference.safetensors"
     first, second = counted(), counted()
-    one, other = ReferenceLogProbs(str(path)), ReferenceLogProbs(str(path))
-    fit(first, data(), one)
-    fit(second, data(), other)
+    writer, reader = ReferenceLogProbs(str(path)), ReferenceLogProbs(str(path))
+    fit(first, data(), writer)
+    fit(second, data(), reader)
     assert (first.scored, second.scored) == (1, 0)  # 30 samples in one batch of 32
-    assert torch.equal(one.state_dict()["log_probs"], other.state_dict()["log_probs"])
+    assert torch.equal(writer.state_dict()["log_probs"], reader.state_dict()["log_probs"])
 
 
 @pytest.mark.parametrize(
     ("module", "datamodule", "words"),
     [
-        (lambda: model(seed=2), data, "made with another model: delete it"),
-        (model, lambda: data(seed=1), "made with another data or tokenizer: delete it"),
+        (lambda: model(seed=2), data, "computed with another model: delete it"),
+        (model, lambda: data(seed=1), "computed with another data or tokenizer: delete it"),
         (lambda: model(seed=2), lambda: data(size=29), "another data or tokenizer and another mod"),
     ],
 )
-def test_a_file_of_another_model_or_other_data_is_refused(
+def test_a_file_of_another_model_or_other_data_is_rejected(
     module: Any, datamodule: Any, words: str, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "reference.safetensors")
@@ -101,17 +101,17 @@ def test_a_file_of_another_model_or_other_data_is_refused(
         fit(module(), datamodule(), ReferenceLogProbs(path))
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_without_log_probabilities_is_named(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     path.write_text("no tensors here")
-    with pytest.raises(ValueError, match="is no file of reference log-probabilities"):
+    with pytest.raises(ValueError, match="is not a file of reference log-probabilities"):
         fit(model(), data(), ReferenceLogProbs(str(path)))
     save_file({"other": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no file of reference log-probabilities"):
+    with pytest.raises(ValueError, match="is not a file of reference log-probabilities"):
         fit(model(), data(), ReferenceLogProbs(str(path)))
 
 
-def test_a_checkpoint_is_resumed_with_its_own_reference_and_data(tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_reference_of_its_checkpoint(tmp_path: Path) -> None:
     trainer = fit(module := model(), data(), call := ReferenceLogProbs())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert module is trainer.lightning_module
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_resumed_with_its_own_reference_and_data(tmp_path: Path)
         ).fit(counted(), data(seed=5), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_a_model_that_gives_nan_is_named() -> None:
+def test_a_model_that_gives_nan_is_rejected() -> None:
     class Broken(Counted):
         def token_log_probs(self, batch: dict[str, Any]) -> torch.Tensor:
             return super().token_log_probs(batch) * torch.nan
@@ -161,6 +161,6 @@ def test_a_model_that_gives_nan_is_named() -> None:
         ({"after_epochs": -1}, "after_epochs is -1"),
     ],
 )
-def test_a_wrong_option_is_named(options: dict[str, Any], words: str) -> None:
+def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ReferenceLogProbs(**options)

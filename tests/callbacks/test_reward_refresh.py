@@ -1,4 +1,4 @@
-"""Rewards reach the sampler at the start and at epoch ends; resumed runs draw as whole ones do."""
+"""RewardRefresh: rewards reach the sampler at the start and at epoch ends; exact resumption."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZE = 12
 
 
 class Demonstrations(Dataset[Any]):
-    """Four prompts with three completions each, of which the first is right."""
+    """Four prompts with three completions each, of which the first is correct."""
 
     groups = torch.arange(SIZE) // 3
 
@@ -41,7 +41,7 @@ class Demonstrations(Dataset[Any]):
 
 
 class Policy(LightningModule):
-    """Completes by throwing dice that depend on its weight."""
+    """Completes prompts at random, depending on its weight."""
 
     needs = frozenset({"batch.input"})
     provides = frozenset({"signal.losses", "model.complete"})
@@ -49,15 +49,15 @@ class Policy(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
-        self.asked: list[list[str]] = []
+        self.prompts: list[list[str]] = []
 
     def complete(self, prompts: list[str]) -> list[str]:
         assert not self.training
         assert not torch.is_grad_enabled()
-        self.asked.append(prompts)
+        self.prompts.append(prompts)
         weight: Any = self.layer[0].weight
-        dice = torch.rand(len(prompts)) + weight.detach().abs().flatten() % 0.1
-        return [f"c{int(value * 3)}" for value in dice]
+        uniform = torch.rand(len(prompts)) + weight.detach().abs().flatten() % 0.1
+        return [f"c{int(value * 3)}" for value in uniform]
 
     def training_step(self, batch: dict[str, Any], _: int) -> dict[str, Tensor]:
         losses = (self.layer(batch["input"]).flatten() - 1).square() * batch["weight"]
@@ -67,8 +67,8 @@ class Policy(LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-3)
 
 
-class Watch(Callback):
-    """What was drawn with which probability, and the sampler's rewards at each batch's end."""
+class DrawRecorder(Callback):
+    """Keeps draws, their probabilities, and the sampler's rewards at the end of each batch."""
 
     needs = provides = frozenset()
 
@@ -82,7 +82,7 @@ class Watch(Callback):
 
 
 class Save(Callback):
-    """A checkpoint after every step, as ModelCheckpoint does it."""
+    """Saves a checkpoint after every step."""
 
     needs = provides = frozenset()
 
@@ -94,7 +94,7 @@ class Save(Callback):
 
 
 class ByLevel(Reward):
-    """The row's number; None for those above ``most``; counts how often it is asked."""
+    """The column ``level``; None for levels above ``most``; counts its calls."""
 
     def __init__(self, most: int = SIZE) -> None:
         self.most = most
@@ -113,9 +113,9 @@ def _fit(
     epochs: int = 2,
     ckpt: Any = None,
     dataset: Any = None,
-) -> tuple[Trainer, Policy, Any, Watch]:
+) -> tuple[Trainer, Policy, Any, DrawRecorder]:
     seed_everything(3, verbose=False)
-    watch = Watch()
+    watch = DrawRecorder()
     data = AdaptiveDataModule(dataset or Demonstrations(), sampler, batch_size=3, seed=1)
     trainer = Trainer(
         accelerator="cpu", use_distributed_sampler=False, default_root_dir=tmp_path, logger=False,
@@ -129,11 +129,11 @@ def _fit(
 
 def test_demonstrations_are_scored_before_the_first_draw(tmp_path: Path) -> None:
     trainer, _, data, watch = _fit(tmp_path, RewardRefresh())
-    right = (torch.arange(SIZE) % 3 == 0).double()
-    assert data.sampler.scores().equal(right)
-    law = right.softmax(0)
+    correct = (torch.arange(SIZE) % 3 == 0).double()
+    assert data.sampler.scores().equal(correct)
+    distribution = correct.softmax(0)
     for index, probability in watch.drawn:
-        assert probability == pytest.approx(law[index].tolist())
+        assert probability == pytest.approx(distribution[index].tolist())
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert logged == pytest.approx(
         {"reward/mean": 1 / 3, "reward/min": 0, "reward/max": 1, "reward/not_applicable": 0}
@@ -141,41 +141,41 @@ def test_demonstrations_are_scored_before_the_first_draw(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("every", "calls"), [(0, 1), (1, 5), (2, 3), (3, 2)])
-def test_scores_again_every_few_epochs(tmp_path: Path, every: int, calls: int) -> None:
+def test_samples_are_scored_again_every_n_epochs(tmp_path: Path, every: int, calls: int) -> None:
     reward = ByLevel()
     refresh = RewardRefresh(reward, every_n_epochs=every)
     _fit(tmp_path, refresh, epochs=4)
     assert reward.calls == refresh.refreshes == calls
 
 
-def test_large_datasets_are_scored_in_parts(tmp_path: Path) -> None:
+def test_large_datasets_are_scored_in_batches(tmp_path: Path) -> None:
     reward = ByLevel()
     _, _, data, _ = _fit(tmp_path, RewardRefresh(reward, every_n_epochs=0, batch_size=5))
     assert reward.calls == 3
     assert data.sampler.scores().equal(torch.arange(SIZE).double())
 
 
-def test_where_the_reward_does_not_apply_a_sample_keeps_its_own(tmp_path: Path) -> None:
+def test_a_sample_without_a_reward_keeps_its_score(tmp_path: Path) -> None:
     trainer, _, data, _ = _fit(
         tmp_path,
         RewardRefresh(ByLevel(most=8)),
-        sampler=lambda n: _begun(n, torch.full((n,), 7.0)),
+        sampler=lambda n: _with_scores(n, torch.full((n,), 7.0)),
     )
     assert data.sampler.scores().tolist() == [*range(9), 7, 7, 7]
     assert float(trainer.callback_metrics["reward/not_applicable"]) == 0.25
     assert float(trainer.callback_metrics["reward/mean"]) == 4
     trainer, _, data, _ = _fit(tmp_path, RewardRefresh(ByLevel(most=-1)))
-    assert len(data.sampler.probabilities().unique()) == 1  # nothing was told
+    assert len(data.sampler.probabilities().unique()) == 1  # the sampler was not updated
     assert float(trainer.callback_metrics["reward/not_applicable"]) == 1
 
 
-def _begun(size: int, reward: Tensor) -> RewardWeightedSampler:
+def _with_scores(size: int, reward: Tensor) -> RewardWeightedSampler:
     sampler = RewardWeightedSampler(size)
     sampler.set_scores(reward)
     return sampler
 
 
-def test_outside_a_curriculums_support_rewards_are_told_too(tmp_path: Path) -> None:
+def test_samples_outside_the_curriculum_get_rewards_too(tmp_path: Path) -> None:
     def curriculum(n: int) -> CurriculumSampler:
         return CurriculumSampler(n, RewardWeightedSampler, difficulty=torch.arange(float(n)))
 
@@ -183,18 +183,18 @@ def test_outside_a_curriculums_support_rewards_are_told_too(tmp_path: Path) -> N
     assert data.sampler.scores().equal(torch.arange(SIZE).double())
 
 
-def test_of_the_policy_each_prompt_gets_the_mean_of_its_samples(tmp_path: Path) -> None:
+def test_with_source_policy_each_prompt_gets_its_mean_reward(tmp_path: Path) -> None:
     refresh = RewardRefresh(every_n_epochs=0, source="policy", samples=8, batch_size=16)
     torch.manual_seed(0)
     _, model, data, _ = _fit(tmp_path, refresh)
     assert model.training
-    assert [len(prompts) for prompts in model.asked] == [16, 16]
-    assert model.asked[0] == ["p0"] * 8 + ["p1"] * 8
-    found = data.sampler.scores().view(4, 3)
-    assert found.eq(found[:, :1]).all()  # all of a prompt
-    eighths = found[:, 0] * 8
+    assert [len(prompts) for prompts in model.prompts] == [16, 16]
+    assert model.prompts[0] == ["p0"] * 8 + ["p1"] * 8
+    scores = data.sampler.scores().view(4, 3)
+    assert scores.eq(scores[:, :1]).all()  # equal within a prompt
+    eighths = scores[:, 0] * 8
     assert eighths.equal(eighths.round())
-    assert ((found > 0) & (found < 1)).any()
+    assert ((scores > 0) & (scores < 1)).any()
 
 
 def test_without_groups_every_sample_is_completed(tmp_path: Path) -> None:
@@ -204,58 +204,58 @@ def test_without_groups_every_sample_is_completed(tmp_path: Path) -> None:
     _, model, _, _ = _fit(
         tmp_path, RewardRefresh(every_n_epochs=0, source="policy"), dataset=Ungrouped()
     )
-    assert [len(prompts) for prompts in model.asked] == [SIZE]
+    assert [len(prompts) for prompts in model.prompts] == [SIZE]
 
 
 def _at(rank: int = 0, world: int = 1) -> Any:
-    """A trainer's place for ``score_all``."""
+    """A trainer for ``score_all``."""
     return SimpleNamespace(
         datamodule=SimpleNamespace(dataset=Demonstrations(), seed=1), world_size=world,
         global_rank=rank, precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )  # fmt: skip
 
 
-def test_the_policys_dice_are_its_own_at_every_refresh_and_rank(
+def test_random_numbers_differ_between_refreshes_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, refresh = Policy(), RewardRefresh(source="policy", samples=50)
     before = torch.get_rng_state()
     first = refresh.score_all(_at(), model)
-    assert torch.get_rng_state().equal(before)  # the run's own go on as if untouched
+    assert torch.get_rng_state().equal(before)  # the global generator is unchanged
     torch.rand(7)
     assert refresh.score_all(_at(), model).equal(first)
     refresh.refreshes += 1
     assert not refresh.score_all(_at(), model).equal(first)
-    thrown: list[float] = []
+    numbers: list[float] = []
 
     def complete(prompts: list[str]) -> list[str]:
-        thrown.append(float(torch.rand(())))
+        numbers.append(float(torch.rand(())))
         return prompts
 
     model.complete = complete  # type: ignore[method-assign]
     monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", _from_all_four)
     for rank in range(4):
         refresh.score_all(_at(rank, 4), model)
-    assert len(set(thrown)) == 4
+    assert len(set(numbers)) == 4
 
 
-def _from_all_four(found: dict[str, Tensor], *_: Any) -> dict[str, Tensor]:
-    return {"place": torch.arange(4), "reward": found["reward"].expand(4)}
+def _from_all_four(values: dict[str, Tensor], *_: Any) -> dict[str, Tensor]:
+    return {"position": torch.arange(4), "reward": values["reward"].expand(4)}
 
 
 @pytest.mark.parametrize("scheme", ["exponential", "rank"])
 @pytest.mark.parametrize("source", ["policy", "demonstrations"])
-def test_a_run_resumed_twice_draws_what_the_whole_run_draws(
+def test_a_run_resumed_twice_draws_the_same_as_the_uninterrupted_run(
     tmp_path: Path, source: Any, scheme: Any
 ) -> None:
-    # In the middle of an epoch, and at the end of one: where the refresh is due.
+    # In the middle of an epoch, and at its end, where the refresh is due.
     def refresh() -> RewardRefresh:
         return RewardRefresh(source=source, samples=2 if source == "policy" else 1)
 
     def sampler(n: int) -> RewardWeightedSampler:
         return RewardWeightedSampler(n, scheme=scheme, temperature=0.7)
 
-    def fit(epochs: int, *more: Callback, ckpt: Path | None = None) -> Watch:
+    def fit(epochs: int, *more: Callback, ckpt: Path | None = None) -> DrawRecorder:
         return _fit(tmp_path, refresh(), *more, sampler=sampler, epochs=epochs, ckpt=ckpt)[3]
 
     whole = fit(4)
@@ -264,11 +264,11 @@ def test_a_run_resumed_twice_draws_what_the_whole_run_draws(
     for folder, step in (("first", 4), ("first", 6), ("second", 7), ("second", 8)):
         resumed = fit(4, ckpt=tmp_path / folder / f"{step}.ckpt")
         assert resumed.drawn == whole.drawn[step:]
-        for ours, theirs in zip(resumed.rewards, whole.rewards[step:], strict=True):
-            assert ours.equal(theirs)
+        for reward, expected in zip(resumed.rewards, whole.rewards[step:], strict=True):
+            assert reward.equal(expected)
 
 
-def test_only_the_resumed_fit_goes_without_scoring(tmp_path: Path) -> None:
+def test_only_the_resumed_fit_skips_the_scoring(tmp_path: Path) -> None:
     reward = ByLevel()
     refresh = RewardRefresh(reward, every_n_epochs=0)
     refresh.load_state_dict({"refreshes": 2})
@@ -278,7 +278,7 @@ def test_only_the_resumed_fit_goes_without_scoring(tmp_path: Path) -> None:
     assert (reward.calls, refresh.refreshes) == (1, 3)
 
 
-def test_a_second_fit_of_the_same_callback_scores_anew(tmp_path: Path) -> None:
+def test_a_second_fit_of_the_same_callback_scores_again(tmp_path: Path) -> None:
     refresh = RewardRefresh(ByLevel(), every_n_epochs=0)
     for _ in range(2):
         _, _, data, _ = _fit(tmp_path, refresh)
@@ -287,23 +287,23 @@ def test_a_second_fit_of_the_same_callback_scores_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["policy", "demonstrations"])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_ranks_share_the_work_and_know_all_of_it(
+def test_ranks_share_the_work_and_know_all_rewards(
     monkeypatch: pytest.MonkeyPatch, world: int, source: Any
 ) -> None:
-    def told(found: dict[str, Tensor], *_: Any) -> dict[str, Tensor]:
-        kept.append(found)
-        return {name: torch.cat([each[name] for each in kept]) for name in found}
+    def gather(values: dict[str, Tensor], *_: Any) -> dict[str, Tensor]:
+        shares.append(values)
+        return {name: torch.cat([share[name] for share in shares]) for name in values}
 
-    kept: list[dict[str, Tensor]] = []
-    monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", told)
+    shares: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", gather)
     model = Policy()
     model.complete = lambda prompts: ["c" + p[1:] for p in prompts]  # type: ignore[method-assign]
     reward = RewardRefresh(ExactMatch() if source == "policy" else ByLevel(), source=source)
     sizes = set()
     for rank in range(world):
         scores = reward.score_all(_at(rank, world), model)
-        sizes.add(len(kept[-1]["reward"]))
-    assert len(sizes) == 1  # a sharded model must be asked equally often
+        sizes.add(len(shares[-1]["reward"]))
+    assert len(sizes) == 1  # a sharded model must run equally often
     assert sizes == {-(-(4 if source == "policy" else SIZE) // world)}
     expected = torch.arange(SIZE).double()
     if source == "policy":
@@ -311,11 +311,11 @@ def test_ranks_share_the_work_and_know_all_of_it(
     assert scores.equal(expected)
 
 
-def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
-    class Mute(Policy):
+def test_unmet_needs_are_rejected_before_training(tmp_path: Path) -> None:
+    class WithoutComplete(Policy):
         provides = frozenset({"signal.losses"})
 
-    class Wordless(Dataset[Any]):
+    class WithoutTexts(Dataset[Any]):
         def __len__(self) -> int:
             return SIZE
 
@@ -325,10 +325,10 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs 'data\.update'.*RewardWeightedSampler"):
         _fit(tmp_path, RewardRefresh(), sampler=ShuffledSampler)
     with pytest.raises(ValueError, match=r"needs 'data\.texts'.*DemonstrationsDataModule"):
-        _fit(tmp_path, RewardRefresh(), dataset=Wordless())
+        _fit(tmp_path, RewardRefresh(), dataset=WithoutTexts())
     provides = Policy.provides
     try:
-        Policy.provides = Mute.provides
+        Policy.provides = WithoutComplete.provides
         with pytest.raises(ValueError, match=r"needs 'model\.complete'.*IWSFT"):
             _fit(tmp_path, RewardRefresh(source="policy"))
     finally:
@@ -336,9 +336,9 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
     assert "model.complete" not in RewardRefresh().needs
 
 
-def test_a_reward_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
+def test_a_reward_that_is_not_a_number_names_its_samples(tmp_path: Path) -> None:
     class Bad(ByLevel):
-        def __call__(self, *given: Any, **columns: list[Any]) -> Any:
+        def __call__(self, *texts: Any, **columns: list[Any]) -> Any:
             return [torch.nan if level == 10 else 0.0 for level in columns["level"]]
 
     with pytest.raises(ValueError, match=r"Bad gave \[nan\] for the samples \[10\]"):
@@ -355,6 +355,6 @@ def test_a_reward_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
         ({"samples": 2}, "choose source: policy"),
     ],
 )
-def test_bad_arguments_say_what_to_do(options: dict[str, Any], words: str) -> None:
+def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RewardRefresh(**options)

@@ -1,4 +1,4 @@
-"""SampleReport on real runs: it counts what was served, resumes exactly, and is in nobody's way."""
+"""SampleReport on real runs: exact counts, exact resumption, no side effects."""
 
 import csv
 import os
@@ -19,8 +19,8 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from callbacks._shared import gather_over_ranks
-from callbacks.sample_report import MOST_SNAPSHOTS, PENDING, SampleReport
+from callbacks._ranks import gather_over_ranks
+from callbacks.sample_report import MAX_PENDING, MAX_SNAPSHOTS, SampleReport
 from lit_adaptive.data import AdaptiveDataModule
 from lit_adaptive.report.samples import law_histogram
 from lit_adaptive.samplers import PrioritizedSampler
@@ -32,7 +32,7 @@ SIZE, BATCH = 30, 8
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """Noise on top of the class's own brightness; reading one throws dice, as augmentation does."""
+    """Noise on top of a brightness per class; reading an item draws random numbers."""
 
     def __init__(self, dtype: torch.dtype = torch.int64, noise: float = 0.1) -> None:
         self.label = torch.arange(SIZE).remainder(3).to(dtype)
@@ -49,18 +49,18 @@ class Pictures(Dataset[dict[str, Any]]):
 
 
 class Linear(LightningModule):
-    """A linear classifier that gives its per-sample losses away."""
+    """A linear classifier that returns per-sample losses."""
 
     provides = frozenset({"signal.losses"})
 
-    def __init__(self, breaks_at: int = -1) -> None:
+    def __init__(self, fails_at: int = -1) -> None:
         super().__init__()
         self.net = nn.Linear(36, 3)
-        self.breaks_at = breaks_at
+        self.fails_at = fails_at
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        if self.global_step == self.breaks_at:
-            raise RuntimeError("the run broke off")
+        if self.global_step == self.fails_at:
+            raise RuntimeError("the run failed")
         logits = self.net(batch["input"].flatten(1))
         losses = nn.functional.cross_entropy(logits, batch["target"].long(), reduction="none")
         return {"loss": (batch["weight"] * losses).mean(), "losses": losses.detach()}
@@ -70,26 +70,26 @@ class Linear(LightningModule):
 
 
 class Learn(Callback):
-    """Priorities from losses; a notebook of what was served, and by which law."""
+    """Sets priorities from losses; records the samples served and the distributions."""
 
-    def __init__(self, last_word: bool = False) -> None:
-        self.last_word = last_word
+    def __init__(self, updates_at_end: bool = False) -> None:
+        self.updates_at_end = updates_at_end
         self.served: list[tuple[int, float, int]] = []
-        self.laws: list[Tensor] = []
+        self.distributions: list[Tensor] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.laws.append(trainer.datamodule.sampler.probabilities().clone())
+        self.distributions.append(trainer.datamodule.sampler.probabilities().clone())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         index, losses = batch["index"], outputs["losses"]
         self.served += zip(index.tolist(), losses.tolist(), batch["target"].tolist(), strict=True)
-        found = gather_over_ranks({"index": index, "losses": losses}, trainer, pl_module)
-        trainer.datamodule.update(found, found["losses"] + 0.1)
+        drawn = gather_over_ranks({"index": index, "losses": losses}, trainer, pl_module)
+        trainer.datamodule.update(drawn, drawn["losses"] + 0.1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_word:
+        if self.updates_at_end:
             priority = 1.0 + torch.arange(SIZE) % (2 + trainer.current_epoch)
             trainer.datamodule.update({"index": torch.arange(SIZE)}, priority)
 
@@ -104,7 +104,7 @@ def _fit(folder: Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
         batches_per_epoch=kwargs.pop("batches", 4),
     )
     module, checkpoint = kwargs.pop("module", None) or Linear(), kwargs.pop("ckpt_path", None)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "max_epochs": 3,
         "accelerator": "cpu",
         "devices": 1,
@@ -115,7 +115,7 @@ def _fit(folder: Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
         "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks),
         "log_every_n_steps": 1,
     }
-    trainer = Trainer(**{**given, **kwargs}, callbacks=list(callbacks))
+    trainer = Trainer(**{**options, **kwargs}, callbacks=list(callbacks))
     trainer.fit(module, data, ckpt_path=checkpoint)
     return trainer
 
@@ -125,15 +125,15 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _assert_picture(path: Path) -> None:
+def _assert_figure(path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = imread(path)[..., :3]
     assert 0.01 < (pixels.mean(-1) < 0.9).mean() < 0.9
 
 
 def _assert_reports(folder: Path, served: list[tuple[int, float, int]]) -> None:
-    """The picture is there, and the table says what a loop counts."""
-    _assert_picture(folder / "runs" / "one" / "sample_report.png")
+    """The figure exists, and the table has the counts of a plain loop."""
+    _assert_figure(folder / "runs" / "one" / "sample_report.png")
     draws, losses, classes = [0] * SIZE, dict[int, float](), dict[int, int]()
     for index, loss, target in served:
         draws[index] += 1
@@ -142,41 +142,43 @@ def _assert_reports(folder: Path, served: list[tuple[int, float, int]]) -> None:
     assert [int(row["index"]) for row in rows] == list(range(SIZE))
     assert [int(row["draws"]) for row in rows] == draws
     assert [row["class"] for row in rows] == [str(classes.get(i, "")) for i in range(SIZE)]
-    found = {i: float(row["last_loss"]) for i, row in enumerate(rows) if row["last_loss"]}
-    assert found == pytest.approx(losses, rel=1e-5)
+    written = {i: float(row["last_loss"]) for i, row in enumerate(rows) if row["last_loss"]}
+    assert written == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(("workers", "batches"), [(0, 4), (1, 4), (0, PENDING // 2)])
-def test_table_says_what_was_served(tmp_path: Path, workers: int, batches: int) -> None:
+@pytest.mark.parametrize(("workers", "batches"), [(0, 4), (1, 4), (0, MAX_PENDING // 2)])
+def test_the_table_counts_the_samples_served(tmp_path: Path, workers: int, batches: int) -> None:
     learn = Learn()
     trainer = _fit(tmp_path, learn, SampleReport(), workers=workers, batches=batches)
     assert len(learn.served) == 3 * batches * BATCH
     _assert_reports(tmp_path, learn.served)
-    law = trainer.datamodule.sampler.probabilities() * SIZE
-    found = [float(row["relative_probability"]) for row in _rows(tmp_path)]
-    assert found == pytest.approx(law.tolist(), rel=1e-5)
-    written = {path.name for path in (tmp_path / "runs" / "one").glob("sample*")}
-    assert written == {"sample_report.png", "samples.csv"}
+    distribution = trainer.datamodule.sampler.probabilities() * SIZE
+    written = [float(row["relative_probability"]) for row in _rows(tmp_path)]
+    assert written == pytest.approx(distribution.tolist(), rel=1e-5)
+    files = {path.name for path in (tmp_path / "runs" / "one").glob("sample*")}
+    assert files == {"sample_report.png", "samples.csv"}
 
 
-def test_law_is_kept_from_before_training_to_its_end(tmp_path: Path) -> None:
-    learn, report = Learn(last_word=True), SampleReport()
-    # The report comes first, so at the epoch's end it sees the law before Learn's last word on it.
+def test_the_distribution_is_recorded_from_before_training_to_its_end(tmp_path: Path) -> None:
+    learn, report = Learn(updates_at_end=True), SampleReport()
+    # The report comes first: at the end of an epoch it precedes Learn's update.
     trainer = _fit(tmp_path, report, learn)
-    laws = [*learn.laws, trainer.datamodule.sampler.probabilities()]
+    distributions = [*learn.distributions, trainer.datamodule.sampler.probabilities()]
     state = report.state_dict()
     assert state["epochs"].tolist() == [0, 1, 2, 3]
-    assert state["histogram"].equal(torch.stack([law_histogram(law) for law in laws]))
-    assert len({str(row.tolist()) for row in state["histogram"]}) == 4  # it changed all the time
+    assert state["histogram"].equal(
+        torch.stack([law_histogram(distribution) for distribution in distributions])
+    )
+    assert len({str(row.tolist()) for row in state["histogram"]}) == 4  # it changed in every epoch
 
 
-def test_pictures_along_the_way_are_named_after_epochs(tmp_path: Path) -> None:
+def test_figures_during_training_are_named_after_epochs(tmp_path: Path) -> None:
     _fit(tmp_path, Learn(), SampleReport(every_n_epochs=2, examples=3), max_epochs=5)
     written = sorted((tmp_path / "runs" / "one").glob("*.png"))
     endings = ["-epoch=1", "-epoch=3", ""]
     assert [path.stem for path in written] == [f"sample_report{ending}" for ending in endings]
     for path in written:
-        _assert_picture(path)
+        _assert_figure(path)
 
 
 def test_only_integers_are_classes_and_the_dataset_completes_them(tmp_path: Path) -> None:
@@ -190,11 +192,11 @@ def test_only_integers_are_classes_and_the_dataset_completes_them(tmp_path: Path
     dataset: Any = Pictures()
     dataset.targets = dataset.label.tolist()
     assert classes("known", dataset) == {"0": {"0"}, "1": {"1"}, "2": {"2"}}
-    dataset.targets = [2 - c for c in dataset.targets]  # other names than the batches have
+    dataset.targets = [2 - c for c in dataset.targets]  # disagrees with the batches
     assert set.union(*classes("other", dataset).values()) == {"", "0", "1", "2"}
 
 
-def test_run_is_the_same_with_and_without_it(tmp_path: Path) -> None:
+def test_the_report_does_not_change_the_run(tmp_path: Path) -> None:
     plain, watched = Learn(), Learn()
     one = _fit(tmp_path / "plain", plain)
     other = _fit(tmp_path / "watched", watched, SampleReport(every_n_epochs=1))
@@ -205,41 +207,45 @@ def test_run_is_the_same_with_and_without_it(tmp_path: Path) -> None:
     assert not (tmp_path / "silent").exists()
 
 
-def test_a_run_that_breaks_off_is_reported_and_its_exception_goes_on(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_and_its_exception_propagates(tmp_path: Path) -> None:
     learn = Learn()
-    with pytest.raises(RuntimeError, match="the run broke off"):
-        _fit(tmp_path, learn, SampleReport(), module=Linear(breaks_at=5))
+    with pytest.raises(RuntimeError, match="the run failed"):
+        _fit(tmp_path, learn, SampleReport(), module=Linear(fails_at=5))
     assert len(learn.served) == 5 * BATCH
     _assert_reports(tmp_path, learn.served)
-    with pytest.raises(RuntimeError, match="the run broke off"):
-        _fit(tmp_path / "at once", SampleReport(), module=Linear(breaks_at=0))
-    assert not list((tmp_path / "at once").rglob("sample*"))  # nothing was drawn
+    with pytest.raises(RuntimeError, match="the run failed"):
+        _fit(tmp_path / "at once", SampleReport(), module=Linear(fails_at=0))
+    assert not list((tmp_path / "at once").rglob("sample*"))  # no sample was drawn
 
 
-def test_a_report_that_fails_hides_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failing_report_does_not_hide_the_exception_of_the_run(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("callbacks.sample_report.draw_sample_report", None)
-    warned = pytest.warns(UserWarning, match=r"no sample report could be drawn: .*not callable")
-    with warned, pytest.raises(RuntimeError, match="the run broke off"):
-        _fit(tmp_path, SampleReport(), module=Linear(breaks_at=5))
+    warned = pytest.warns(
+        UserWarning, match=r"the sample report could not be drawn: .*not callable"
+    )
+    with warned, pytest.raises(RuntimeError, match="the run failed"):
+        _fit(tmp_path, SampleReport(), module=Linear(fails_at=5))
 
 
 def _plain(state: dict[str, Any]) -> dict[str, str]:
-    """In words, where NaN equals NaN."""
+    """A state as text, in which NaN equals NaN."""
     return {k: str(v.tolist()) if isinstance(v, Tensor) else str(v) for k, v in state.items()}
 
 
-def test_resumed_runs_report_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
+def test_a_resumed_run_reports_the_same_as_the_uninterrupted_run(tmp_path: Path) -> None:
     def run(name: str, start: Path | None = None, **kwargs: Any) -> tuple[SampleReport, Path]:
         report = SampleReport()
         saver = ModelCheckpoint(tmp_path / name, every_n_train_steps=1, save_top_k=-1)
-        # Without noise: a checkpoint does not hold the random state that augmentation goes by.
+        # Without noise: a checkpoint does not hold the random state of augmentation.
         kwargs |= {"dataset": Pictures(noise=0.0), "ckpt_path": start}
         _fit(tmp_path / f"{name}-run", Learn(), report, saver, **kwargs)
         return report, tmp_path / f"{name}-run" / "runs" / "one"
 
     whole, there = run("whole")
-    with pytest.raises(RuntimeError, match="broke off"):
-        run("broken", next((tmp_path / "whole").glob("*step=2.ckpt")), module=Linear(breaks_at=6))
+    with pytest.raises(RuntimeError, match="failed"):
+        run("broken", next((tmp_path / "whole").glob("*step=2.ckpt")), module=Linear(fails_at=6))
     # From an epoch's middle, its last batch (4 of 4), the run's last; and for a second time.
     for name, step in (("whole", 2), ("whole", 4), ("whole", 7), ("whole", 12), ("broken", 6)):
         start = next((tmp_path / name).glob(f"*step={step}.ckpt"))
@@ -262,7 +268,7 @@ def _serve(report: SampleReport, trainer: Any, index: list[int], losses: list[fl
     report.on_train_batch_end(trainer, trainer, {"losses": torch.tensor(losses)}, batch, 0)
 
 
-def test_of_an_index_served_again_the_last_loss_counts() -> None:
+def test_the_last_loss_of_a_repeated_index_is_kept() -> None:
     report, trainer = _counting()
     _serve(report, trainer, [3, 4, 3], [1.0, 2.0, 3.0])
     _serve(report, trainer, [4, 5], [4.0, 5.0])
@@ -272,7 +278,7 @@ def test_of_an_index_served_again_the_last_loss_counts() -> None:
     assert state["target"][2:6].tolist() == [-1, 0, 1, 2]
 
 
-def test_state_is_a_copy_that_loads_without_running_code(tmp_path: Path) -> None:
+def test_the_state_is_a_copy_that_loads_with_weights_only(tmp_path: Path) -> None:
     report, trainer = _counting()
     report.on_train_start(trainer, None)  # type: ignore[arg-type]
     _serve(report, trainer, [1, 2], [1.0, 2.0])
@@ -287,12 +293,14 @@ def test_state_is_a_copy_that_loads_without_running_code(tmp_path: Path) -> None
     assert _plain(state) == before
 
 
-def test_counts_of_another_dataset_are_refused_and_nothing_changes() -> None:
+def test_a_checkpoint_of_another_dataset_is_rejected_and_nothing_changes() -> None:
     report, trainer = _counting(SIZE)
     _serve(report, trainer, [1], [1.0])
     before = report.state_dict()
     other = _counting(SIZE + 1)[0].state_dict()
-    with pytest.raises(ValueError, match=r"are of 31 samples.*draws from 30.*Nothing was changed"):
+    with pytest.raises(
+        ValueError, match=r"has draws of 31 samples.*draws from 30.*Nothing was changed"
+    ):
         report.load_state_dict(other)
     with pytest.raises(ValueError, match="shapes"):
         report.load_state_dict({**before, "last_loss": torch.zeros(4)})
@@ -303,7 +311,7 @@ def test_counts_of_another_dataset_are_refused_and_nothing_changes() -> None:
         late.setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("epochs", "stride"), [(MOST_SNAPSHOTS, 2), (3 * MOST_SNAPSHOTS, 4)])
+@pytest.mark.parametrize(("epochs", "stride"), [(MAX_SNAPSHOTS, 2), (3 * MAX_SNAPSHOTS, 4)])
 def test_snapshots_of_a_long_run_stay_few_and_even(epochs: int, stride: int) -> None:
     report, trainer = _counting(2)
     resumed, _ = _counting(2)
@@ -317,16 +325,16 @@ def test_snapshots_of_a_long_run_stay_few_and_even(epochs: int, stride: int) -> 
             resumed.load_state_dict(state)
     state = report.state_dict()
     assert _plain(resumed.state_dict()) == _plain(state)
-    assert len(state["epochs"]) <= MOST_SNAPSHOTS + 1
+    assert len(state["epochs"]) <= MAX_SNAPSHOTS + 1
     assert state["epochs"].tolist() == [*range(0, epochs, stride), epochs]
 
 
-def test_names_what_does_not_fit() -> None:
+def test_an_option_out_of_range_is_named() -> None:
     for name, value in (("every_n_epochs", -1), ("examples", -1), ("examples", 65)):
         with pytest.raises(ValueError, match=f"{name} is {value}"):
             SampleReport(**{name: value})
     report, trainer = _counting()
-    with pytest.raises(ValueError, match=r"shape \[1\].*index \[2\].*one loss for each sample"):
+    with pytest.raises(ValueError, match=r"shape \[1\].*index \[2\].*one loss per sample"):
         _serve(report, trainer, [1, 2], [1.0])
     trainer.datamodule = None
     with pytest.raises(ValueError, match="has no sampler to report on"):
@@ -334,7 +342,9 @@ def test_names_what_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("with_csv", [True, False])
-def test_wandb_gets_the_picture(tmp_path: Path, monkeypatch: Any, with_csv: bool) -> None:
+def test_weights_and_biases_gets_the_figure(
+    tmp_path: Path, monkeypatch: Any, with_csv: bool
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     loggers: list[Any] = [WandbLogger(project="samples", offline=True, save_dir=tmp_path)]
@@ -346,18 +356,18 @@ def test_wandb_gets_the_picture(tmp_path: Path, monkeypatch: Any, with_csv: bool
     media = list(tmp_path.glob("wandb/offline-run-*/files/media/images/sample_report_*.png"))
     assert len(media) == 3  # after each epoch, and at the end
     for path in media:
-        _assert_picture(path)
+        _assert_figure(path)
     written = {path.read_bytes() for path in (tmp_path / "runs").rglob("*.png")}
     assert written == ({path.read_bytes() for path in media} if with_csv else set())
 
 
-def test_shares_of_all_ranks_are_counted_also_if_a_selector_let_less_through() -> None:
+def test_ranks_are_counted_when_a_selector_keeps_a_different_number_on_each() -> None:
     report, trainer = _counting()
 
-    def all_gather(mine: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Stacked by rank; the other rank served, of as many that it scored, one more: 9."""
+    def all_gather(local: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Stacked by rank; the other rank kept one sample more, of equally many scored: 9."""
         other = {"index": [3, 5, 9, -1], "losses": [2.5, 3.5, 4.5, -1.0], "target": [0, 2, 0, -1]}
-        return {name: torch.stack([mine[name], torch.tensor(other[name])]) for name in mine}
+        return {name: torch.stack([local[name], torch.tensor(other[name])]) for name in local}
 
     trainer.world_size, trainer.all_gather = 2, all_gather
     trainer.more = {"scored": {"index": torch.tensor([1, 2, 3, 4]), "losses": torch.ones(4)}}
@@ -368,13 +378,13 @@ def test_shares_of_all_ranks_are_counted_also_if_a_selector_let_less_through() -
     assert state["last_loss"].isnan().sum() == SIZE - 4
 
 
-def _start(folder: Path, breaks_at: int) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, __file__, str(folder), str(breaks_at)]
+def _start(folder: Path, fails_at: int) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, __file__, str(folder), str(fails_at)]
     return subprocess.run(command, capture_output=True, check=False, timeout=120)
 
 
 @pytest.mark.multiprocess
-def test_two_processes_hold_the_same_counts_and_one_of_them_writes(tmp_path: Path) -> None:
+def test_two_processes_hold_equal_counts_and_one_writes(tmp_path: Path) -> None:
     _start(tmp_path, -1).check_returncode()
     (one, first), (other, second) = (torch.load(tmp_path / f"rank-{r}.pt") for r in (0, 1))
     assert _plain(one) == _plain(other)
@@ -386,13 +396,13 @@ def test_two_processes_hold_the_same_counts_and_one_of_them_writes(tmp_path: Pat
 
 
 @pytest.mark.multiprocess
-def test_a_rank_that_breaks_off_leaves_a_report_and_nobody_hanging(tmp_path: Path) -> None:
+def test_a_failing_rank_leaves_a_report_and_no_deadlock(tmp_path: Path) -> None:
     assert _start(tmp_path, 3).returncode != 0
     assert sum(int(row["draws"]) for row in _rows(tmp_path)) == 3 * 2 * BATCH
-    _assert_picture(tmp_path / "runs" / "one" / "sample_report.png")
+    _assert_figure(tmp_path / "runs" / "one" / "sample_report.png")
 
 
-if __name__ == "__main__":  # what _start starts, and Lightning a second time
+if __name__ == "__main__":  # started by _start, and by Lightning for rank 1
     where, learn, report = Path(sys.argv[1]), Learn(), SampleReport()
     rank = int(os.environ.get("LOCAL_RANK", 0))
     linear = Linear(int(sys.argv[2]) if rank == 1 else -1)

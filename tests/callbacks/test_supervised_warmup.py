@@ -1,0 +1,58 @@
+"""SupervisedWarmup fine-tunes the policy before the first rollout."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rollout_training import fit_rollouts
+
+from callbacks import SupervisedWarmup
+from lit_adaptive.data import Arithmetic
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+NO_TRAINING = 1e-30  # learning rate of GRPO
+
+
+def test_the_policy_succeeds_from_the_first_step_on(tmp_path: Path) -> None:
+    warmup = SupervisedWarmup(
+        Arithmetic("train", size=12), steps=150, batch_size=12, learning_rate=1e-2
+    )
+    steps, _, data = fit_rollouts(warmup, folder=tmp_path, learning_rate=NO_TRAINING)
+    fresh = steps[0].fresh
+    completions = data.dataset.decoded(torch.split(fresh.tokens, fresh.lengths.tolist()))
+    answers = [row["answer"] for row in data.texts(fresh.prompt) for _ in range(4)]
+    correct = [text == answer for text, answer in zip(completions, answers, strict=True)]
+    assert sum(correct) / len(correct) > 0.6
+
+
+def test_the_warm_up_leaves_the_random_streams_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw_only(self: Any, demonstrations: Any, model: Any, trainer: Any) -> float:
+        return float(torch.rand(()))
+
+    monkeypatch.setattr(SupervisedWarmup, "_fine_tune", draw_only)
+    warmup = SupervisedWarmup(Arithmetic("train", size=12), steps=1)
+    without, _, _ = fit_rollouts(folder=tmp_path, learning_rate=NO_TRAINING)
+    with_warmup, _, _ = fit_rollouts(warmup, folder=tmp_path, learning_rate=NO_TRAINING)
+    for one, other in zip(without, with_warmup, strict=True):
+        assert one.fresh.tokens.equal(other.fresh.tokens)
+        assert one.fresh.prompt.equal(other.fresh.prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": -1}, "steps is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+    ],
+)
+def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SupervisedWarmup(**options)
