@@ -43,7 +43,7 @@ class Ours:
     def sample(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices and weights."""
         draw = self.sampler.draw(batch)
-        weight = importance_sampling_weights(draw.probability, size=self.sampler.count, beta=BETA)
+        weight = importance_sampling_weights(draw.probability, beta=BETA)
         return draw.index, weight
 
     def gather(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -146,10 +146,7 @@ class SampledDataModule(LightningDataModule):
             )
         else:
             weight = importance_sampling_weights(
-                draw.probability,
-                size=draw.drawable,
-                beta=self.beta,
-                min_probability=draw.min_probability,
+                draw.probability, beta=self.beta, min_probability=draw.min_probability
             )
         own = self.sampler.loss_weights(draw.index)
         return weight if own is None else weight * own

@@ -8,7 +8,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lit_adaptive.core.boosting import boosted, forgotten, gains
+from lit_adaptive.core.boosting import (
+    average_duplicates,
+    boost_log_weights,
+    decay_toward_uniform,
+    loss_gains,
+)
 from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.samplers.base import check_indices, check_inserted
 from lit_adaptive.samplers.tree import TreeSampler
@@ -114,17 +119,12 @@ class AdaptiveBatchSampler(TreeSampler):
         index, loss = self._check_update(index, priority, name="losses")
         index, loss = index.to(self.device), loss.to(self.device)
         check_inserted(index, self._inserted[index])
-        distinct, position, times = torch.unique(index, return_inverse=True, return_counts=True)
-        # The mean as an offset from one of the losses, so that the mean of equal losses is exact.
-        first = torch.empty(len(distinct), dtype=torch.float64, device=self.device)
-        first[position] = loss
-        offset = torch.zeros_like(first).index_add_(0, position, loss - first[position])
-        mean = first + offset / times
+        distinct, mean = average_duplicates(index, loss)
         velocity = self._velocity[distinct] if self.momentum else torch.zeros_like(mean)
-        log_weight, velocity = boosted(
+        log_weight, velocity = boost_log_weights(
             self._log_weight[distinct].double(),
             velocity.double(),
-            gains(mean, baseline=self.baseline),
+            loss_gains(mean, baseline=self.baseline),
             learning_rate=self.learning_rate,
             momentum=self.momentum,
             decay=self.decay,
@@ -153,7 +153,7 @@ class AdaptiveBatchSampler(TreeSampler):
         """Shrink all log weights by ``fraction`` in [0, 1]; 1 makes all weights equal. O(size)."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction is {fraction}; it must lie in [0, 1] (1 forgets all)")
-        self._log_weight.copy_(forgotten(self._log_weight, fraction))
+        self._log_weight.copy_(decay_toward_uniform(self._log_weight, fraction))
         self._rebuild()
 
     def _rebuild(self) -> None:

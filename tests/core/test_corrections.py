@@ -1,6 +1,7 @@
-"""What undoes the bias of a choice: each estimator by enumeration of all that can happen."""
+"""Each estimator by enumeration of all possible selections."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -13,58 +14,58 @@ from lit_adaptive.core.hard_examples import (
     selective_backprop_probabilities,
 )
 
-masses = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 F = torch.tensor([3.0, -1.0, 4.0, 1.0, -5.0], dtype=torch.float64)
 
 
-@given(masses)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_with_replacement_the_weighted_mean_is_unbiased(mass: list[int]) -> None:
     # Hansen and Hurwitz (1943): over all pairs of draws, each with its probability.
     p = torch.tensor(mass, dtype=torch.float64)
     p /= p.sum()
     f = F[: len(p)]
     expected = 0.0
-    for draw in itertools.product(range(len(p)), repeat=2):
-        chosen = torch.tensor(draw)
-        weight = inverse_probability_weights(p[chosen], size=len(p), beta=1.0)
-        expected += float(p[chosen].prod() * (weight * f[chosen]).mean())
+    for pair in itertools.product(range(len(p)), repeat=2):
+        index = torch.tensor(pair)
+        weight = inverse_probability_weights(p[index], size=len(p), beta=1.0)
+        expected += float(p[index].prod() * (weight * f[index]).mean())
     assert expected == pytest.approx(float(f.mean()), abs=1e-12)
 
 
-def _every_kept_set(chance: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+def _kept_sets(inclusion: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    """Probability and mask of every set of kept items."""
     cases = []
-    for kept in itertools.product([False, True], repeat=len(chance)):
+    for kept in itertools.product([False, True], repeat=len(inclusion)):
         mask = torch.tensor(kept)
-        cases.append((float(torch.where(mask, chance, 1 - chance).prod()), mask))
+        cases.append((float(torch.where(mask, inclusion, 1 - inclusion).prod()), mask))
     return cases
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
-def test_selective_backprop_with_inverse_chances_is_unbiased(beta: float) -> None:
+def test_selective_backprop_with_inverse_probabilities_is_unbiased(beta: float) -> None:
     loss = torch.tensor([0.1, 0.7, 0.4, 2.0])
-    chance = selective_backprop_probabilities(loss, loss, beta=beta)
+    inclusion = selective_backprop_probabilities(loss, loss, beta=beta)
     f = F[:4]
     expected = sum(
-        likely * float((inclusion_weights(chance[mask]) * f[mask]).sum()) / len(f)
-        for likely, mask in _every_kept_set(chance)
+        probability * float((inclusion_weights(inclusion[mask]) * f[mask]).sum()) / len(f)
+        for probability, mask in _kept_sets(inclusion)
     )
     assert expected == pytest.approx(float(f.mean()), abs=1e-12)
 
 
 @pytest.mark.parametrize("prune", [0.25, 0.5, 0.75])
-def test_infobatch_leaves_the_expected_sum_of_a_pass_as_it_was(prune: float) -> None:
+def test_infobatch_preserves_the_expected_sum_of_an_epoch(prune: float) -> None:
     # Qin et al. (2024), section 3.3: rescaling by 1 / (1 - r).
     loss = torch.tensor([0.1, 0.7, 0.4, 2.0, 0.2])
-    chance = infobatch_keep_probabilities(loss, prune=prune)
-    assert chance.tolist() == [1 - prune, 1.0, 1 - prune, 1.0, 1 - prune]  # mean 0.68
-    total = sum(
-        likely * float((inclusion_weights(chance[mask]) * F[mask]).sum())
-        for likely, mask in _every_kept_set(chance)
+    inclusion = infobatch_keep_probabilities(loss, prune=prune)
+    assert inclusion.tolist() == [1 - prune, 1.0, 1 - prune, 1.0, 1 - prune]  # mean 0.68
+    expected = sum(
+        probability * float((inclusion_weights(inclusion[mask]) * F[mask]).sum())
+        for probability, mask in _kept_sets(inclusion)
     )
-    assert total == pytest.approx(float(F.sum()), abs=1e-12)
+    assert expected == pytest.approx(float(F.sum()), abs=1e-12)
 
 
-def test_beta_lies_between_no_correction_and_all() -> None:
+def test_beta_interpolates_between_no_and_full_correction() -> None:
     p = torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64)
     assert inverse_probability_weights(p, size=4, beta=0.0).tolist() == [1.0, 1.0, 1.0]
     assert inverse_probability_weights(p, size=4, beta=1.0).tolist() == [0.5, 1.0, 2.0]
@@ -74,16 +75,25 @@ def test_beta_lies_between_no_correction_and_all() -> None:
     )
 
 
-def test_names_what_is_out_of_range() -> None:
-    p = torch.tensor([0.5, 0.0])
-    with pytest.raises(ValueError, match=r"from 0\.0 to 0\.5"):
-        inverse_probability_weights(p, size=2)
-    with pytest.raises(ValueError, match=r"from 0\.0 to 0\.5"):
-        inclusion_weights(p)
+def test_an_empty_batch_has_no_weights() -> None:
+    assert len(inverse_probability_weights(torch.empty(0), size=2)) == 0
+
+
+@pytest.mark.parametrize(
+    "weights", [lambda p: inverse_probability_weights(p, size=2), inclusion_weights]
+)
+def test_probabilities_outside_0_1_are_rejected(weights) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"from 0\.0 to 0\.5; they must lie in \(0, 1\]"):
+        weights(torch.tensor([0.5, 0.0]))
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        weights(torch.tensor([math.nan, 0.5]))
+
+
+def test_beta_outside_0_1_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"beta is 1\.5"):
-        inverse_probability_weights(p[:1], size=2, beta=1.5)
+        inverse_probability_weights(torch.tensor([0.5]), size=2, beta=1.5)
+
+
+def test_a_size_of_0_is_rejected() -> None:
     with pytest.raises(ValueError, match="size is 0"):
-        inverse_probability_weights(p[:1], size=0)
-    assert len(inverse_probability_weights(p[:0], size=2)) == 0
-    with pytest.raises(ValueError, match="probabilities"):
-        inverse_probability_weights(torch.tensor([torch.nan]), size=2)
+        inverse_probability_weights(torch.tensor([0.5]), size=0)

@@ -44,7 +44,7 @@ def test_weights_undo_the_bias_of_the_draw() -> None:
     data = _learned("buffer")
     law = data.sampler.probabilities()
     weight = importance_sampling_weights(
-        law, size=20, beta=1.0, min_probability=data.sampler.min_probability()
+        law, beta=1.0, min_probability=data.sampler.min_probability()
     )
     f = torch.randn(20, dtype=torch.float64)
     expectation = (law * weight * f).sum() / (law * weight).sum()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core.boosting import boosted, gains
+from lit_adaptive.core.boosting import boost_log_weights, loss_gains
 from lit_adaptive.samplers import AdaptiveBatchSampler, AdaptiveDataWeighter
 
 BOTH = [AdaptiveBatchSampler, AdaptiveDataWeighter]
@@ -114,8 +114,8 @@ def test_updates_follow_the_equations_of_core_one_sample_at_a_time(
         sampler.update_weights(index, [loss for _, loss in update])
         distinct = sorted(set(index))
         mean = [np.mean([loss for i, loss in update if i == d]) for d in distinct]
-        for i, gain in zip(distinct, gains(torch.tensor(mean)), strict=True):
-            log_weight[i], velocity[i] = boosted(
+        for i, gain in zip(distinct, loss_gains(torch.tensor(mean)), strict=True):
+            log_weight[i], velocity[i] = boost_log_weights(
                 log_weight[i], velocity[i], gain, learning_rate=0.7, momentum=mu, decay=0.1,
                 bounds=sampler.bounds,
             )  # fmt: skip

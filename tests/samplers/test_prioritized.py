@@ -51,8 +51,6 @@ def test_weighted_mean_over_draws_is_the_uniform_mean() -> None:
     for _ in range(2000):
         draw = sampler.draw(32)
         least = sampler.min_probability()
-        weight = importance_sampling_weights(
-            draw.probability, size=sampler.count, beta=1.0, min_probability=least
-        )
+        weight = importance_sampling_weights(draw.probability, beta=1.0, min_probability=least)
         total += float((weight * f[draw.index]).mean()) / (sampler.count * least)
     assert total / 2000 == pytest.approx(float(f[drawable].mean()), rel=0.01)

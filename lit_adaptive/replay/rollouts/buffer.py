@@ -272,7 +272,7 @@ class RolloutBuffer:
             inclusion = inclusion_probabilities(self._masses(), count)
             index = systematic_sample(inclusion, self.generator)
             probability = inclusion[index] / max(count, 1)
-        weight = importance_sampling_weights(probability, size=max(len(self), 1), beta=weight_beta)
+        weight = importance_sampling_weights(probability, beta=weight_beta)
         groups = RolloutGroups.cat([self._groups[i] for i in index.tolist()])
         return RolloutDraw(groups, self._key[index], probability, weight)
 

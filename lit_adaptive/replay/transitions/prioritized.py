@@ -196,7 +196,6 @@ class PrioritizedReplayBuffer:
         sampler = self.replay.sampler
         weight = importance_sampling_weights(
             draw.probability,
-            size=len(self),
             beta=self.beta,
             min_probability=sampler.min_probability() if self.normalize == "buffer" else None,
         )
