@@ -67,6 +67,12 @@ def commands() -> list[tuple[str, str]]:
     return sorted({(place, part) for place, part in parts if part})
 
 
+# The module that docs/extending.md describes, from its own code blocks.
+MY_PROJECT = "\n".join(
+    re.split(r"\n\n\n(?=\w+ = |assert )", block.text)[0]
+    for block in blocks(ROOT / "docs" / "extending.md")
+    if block.language == "python"
+)
 COMMANDS = commands()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
@@ -121,6 +127,7 @@ def test_other_command_names_what_exists(place: str, command: str) -> None:
         )
 
 
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")  # Lightning
 @pytest.mark.parametrize(
     "block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.place
 )
@@ -135,6 +142,8 @@ def test_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 def test_yaml_block_is_accepted_on_its_config(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "my_project.py").write_text(MY_PROJECT)
+    monkeypatch.syspath_prepend(tmp_path)
     overlay = re.fullmatch(r"overlay on (configs/\w+\.yaml)", block.comment)
     assert overlay, f"{block.place}: name the config in a comment before the block"
     file = tmp_path / "block.yaml"
