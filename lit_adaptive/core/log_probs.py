@@ -1,18 +1,20 @@
-r"""Log-probabilities of tokens, without ever holding the logits of all of them.
+r"""Log-probabilities of tokens without ever holding the logits of all of them.
 
-    logit         z_v   softcap(scale * (h W^T + b)_v) / temperature         [K, V], never whole
+    logit         z_v   softcap(scale * (h W^T + b)_v) / temperature         [K, V], in tiles
     log_prob            z_target - log sum_v exp z_v                         [K], at most 0
     entropy             -sum_v p_v log p_v                                   [K], in [0, log V]
 
-The logits of 4096 tokens over a vocabulary of 49,152 are 805 MB in float32, and a log-softmax with
-its gradient holds three such. Here they come in tiles of some tokens times some of the vocabulary,
-small enough for the cache, and the sums over the vocabulary grow from tile to tile by the online
-softmax (Milakov and Gimelshein, 2018, 1805.02867, algorithm 3). Only ``[K]`` vectors are kept.
+The logits of 4096 tokens over a vocabulary of 49,152 take 805 MB in float32, and a log-softmax with
+its gradient holds three such tensors. Here they are computed in tiles (some tokens times some
+vocabulary entries) that fit the cache, and the sums over the vocabulary grow from tile to tile by
+the online softmax (Milakov and Gimelshein, 2018, 1805.02867, algorithm 3). Only ``[K]`` vectors are
+kept.
 
-The backward pass makes each tile anew, but for those that fit into ``keep`` bytes: up to four
-matrix products for the three of the full path, paid for by the memory traffic that is left out.
-Where weight and bias are frozen (LoRA) nothing is made anew: the gradient of ``log_prob`` in
-``hidden``, ``scale / T * (W[target] - p W)``, is made in the forward pass, two products in all.
+The backward pass recomputes each tile, except those that fit into ``keep`` bytes: up to four matrix
+products instead of the three of the full path, paid for by less memory traffic. Where weight and
+bias are frozen (LoRA), nothing is recomputed: the gradient of ``log_prob`` with respect to
+``hidden``, ``scale / T * (W[target] - p W)``, is computed in the forward pass, with two products in
+all.
 """
 
 from typing import Any, NamedTuple, cast
@@ -20,23 +22,23 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.kernels.log_probs_function import TiledLogProbs
-from lit_adaptive.core.kernels.log_probs_tiles import Law
+from lit_adaptive.core.tiled_log_probs import LogitsConfig, TiledLogProbs
 
-# Tokens and vocabulary entries of a tile: 8 MB in float32, which a CPU's cache holds; a GPU wants
+# Tokens and vocabulary entries of a tile: 8 MB in float32, which fits a CPU's cache; a GPU needs
 # fewer and larger kernels (256 MB).
 _CPU_TILE = (1024, 2048)
 _GPU_TILE = (4096, 16384)
 
 
 class TokenLogProbs(NamedTuple):
-    """What ``token_log_probs`` finds; ``None`` for what was not asked. float64 if its inputs are.
+    """Result of ``token_log_probs``; values are float32, or float64 if the inputs are.
 
     Attributes:
-        log_prob: ``[K]`` float32, of each target; at most 0.
-        entropy: ``[K]`` float32, of the law of each token, in nats.
-        top_log_prob: ``[K, k]`` float32, of the most probable tokens, descending; no gradient.
-        top_token: ``[K, k]`` int64, which these are.
+        log_prob: ``[K]`` log-probability of each target, at most 0.
+        entropy: ``[K]`` entropy of the distribution at each token, in nats; None unless requested.
+        top_log_prob: ``[K, k]`` log-probabilities of the k most probable tokens, descending,
+            without gradient; None unless requested.
+        top_token: ``[K, k]`` int64, these tokens.
     """
 
     log_prob: Tensor
@@ -64,27 +66,27 @@ def token_log_probs(
 
     The matrix products run in the dtype of ``hidden`` and ``weight`` (under autocast: in its
     dtype), everything else in float32. A logit of minus infinity, as from a bias that forbids a
-    token, is probability 0. The gradient is for one backward pass, not to be differentiated again.
+    token, has probability 0. Gradients cannot be differentiated again.
 
     Args:
-        hidden: ``[K, D]``, the last hidden states that predict the targets.
+        hidden: ``[K, D]``, the last hidden states, which predict the targets.
         weight: ``[V, D]``, the output embedding.
         target: ``[K]`` int64 in [0, V).
         bias: ``[V]``.
-        temperature: above 0; logits are divided by it, last of all.
+        temperature: divisor of the logits, applied last; above 0.
         softcap: c in ``c * tanh(z / c)``, above 0 (Gemma 2, 2408.00118, section 2).
-        scale: what the model multiplies its logits by, before the softcap.
-        chunk: tokens in a tile; by default what suits the device.
-        tile: vocabulary entries in a tile; by default what suits the device.
-        keep: bytes for probabilities that the backward pass need not make anew, at least 0; only
-            where weight or bias learn, without softcap and entropy. Results are the same.
-        entropy: give the entropies too, with gradients.
-        top_k: give so many of the most probable tokens too.
+        scale: the model's factor of its logits, applied before the softcap.
+        chunk: tokens in a tile; None: chosen for the device.
+        tile: vocabulary entries in a tile; None: chosen for the device.
+        keep: bytes for probabilities saved for the backward pass, at least 0; used only where
+            weight or bias are trained, without softcap and entropy. Results do not depend on it.
+        entropy: also compute entropies, with gradients.
+        top_k: number of most probable tokens to return, with their log-probabilities.
 
     Raises:
-        ValueError: naming the argument that does not fit, and for targets outside [0, V).
+        ValueError: naming the argument that is invalid, or targets outside [0, V).
     """
-    _check(hidden, weight, target, bias)
+    _check_inputs(hidden, weight, target, bias)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy: use top_k=1)")
     if softcap is not None and not softcap > 0:
@@ -102,28 +104,30 @@ def token_log_probs(
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and matmul != torch.float64:
         matmul = torch.get_autocast_dtype(device)
-    law = Law(scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep)
-    return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, law))
+    config = LogitsConfig(
+        scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep
+    )
+    return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, config))
 
 
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
+def _check_inputs(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden is {list(hidden.shape)} and weight {list(weight.shape)}; they must be [K, D] "
-            "and [V, D]: choose the tokens that count first, as hidden.flatten(0, 1)[position]"
+            "and [V, D]: select the trained tokens first, as in hidden.flatten(0, 1)[position]"
         )
     if target.shape != hidden.shape[:1] or target.dtype != torch.int64:
         raise ValueError(
-            f"target is {list(target.shape)} {target.dtype}; it must be int64, one for each of "
-            f"the {len(hidden)} rows of hidden"
+            f"target is {list(target.shape)} {target.dtype}; it must be int64, one per row of "
+            f"hidden: [{len(hidden)}]"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}; it must be [{len(weight)}], as weight has")
     outside = (target < 0) | (target >= len(weight))
     if bool(outside.any()):
-        places = outside.nonzero().flatten()[:8]
+        index = outside.nonzero().flatten()[:8]
         raise ValueError(
-            f"the targets at {places.tolist()} are {target[places].tolist()}; they must lie in "
+            f"the targets at {index.tolist()} are {target[index].tolist()}; they must lie in "
             f"[0, {len(weight)}): leave out ignored tokens, and check that tokenizer and model "
             "share a vocabulary"
         )

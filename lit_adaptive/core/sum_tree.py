@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core import sum_tree_torch as batched
 from lit_adaptive.core.kernels import sum_tree as loops
-from lit_adaptive.core.kernels import sum_tree_torch as batched
 
 _SHOWN = 8  # offending entries that an error lists
 _EVERYONE = np.empty(0, dtype=np.bool_)

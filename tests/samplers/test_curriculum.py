@@ -76,7 +76,7 @@ def test_self_paced_eligibility_follows_the_losses_in_both_directions() -> None:
     sampler.advance(0.5)
     assert (sampler.probabilities() > 0).tolist() == [False, True, False, False]
     sampler.update(torch.tensor([1]), torch.tensor([8.0]))
-    with pytest.raises(ValueError, match=r"no sample's loss is below the threshold 2\.0"):
+    with pytest.raises(ValueError, match=r"no loss is below the threshold 2\.0"):
         sampler.advance(0.5)
 
 
@@ -148,7 +148,7 @@ def test_wrong_difficulties_are_named(difficulty: Tensor, message: str) -> None:
         ({"by": "size"}, "by is 'size'"),
         ({"stages": [0.5], "thresholds": (1.0, 2.0)}, "both"),
         ({"stages": [0.0]}, "share of the samples"),
-        ({"thresholds": (2.0, 1.0)}, "not descend"),
+        ({"thresholds": (2.0, 1.0)}, "the threshold grows"),
     ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
