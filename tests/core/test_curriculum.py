@@ -104,12 +104,12 @@ def test_eligibility_needs_difficulties_and_a_positive_share(difficulty, share, 
 
 
 def test_a_threshold_below_all_losses_is_rejected() -> None:
-    with pytest.raises(ValueError, match="the smallest is 1.0: start with a larger"):
+    with pytest.raises(ValueError, match=r"the smallest is 1\.0: start with a larger"):
         self_paced_mask(torch.ones(2), threshold=0.5)
 
 
 def test_a_self_paced_threshold_is_positive_and_does_not_fall() -> None:
-    with pytest.raises(ValueError, match="threshold is 0.0"):
+    with pytest.raises(ValueError, match=r"threshold is 0\.0"):
         self_paced_mask(torch.ones(2), threshold=0.0)
     with pytest.raises(ValueError, match="the threshold grows"):
         self_paced_threshold(0.5, start=2.0, end=1.0)
