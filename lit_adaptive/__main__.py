@@ -1,4 +1,4 @@
-"""``python -m lit_adaptive`` is ``lit-adaptive``."""
+"""``python -m lit_adaptive`` runs ``lit-adaptive``."""
 
 from lit_adaptive.cli.main import main
 

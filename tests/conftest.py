@@ -1,4 +1,4 @@
-"""What every test may count on: a command line that is the test's own."""
+"""Fixtures and hypothesis settings of all tests."""
 
 import os
 import sys
@@ -9,13 +9,14 @@ import pytest
 
 from lit_adaptive.cli.main import RUN_DIR
 
-# The first call of a compiled loop compiles it: no example has a deadline.
+# No deadline: the first call of a numba function compiles it.
 hypothesis.settings.register_profile("lit-adaptive", deadline=None)
 hypothesis.settings.load_profile("lit-adaptive")
 
 
 @pytest.fixture(autouse=True)
-def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide pytest's arguments from LightningCLI, and forget the run directory of a test."""
     monkeypatch.setattr(sys, "argv", ["lit-adaptive"])
     yield
     os.environ.pop(RUN_DIR, None)

@@ -1,4 +1,4 @@
-"""Wrong pairings are refused by name."""
+"""Parts of a run that do not fit together are rejected by name."""
 
 from typing import ClassVar
 
@@ -7,35 +7,36 @@ import pytest
 from lit_adaptive.contract import check_pairing, unmet_needs
 
 
-class Giver:
+class Provider:
     provides = frozenset({"batch.index"})
 
 
-class Taker:
+class Consumer:
     needs = frozenset({"batch.index", "signal.td_error"})
     remedies: ClassVar = {"signal.td_error": "choose a module that returns it"}
 
 
-class Plain:
-    """A part of somebody else's, without either set."""
+class Unrelated:
+    """A part with neither set, such as a callback of another library."""
 
 
-def test_a_sound_run_passes() -> None:
-    class All:
+def test_a_valid_run_passes() -> None:
+    class ProvidesAll:
         provides = frozenset({"batch.index", "signal.td_error"})
 
-    check_pairing([Taker(), All(), Plain()])
+    check_pairing([Consumer(), ProvidesAll(), Unrelated()])
 
 
-def test_the_error_names_the_part_the_need_the_others_and_the_remedy() -> None:
+def test_the_error_names_the_part_the_need_the_other_parts_and_the_remedy() -> None:
     with pytest.raises(ValueError, match="do not fit together") as error:
-        check_pairing([Taker(), Giver(), Plain()])
-    text = str(error.value)
-    for word in ("Taker", "signal.td_error", "Giver", "Plain", "choose a module that returns it"):
-        assert word in text
-    assert "batch.index" not in text
+        check_pairing([Consumer(), Provider(), Unrelated()])
+    message = str(error.value)
+    remedy = "choose a module that returns it"
+    for word in ("Consumer", "signal.td_error", "Provider", "Unrelated", remedy):
+        assert word in message
+    assert "batch.index" not in message
 
 
-def test_one_line_for_each_unmet_need() -> None:
-    assert len(unmet_needs([Taker()])) == 2
-    assert len(unmet_needs([Taker(), Giver()])) == 1
+def test_each_unmet_need_has_a_line() -> None:
+    assert len(unmet_needs([Consumer()])) == 2
+    assert len(unmet_needs([Consumer(), Provider()])) == 1

@@ -1,13 +1,9 @@
-"""Arrows point down only; the lower layers serve a plain PyTorch loop."""
+"""Imports point down only: lower layers do not load the libraries of higher ones."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-SOURCES = sorted([*ROOT.glob("lit_adaptive/**/*.py"), *ROOT.glob("callbacks/**/*.py")])
 
 
 @pytest.mark.parametrize(

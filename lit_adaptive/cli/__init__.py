@@ -1,1 +1,5 @@
 """The ``lit-adaptive`` command line."""
+
+from lit_adaptive.cli.main import AdaptiveCLI
+
+__all__ = ["AdaptiveCLI"]

@@ -1,7 +1,7 @@
-"""What went wrong with a config, in the words that help, and nothing else.
+"""Short messages for errors in a config.
 
-jsonargparse tries a value against every type that it might have and reports all of them, with the
-whole value. What the user needs is the one line that names the option, and the names there are.
+jsonargparse tries a value against every possible type and reports all failures together with the
+whole value. The relevant part is the line that names the option, and the options that exist.
 """
 
 import difflib
@@ -23,49 +23,49 @@ _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 _CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
 
 
-def plain(message: str) -> str:
-    """The lines of a parser's message that say what is wrong, with the nearest name there is."""
+def shorten(message: str) -> str:
+    """Keep the lines of a parser's message that name the error, and suggest existing options."""
     kept: list[str] = []
     lines = message.splitlines()
     for number, line in enumerate(lines):
         if _NOISE.match(line) or not line.strip():
             continue
-        short = _CALLABLE.sub("", _VALUE.sub("", line))
-        indent = "  " * min(len(kept), 3)
-        kept.append(indent + re.sub(r"^\s*(- )?", "", short) + _suggestion(lines[: number + 1]))
+        text = re.sub(r"^\s*(- )?", "", _CALLABLE.sub("", _VALUE.sub("", line)))
+        kept.append("  " * min(len(kept), 3) + text + _suggestion(lines[: number + 1]))
     return "\n".join(kept)
 
 
 def _suggestion(lines: list[str]) -> str:
-    """For an unknown option in the last line: whose it would be, the nearest name, and all."""
+    """For an unknown option in the last line: its class, the closest option, and all options."""
     unknown = _UNKNOWN.search(lines[-1])
     classes = _CLASS.findall(lines[-1]) or _CLASS.findall("\n".join(lines))
     if unknown is None or not classes:
         return ""
-    names = _options_of(classes[-1])
+    options = _options_of(classes[-1])
     option = unknown.group(1).rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(option, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f" by {classes[-1]}: {hint}It takes {', '.join(names)}" if names else ""
+    closest = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {closest[0]!r}? " if closest else ""
+    return f" by {classes[-1]}: {hint}Its options are {', '.join(options)}" if options else ""
 
 
 def _options_of(class_path: str) -> list[str]:
+    """Parameters of a class, and of its bases while they are passed on as ``**kwargs``."""
     module, _, name = class_path.rpartition(".")
+    options: list[str] = []
     try:
         cls: Any = getattr(importlib.import_module(module), name)
-        found: list[str] = []
         for base in inspect.getmro(cls)[:-1]:
             parameters = inspect.signature(base).parameters.values()
-            found += [each.name for each in parameters]
-            if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            options += [parameter.name for parameter in parameters]
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
                 break
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
-    return [name for name in dict.fromkeys(found) if name not in ("args", "kwargs", "options")]
+    return [name for name in dict.fromkeys(options) if name not in ("args", "kwargs", "options")]
 
 
-def cause(error: BaseException) -> BaseException:
-    """The error that a class raised, under those that jsonargparse wrapped around it."""
+def root_cause(error: BaseException) -> BaseException:
+    """The error that a class raised, without those that jsonargparse wrapped around it."""
     while True:
         inner = error.__cause__ or error.__context__
         wrapped = str(error).startswith("Does not validate against any of the Union subtypes")
@@ -74,14 +74,14 @@ def cause(error: BaseException) -> BaseException:
         error = inner
 
 
-class PlainParser(LightningArgumentParser):
-    """A parser whose errors are short."""
+class ShortErrorParser(LightningArgumentParser):
+    """A parser with short error messages."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and where to read more, and stop."""
-        if not self.exit_on_error:  # a part of another parser, which tries other types yet
+        """Print the shortened message and exit."""
+        if not self.exit_on_error:  # called by another parser, which may try further types
             super().error(message, ex)
         prog = self.prog.replace(" [options]", "")
-        sys.stderr.write(f"error: {plain(message)}\n(all options: {prog} --help)\n")
+        sys.stderr.write(f"error: {shorten(message)}\n(all options: {prog} --help)\n")
         self.exit(2)
         raise AssertionError from ex  # exit does not return

@@ -1,12 +1,12 @@
-"""``lit-adaptive fit | validate | test | predict``: LightningCLI, with a run directory of its own.
+"""``lit-adaptive fit | validate | test | predict``: LightningCLI with a directory per run.
 
-What it adds to LightningCLI:
-  1. A unique ``runs/<config name>/<time>-<seed>`` with metrics CSV, config and checkpoints.
-  2. ``use_distributed_sampler`` is false, and true is refused: Lightning's wrapper would freeze a
+It adds to LightningCLI:
+  1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
+  2. ``use_distributed_sampler`` is false, and true is rejected: Lightning's wrapper would freeze a
      sampler that learns.
-  3. Flags given beside ``--ckpt_path`` win over the checkpoint's hyperparameters.
-  4. Parts that do not fit together are refused before training, by name (``contract``).
-  5. Mistakes in a config are told in a line or two (``mistakes``).
+  3. Options on the command line override the hyperparameters of ``--ckpt_path``.
+  4. Parts that do not fit together are rejected before training (``contract``).
+  5. Errors in a config are reported in a few lines (``cli.errors``).
 """
 
 import json
@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# Lightning calls parts of jsonargparse that its next major version drops; not the user's concern.
+# Lightning uses features of jsonargparse that are deprecated; users cannot act on the warnings.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
@@ -31,16 +31,16 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-import callbacks  # so that another package of this name fails here, loudly
+import callbacks
 from lit_adaptive import __version__, data, modules, samplers
-from lit_adaptive.cli.errors import PlainParser, cause
+from lit_adaptive.cli.errors import ShortErrorParser, root_cause
 from lit_adaptive.contract import unmet_needs
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
-"""Set by the process that names the run, read by those that Lightning starts for other ranks."""
+"""Environment variable by which rank 0 passes the run directory to the processes it starts."""
 
 PACKAGES = (callbacks, data, modules, samplers)
-"""Imported so that their classes are known to the parser by their short names."""
+"""Imported so that the parser accepts their classes by short names."""
 
 if not hasattr(callbacks, "PriorityRefresh"):
     raise ImportError(
@@ -53,16 +53,16 @@ class SaveConfig(SaveConfigCallback):
     """Writes the config into the run directory, and into every logger."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the loggers the whole config as hyperparameters."""
+        """Log the config as hyperparameters."""
         dump: Any = self.parser.dump(self.config, skip_none=False, format="json")
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": json.loads(dump)})
 
 
 def _new_run_dir(root: Path, name: str, label: str) -> Path:
-    """A directory that nobody had before, created."""
-    if given := os.environ.get(RUN_DIR):
-        return Path(given)
+    """Create a new directory, or return that of rank 0."""
+    if existing := os.environ.get(RUN_DIR):
+        return Path(existing)
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
     for attempt in range(1000):
         path = root / name / (stem if attempt == 0 else f"{stem}.{attempt}")
@@ -72,14 +72,17 @@ def _new_run_dir(root: Path, name: str, label: str) -> Path:
             continue
         os.environ[RUN_DIR] = str(path)
         return path
-    raise RuntimeError(f"a thousand runs started within one second under {root / name}")
+    raise RuntimeError(
+        f"1000 runs started within one second in {root / name}; choose another --runs"
+    )
 
 
 class AdaptiveCLI(LightningCLI):
-    """LightningCLI in subclass mode, with the additions named above."""
+    """LightningCLI in subclass mode, with the additions listed above."""
 
     def __init__(self, args: ArgsType = None) -> None:
-        os.environ.pop(RUN_DIR, None) if "LOCAL_RANK" not in os.environ else None
+        if "LOCAL_RANK" not in os.environ:
+            os.environ.pop(RUN_DIR, None)
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -95,23 +98,23 @@ class AdaptiveCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose errors are short, for the command and its subcommands."""
-        self.parser_class = PlainParser
+        """Create a parser with short error messages, for the command and its subcommands."""
+        self.parser_class = ShortErrorParser
         return super().init_parser(**kwargs)
 
     def instantiate_classes(self) -> None:
-        """Build all parts; what one of them refuses is told without the way it came."""
+        """Build all parts; report an error of a part without its traceback."""
         try:
             super().instantiate_classes()
         except (ValueError, ModuleNotFoundError) as error:
-            self.parser.error(str(cause(error)), error)
+            self.parser.error(str(root_cause(error)), error)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One argument of our own: where runs go."""
+        """Add ``--runs``."""
         parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the config alone: a flag beside ``--ckpt_path`` wins over the checkpoint."""
+        """Ignore the hyperparameters of the checkpoint: command-line options take precedence."""
 
     def _config_name(self, config: Namespace) -> str:
         files = config.get("config") or []
@@ -120,16 +123,16 @@ class AdaptiveCLI(LightningCLI):
         return str(config.model.class_path).rsplit(".", 1)[-1].lower()
 
     def before_instantiate_classes(self) -> None:
-        """Name the run; give it a CSV logger; refuse what cannot work."""
+        """Validate the config, create the run directory, and direct loggers to it."""
         config = self.config[str(self.subcommand)]
         trainer = config.trainer
         if trainer.use_distributed_sampler:
             self.parser.error(
                 "trainer.use_distributed_sampler is true; it must be false, because Lightning's "
-                "wrapper draws a whole epoch ahead and reorders it, which freezes a sampler that "
-                "learns. The datamodules here give each rank its share themselves: drop the flag"
+                "wrapper draws an epoch ahead and reorders it, which freezes a sampler that "
+                "learns. The datamodules give each rank its share themselves: remove the option"
             )
-        _refuse_unreadable(self.parser, config.get("ckpt_path"))
+        _check_checkpoint(self.parser, config.get("ckpt_path"))
         self.run_dir: Path | None = None
         if trainer.fast_dev_run:
             return
@@ -146,28 +149,29 @@ class AdaptiveCLI(LightningCLI):
                 spec.save_dir = str(self.run_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with a CSV logger before all others."""
+        """Build the trainer with a CSV logger before all others."""
         if self.run_dir is not None:
-            own = CSVLogger(self.run_dir.parent.parent, self.run_dir.parent.name, self.run_dir.name)
-            given = self._get(self.config_init, "trainer").get("logger")
-            others = [each for each in _as_list(given) if isinstance(each, Logger)]
-            kwargs["logger"] = [own, *others]
+            folder = self.run_dir
+            csv = CSVLogger(folder.parent.parent, folder.parent.name, folder.name)
+            configured = _as_list(self._get(self.config_init, "trainer").get("logger"))
+            loggers = [logger for logger in configured if isinstance(logger, Logger)]
+            kwargs["logger"] = [csv, *loggers]
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Say where everything is."""
+        """Print the best checkpoint and the run directory."""
         if self.run_dir is not None and self.trainer.is_global_zero:
             print(f"{_best(self.trainer)}\nrun directory: {self.run_dir}")
 
     def before_fit(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Reject parts that do not fit together."""
         parts = [self.model, self.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
         if lines := unmet_needs(parts):
             self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
 
 
 def _best(trainer: Trainer) -> str:
-    """What the first checkpoint callback that watches something found, in words."""
+    """Best score and path of the first checkpoint callback with a monitor."""
     for callback in trainer.checkpoint_callbacks:
         score = getattr(callback, "best_model_score", None)
         if score is not None:
@@ -176,18 +180,17 @@ def _best(trainer: Trainer) -> str:
     return "no monitored checkpoint"
 
 
-def _refuse_unreadable(parser: LightningArgumentParser, checkpoint: str | None) -> None:
-    """Say so before anything is built if a checkpoint file cannot be read."""
+def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -> None:
+    """Reject an unreadable checkpoint before anything is built."""
     if checkpoint is None or not Path(checkpoint).is_file():
-        return  # a sharded one is a directory; "last", "best" and remote ones are Lightning's
+        return  # a directory (sharded), "last", "best" or a remote path, which Lightning resolves
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        why = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         parser.error(
-            f"{checkpoint} is not a checkpoint that can be resumed ({why}): it is damaged, or "
-            "holds more than tensors and plain values (weights-only loading refuses that): "
-            "take another"
+            f"{checkpoint} cannot be loaded ({reason}): it is damaged, or holds more than tensors "
+            "and Python primitives, which weights-only loading rejects: choose another checkpoint"
         )
 
 
@@ -199,13 +202,13 @@ def _as_list(value: Any) -> list[Any]:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line."""
-    for noise in (
-        r"Experiment logs directory .* exists and is not empty",  # the config lies there already
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own business
-        r"The '.*_dataloader' does not have many workers",  # a replay is drawn when it is asked for
-        r"LightningCLI's args parameter is intended to run",  # main(args) is meant for that
+    for warning in (
+        r"Experiment logs directory .* exists and is not empty",  # the config is written first
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # internal to Lightning
+        r"The '.*_dataloader' does not have many workers",  # a replay is sampled on demand
+        r"LightningCLI's args parameter is intended to run",  # main(args) is for scripts and tests
     ):
-        warnings.filterwarnings("ignore", message=noise)
+        warnings.filterwarnings("ignore", message=warning)
     AdaptiveCLI(args)
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: run directory, overlays, refusals, resuming, trackers."""
+"""The command line: run directory, overlays, validation, resumption, loggers."""
 
 import csv
 import json
@@ -24,11 +24,10 @@ QUICK = [
 
 def _fit(runs: Path, *more: str) -> Path:
     main(["fit", *PER, *QUICK, "--runs", str(runs), *more])
-    found: Path = max(runs.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
-    return found
+    return max(runs.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def _refusal(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+def _error_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     with pytest.raises((SystemExit, ValueError)) as error:
         main([*command])
     return str(error.value) + capsys.readouterr().err
@@ -55,11 +54,11 @@ def test_the_saved_config_runs_again(tmp_path: Path) -> None:
     main(["fit", "--config", str(run / "config.yaml"), "--runs", str(tmp_path / "again")])
     again = next((tmp_path / "again").glob("config/*/metrics.csv"))
     first = (run / "metrics.csv").read_text()
-    assert again.read_text() == first  # the same seed gives the same run, to the last digit
+    assert again.read_text() == first  # the same seed gives the same run
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_validate_test_and_predict_play_a_checkpoint(
+def test_validate_test_and_predict_evaluate_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
@@ -80,26 +79,26 @@ def test_validate_test_and_predict_play_a_checkpoint(
     assert len(episodes) == 2
     assert all(
         float(row["return"]) == float(row["length"]) for row in episodes
-    )  # CartPole: 1 a step
+    )  # CartPole: reward 1 per step
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_a_flag_beside_ckpt_path_wins_over_the_checkpoint(
+def test_an_option_overrides_the_hyperparameters_of_ckpt_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
-    made: list[AdaptiveCLI] = []
+    instances: list[AdaptiveCLI] = []
     run = AdaptiveCLI._run_subcommand
 
     def keep(self: AdaptiveCLI, subcommand: str) -> None:
-        made.append(self)
+        instances.append(self)
         run(self, subcommand)
 
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", keep)
     _fit(tmp_path, f"--ckpt_path={last}", "--model.learning_rate=0.125", "--trainer.max_epochs=2")
-    optimizer: Any = made[0].model.optimizers()
+    optimizer: Any = instances[0].model.optimizers()
     assert optimizer.param_groups[0]["lr"] == 0.125
-    assert made[0].trainer.global_step == 48
+    assert instances[0].trainer.global_step == 48
 
 
 @pytest.mark.parametrize(
@@ -119,50 +118,52 @@ def test_a_flag_beside_ckpt_path_wins_over_the_checkpoint(
     ],
     ids=lambda value: " ".join(value)[:60],
 )
-def test_a_bad_run_is_refused_before_training_with_value_rule_and_remedy(
+def test_an_invalid_run_is_rejected_before_training_with_value_rule_and_remedy(
     flags: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = _refusal(capsys, "fit", *PER, "--runs", str(tmp_path), *flags)
+    error = _error_of(capsys, "fit", *PER, "--runs", str(tmp_path), *flags)
     for word in words:
-        assert word in said
+        assert word in error
 
 
-def test_a_checkpoint_of_another_capacity_or_sampler_is_refused(
+def test_a_checkpoint_of_another_capacity_or_sampler_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
     common = ["fit", *PER, *QUICK, "--runs", str(tmp_path), f"--ckpt_path={last}"]
-    said = _refusal(capsys, *common, "--data.capacity=3000")
-    assert "2000" in said
-    assert "3000" in said
-    said = _refusal(capsys, *common, "--data.sampler=lit_adaptive.samplers.RankPrioritizedSampler")
-    assert "rank" in said.lower()
+    error = _error_of(capsys, *common, "--data.capacity=3000")
+    assert "2000" in error
+    assert "3000" in error
+    error = _error_of(
+        capsys, *common, "--data.sampler=lit_adaptive.samplers.RankPrioritizedSampler"
+    )
+    assert "rank" in error.lower()
 
 
-def test_a_corrupt_checkpoint_is_refused(
+def test_a_damaged_checkpoint_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"not a checkpoint")
     common = ["fit", *PER, *QUICK, "--runs", str(tmp_path)]
-    said = _refusal(capsys, *common, f"--ckpt_path={broken}")
-    assert "broken.ckpt" in said
-    assert "damaged" in said
+    error = _error_of(capsys, *common, f"--ckpt_path={broken}")
+    assert "broken.ckpt" in error
+    assert "damaged" in error
 
 
-def test_a_checkpoint_with_code_in_it_is_refused(
+def test_a_checkpoint_with_arbitrary_objects_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evil = tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {}, "anything": Path}, evil)
+    pickled = tmp_path / "pickled.ckpt"
+    torch.save({"state_dict": {}, "anything": Path}, pickled)
     common = ["fit", *PER, *QUICK, "--runs", str(tmp_path)]
-    said = _refusal(capsys, *common, f"--ckpt_path={evil}")
-    assert "evil.ckpt" in said
-    assert "weights-only" in said
+    error = _error_of(capsys, *common, f"--ckpt_path={pickled}")
+    assert "pickled.ckpt" in error
+    assert "weights-only" in error
 
 
 @pytest.mark.filterwarnings("default")
-def test_wandb_offline_holds_the_metrics_and_the_config(
+def test_wandb_offline_records_the_metrics_and_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -172,7 +173,7 @@ def test_wandb_offline_holds_the_metrics_and_the_config(
     import wandb
 
     wandb.finish()
-    assert (run / "metrics.csv").is_file()  # CSV always
+    assert (run / "metrics.csv").is_file()  # beside every other logger
     files = list(run.rglob("run-*.wandb"))
     assert len(files) == 1
     history, config = _read_wandb(files[0])
@@ -182,22 +183,22 @@ def test_wandb_offline_holds_the_metrics_and_the_config(
 
 
 def _wandb_records(path: Path) -> Iterator[bytes]:
-    """Records of a LevelDB log: blocks of 32 KiB, after a header of 7 bytes."""
-    data, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    """Records of a LevelDB log: a header of 7 bytes, then blocks of 32 KiB."""
+    data, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in {1, 4}:  # whole, or the last part
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        parts += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in {1, 4}:  # a complete record, or its last part
             yield parts
             parts = b""
 
 
 def _read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """History rows and config of an offline run's own file."""
+    """History rows and config in the file of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
     history: list[dict[str, Any]] = []
@@ -216,7 +217,7 @@ def _read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return history, config
 
 
-def test_tensorboard_is_an_option(tmp_path: Path) -> None:
+def test_the_tensorboard_overlay_adds_a_tensorboard_logger(tmp_path: Path) -> None:
     run = _fit(tmp_path, "--config", str(CONFIGS / "trainer" / "tensorboard.yaml"))
     assert list(run.rglob("events.out.tfevents.*"))
     assert (run / "metrics.csv").is_file()

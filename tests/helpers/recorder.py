@@ -1,4 +1,4 @@
-"""Parts for runs that are killed, resumed and compared; started as processes of their own."""
+"""Parts of runs that are started as processes, killed, resumed and compared."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from lit_adaptive.data import LongTailedDigits
 
 
 class Recorder(Callback):
-    """Writes every step's draws and weights, and at the end the whole state, a file per rank.
+    """Writes the draws and weights of every step, and the final state, to a file per rank.
 
     Needs: nothing. Changes: nothing.
     """
@@ -45,7 +45,7 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = {
-            "parameters": _whole(pl_module.state_dict()),
+            "parameters": _full_tensors(pl_module.state_dict()),
             "data": trainer.datamodule.state_dict(),
             "callbacks": {
                 type(callback).__name__: callback.state_dict()
@@ -56,8 +56,8 @@ class Recorder(Callback):
         torch.save(state, self.folder / f"end-{trainer.global_rank}.pt")
 
 
-def _whole(parameters: dict[str, Any]) -> dict[str, Tensor]:
-    full = {}
+def _full_tensors(parameters: dict[str, Any]) -> dict[str, Tensor]:
+    full: dict[str, Tensor] = {}
     for name, value in parameters.items():
         tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
         full[name] = tensor.detach().clone()
@@ -65,7 +65,7 @@ def _whole(parameters: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Line(Dataset[dict[str, Tensor]]):
-    """Points on a noisy line, some much noisier than others."""
+    """Points on a line with noise of increasing strength."""
 
     def __init__(self, size: int = 97) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -81,7 +81,7 @@ class Line(Dataset[dict[str, Tensor]]):
 
 
 class Jittered(Dataset[dict[str, Any]]):
-    """Digits with noise from all three global streams: an augmentation that workers do."""
+    """Digits with noise from all three global generators, as in augmentation by workers."""
 
     def __init__(self) -> None:
         self.digits = LongTailedDigits("train")
@@ -97,7 +97,7 @@ class Jittered(Dataset[dict[str, Any]]):
 
 
 class Regression(LightningModule):
-    """Weighted least squares; its per-sample error serves as the TD error."""
+    """Weighted least squares with the per-sample error as TD error."""
 
     needs = frozenset({"batch.x", "batch.y", "batch.weight"})
     provides = frozenset({"signal.td_error"})

@@ -1,4 +1,4 @@
-"""Run, kill, resume and compare: shared by the integration tests."""
+"""Start, kill, resume and compare runs: shared by the integration tests."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import torch
 
 HERE = Path(__file__).parent
 
-
 CONFIG = HERE.parent.parent / "configs" / "dqn_per.yaml"
 TRAINER = CONFIG.parent / "trainer"
 
 
 def run(command: list[str], *, killed: bool = False) -> None:
+    """Run Python with ``command``; check that it succeeds, or is killed."""
     done = subprocess.run(
         [sys.executable, *command],
         capture_output=True,
@@ -28,41 +28,45 @@ def run(command: list[str], *, killed: bool = False) -> None:
 
 
 def steps_of(folder: Path, rank: int = 0) -> dict[int, dict[str, Any]]:
+    """Recorded steps of a run by batch number; a resumed run's replace those it repeats."""
     lines = (folder / f"steps-{rank}.jsonl").read_text().splitlines()
     return {step["batch"]: step for step in map(json.loads, lines)}
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, where
-        alike = torch.equal(one, other)
-        if not alike and one.is_floating_point():  # NaN stands for what was never seen
-            alike = torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-        assert alike, where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
+def assert_same(first: Any, second: Any, path: str = "") -> None:
+    """Assert that two nested states are bit-equal."""
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype, path
+        equal = torch.equal(first, second)
+        if not equal and first.is_floating_point():  # NaN marks entries without a value
+            equal = torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+        assert equal, path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_same(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{path}[{i}]")
     else:
-        assert one == other, where
+        assert first == second, path
 
 
-def assert_same_end(one: Path, other: Path) -> None:
-    ends = [torch.load(folder / "end-0.pt", weights_only=True) for folder in (one, other)]
+def assert_same_end(first: Path, second: Path) -> None:
+    """Assert that two runs end in the same state."""
+    ends = [torch.load(folder / "end-0.pt", weights_only=True) for folder in (first, second)]
     assert_same(ends[0], ends[1])
 
 
 def latest_checkpoint(folder: Path) -> str:
-    found = folder.glob("checkpoints/*.ckpt")
-    return str(max(found, key=lambda path: (path.stat().st_mtime_ns, path.name)))
+    checkpoints = folder.glob("checkpoints/*.ckpt")
+    return str(max(checkpoints, key=lambda path: (path.stat().st_mtime_ns, path.name)))
 
 
 def dqn_command(folder: Path, kill_at: int, *more: str) -> list[str]:
+    """Arguments of a small DQN run with a recorder."""
     return [
         *("-m", "lit_adaptive", "fit", "--config", str(CONFIG), "--runs", str(folder / "runs")),
         *("--trainer.max_epochs=3", "--data.batches_per_epoch=40", "--data.capacity=1100"),

@@ -1,4 +1,7 @@
-"""Train the line: ``train_line.py FOLDER WORKERS KILL_AT [CHECKPOINT] [DEVICES]``."""
+"""Train on ``Line``: ``train_line.py FOLDER WORKERS KILL_AT CHECKPOINT DEVICES``.
+
+KILL_AT is a batch number or -1; CHECKPOINT is a path or '-'.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The Atari config trains: frames kept once, bytes kept bytes, rewards clipped."""
+"""The Atari config trains, with each frame stored once as bytes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The digits recipes: killed twice and resumed, and on two processes, hybrids included."""
+"""The digits configs: killed twice and resumed, and on two processes."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ RUNS = {
     "adaptive with workers": ("adaptive", ["--data.num_workers=2"]),
     "hybrid": ("hybrid", []),
     "curriculum": ("curriculum", []),
-    "weighter told at the end of epochs": (
+    "data weighter updated at the end of epochs": (
         "uniform",
         [
             "--data.sampler=lit_adaptive.samplers.AdaptiveDataWeighter",
@@ -56,7 +56,7 @@ RUNS = {
             "--model.network.dropout=0.5",
         ],
     ),
-    "epochs cut short, validated in between, two workers": (
+    "limited epochs with validation inside, two workers": (
         "curriculum",
         [
             "--data.num_workers=2",
@@ -93,11 +93,11 @@ def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_resumed_from_an_epochs_last_batch_nothing_of_the_epoch_is_lost(tmp_path: Path) -> None:
-    # Lightning then leaves out on_train_epoch_end, and the next on_train_epoch_start.
+def test_resuming_from_an_epochs_last_batch_loses_no_update(tmp_path: Path) -> None:
+    # Lightning then skips on_train_epoch_end and the next on_train_epoch_start.
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = [
-        *RUNS["weighter told at the end of epochs"][1],
+        *RUNS["data weighter updated at the end of epochs"][1],
         "--trainer.callbacks+=callbacks.CurriculumProgress",
         "--data.sampler=lit_adaptive.samplers.CurriculumSampler",
         "--data.sampler.inner=lit_adaptive.samplers.AdaptiveDataWeighter",
@@ -117,7 +117,9 @@ def test_resumed_from_an_epochs_last_batch_nothing_of_the_epoch_is_lost(tmp_path
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("recipe", "overlay"), [("hybrid", "ddp"), ("adaptive", "fsdp2")])
-def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_path: Path) -> None:
+def test_two_processes_share_one_distribution_and_resume(
+    recipe: str, overlay: str, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--trainer.max_epochs=2"]
     command = _digits(whole, recipe, -1, *ranks)
@@ -127,10 +129,10 @@ def test_two_processes_follow_one_law_and_resume(recipe: str, overlay: str, tmp_
     steps = [steps_of(whole, rank) for rank in (0, 1)]
     assert steps[0].keys() == steps[1].keys()
     assert len(steps[0]) == 32
-    for step, mine in steps[0].items():
-        theirs = steps[1][step]
-        assert len(mine["index"]) == len(theirs["index"]) == 32
-        assert mine["index"] != theirs["index"]
+    for step, first in steps[0].items():
+        second = steps[1][step]
+        assert len(first["index"]) == len(second["index"]) == 32
+        assert first["index"] != second["index"]
     saved = min((whole / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime_ns)
     run(_digits(broken, recipe, -1, *ranks, f"--ckpt_path={saved}"))
     for rank in (0, 1):

@@ -1,4 +1,4 @@
-"""Language models: killed twice and resumed, and sharded over two processes."""
+"""Language models: killed twice and resumed, and on two processes."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from resumed_runs import (
 CONFIGS = CONFIG.parent
 
 
-def _early(folder: Path, recipe: str, after_epochs: int) -> Path:
-    """The recipe, with its reference scored after so many epochs."""
+def _config(folder: Path, recipe: str, after_epochs: int) -> Path:
+    """The config, with the reference computed after ``after_epochs`` epochs."""
     config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
     for callback in config["trainer"]["callbacks"]:
         if callback["class_path"] == "callbacks.ReferenceLogProbs":
@@ -32,7 +32,7 @@ def _early(folder: Path, recipe: str, after_epochs: int) -> Path:
 
 def _fit(folder: Path, recipe: str, kill_at: int, *more: str, after_epochs: int = 2) -> list[str]:
     return [
-        *("-m", "lit_adaptive", "fit", "--config", str(_early(folder, recipe, after_epochs))),
+        *("-m", "lit_adaptive", "fit", "--config", str(_config(folder, recipe, after_epochs))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=4"),
         *("--data.dataset.source.size=128", "--data.val_dataset.source.size=16"),
         "--data.batch_size=8",
@@ -55,8 +55,8 @@ LORA = [
     "--model.model.lora.dropout=0.3",
 ]
 RUNS = {
-    # The first kill comes before the reference is scored, the second after it.
-    "iw-SFT, its reference scored after two epochs": (
+    # The first kill comes before the reference is computed, the second after it.
+    "iw-SFT with the reference computed after two epochs": (
         "iw_sft",
         [],
     ),
@@ -98,8 +98,8 @@ def test_killed_twice_ends_bit_equal(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
-    # Token means over both ranks, the reference scored by both, weights and all: equal parameters.
+def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
+    # Token means and the reference are computed over both ranks, so the parameters are equal.
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
     more += ["--trainer.check_val_every_n_epoch=1", "--model.optimization.learning_rate=0.003"]
@@ -111,9 +111,8 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
     ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(ends[0], ends[1])
     alone = torch.load(one / "end-0.pt", weights_only=True)
-    begun = (one, two)
     drawn = [sorted(i for rank in ranks for i in steps_of(folder, rank)[15]["index"])
-             for folder, ranks in zip(begun, [(0,), (0, 1)], strict=True)]  # fmt: skip
+             for folder, ranks in zip((one, two), [(0,), (0, 1)], strict=True)]  # fmt: skip
     assert drawn[0] == drawn[1]
     for name, value in alone["parameters"].items():
         if value.dtype.is_floating_point and name.startswith("language"):

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed, twice in a row, ends where the uninterrupted run ends."""
+"""A run that is killed and resumed twice ends like the uninterrupted run."""
 
 import random
 from pathlib import Path
@@ -15,21 +15,20 @@ from resumed_runs import (
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("workers", [0, 2])
-def test_dataset_run_killed_twice_draws_what_the_uninterrupted_run_draws(
+def test_a_dataset_run_killed_twice_draws_the_same_as_the_uninterrupted_run(
     workers: int, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     script = "train_line.py"
     run([script, str(whole), str(workers), "-1", "-", "1"])
-    dice = random.Random(workers)
-    first, second = sorted(dice.sample(range(7, 50), 2))
+    generator = random.Random(workers)
+    first, second = sorted(generator.sample(range(7, 50), 2))
     run([script, str(broken), str(workers), str(first), "-", "1"], killed=True)
     run(
         [script, str(broken), str(workers), str(second), latest_checkpoint(broken), "1"],
         killed=True,
     )
     run([script, str(broken), str(workers), "-1", latest_checkpoint(broken), "1"])
-    # Later lines replace earlier ones: what counts is what the resumed run did.
     assert steps_of(broken) == steps_of(whole)
     assert_same_end(broken, whole)
 

@@ -1,4 +1,4 @@
-"""GRPO with replay: killed at bad moments and resumed, on two ranks, and whether it learns."""
+"""GRPO with replay: killed and resumed, on two processes, and learning."""
 
 import csv
 import os
@@ -29,44 +29,44 @@ CONFIGS = CONFIG.parent
 
 
 class Even(Reward):
-    """1 for completions of an even number of characters: a model that knows nothing gets some.
+    """1 for completions of an even number of characters, which an untrained model produces.
 
     Args:
-        die_at: the process dies when asked for so many completions in all; -1: never.
+        die_at: number of completions after which the process is killed; -1: never.
     """
 
     def __init__(self, die_at: int = -1) -> None:
-        self.die_at, self.asked = die_at, 0
+        self.die_at, self.scored = die_at, 0
 
     def __call__(
         self, prompts: list[str], completions: list[str], **columns: list[Any]
     ) -> list[float | None]:
-        self.asked += len(completions)
-        if 0 <= self.die_at <= self.asked:
+        self.scored += len(completions)
+        if 0 <= self.die_at <= self.scored:
             os.kill(os.getpid(), signal.SIGKILL)
         return [float(len(text) % 2 == 0) for text in completions]
 
 
-class Dying(TransformersEngine):
-    """Dies in the midst of writing, at a version of the policy.
+class KillingEngine(TransformersEngine):
+    """Kills the process while generating.
 
     Args:
-        die_at: version.
+        die_at: version of the policy at which it does; -1: never.
     """
 
     def __init__(self, die_at: int = -1) -> None:
         super().__init__(max_rows=8)
         self.die_at = die_at
 
-    def _part(self, *asked: Any) -> Any:
-        found = super()._part(*asked)
+    def _part(self, *arguments: Any) -> Any:
+        completions = super()._part(*arguments)
         if self.version == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return found
+        return completions
 
 
-class DiesSaving(Callback):
-    """Dies when a checkpoint is half written.
+class KillsWhileSaving(Callback):
+    """Kills the process while a checkpoint is assembled.
 
     Needs: nothing. Changes: nothing.
     """
@@ -79,22 +79,22 @@ class DiesSaving(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _cold(folder: Path) -> Path:
-    """The recipe with two steps of warm-up, and nothing that only reports."""
+def _config(folder: Path) -> Path:
+    """The config with two steps of warm-up, and without callbacks that only report."""
     config = yaml.safe_load((CONFIGS / "grpo_rr.yaml").read_text())
-    kept = ("callbacks.SupervisedWarmup", "callbacks.RolloutReplay")
-    callbacks = [c for c in config["trainer"]["callbacks"] if c["class_path"] in kept]
+    names = ("callbacks.SupervisedWarmup", "callbacks.RolloutReplay")
+    callbacks = [c for c in config["trainer"]["callbacks"] if c["class_path"] in names]
     callbacks[0]["init_args"]["steps"] = 2
     config["trainer"]["callbacks"] = callbacks
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "cold.yaml"
+    path = folder / "grpo_rr.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
     return [
-        *("-m", "lit_adaptive", "fit", "--config", str(_cold(folder))),
+        *("-m", "lit_adaptive", "fit", "--config", str(_config(folder))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=2", "--data.steps_per_epoch=8"),
         *("--data.dataset.source.size=64", "--data.val_dataset.source.size=16"),
         "--data.batch_size=4",
@@ -105,7 +105,7 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
         "--data.rewards=lit_adaptive.rollout.Scorer",
         "--data.rewards.rewards=[{class_path: test_rollout_runs.Even}]",
         "--data.rewards.workers=0",
-        "--data.engine=test_rollout_runs.Dying",
+        "--data.engine=test_rollout_runs.KillingEngine",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.callbacks+=callbacks.PromptStatistics",
         "--trainer.callbacks+=recorder.Recorder",
@@ -135,15 +135,18 @@ def test_killed_in_training_ends_bit_equal_with_its_replay(tmp_path: Path) -> No
 
 
 @pytest.mark.multiprocess
-def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -> None:
+def test_killed_while_generating_scoring_and_saving_ends_bit_equal(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(_fit(whole, -1))
     run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
-    judging = (
+    scoring = (
         "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
     )
-    run(_fit(broken, -1, judging, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
-    saving = ["--trainer.callbacks+=test_rollout_runs.DiesSaving", "--trainer.callbacks.at=48"]
+    run(_fit(broken, -1, scoring, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
+    saving = [
+        "--trainer.callbacks+=test_rollout_runs.KillsWhileSaving",
+        "--trainer.callbacks.at=48",
+    ]
     run(_fit(broken, -1, *saving, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
     run(_fit(broken, -1, f"--ckpt_path={latest_checkpoint(broken)}"))
     assert steps_of(broken) == steps_of(whole)
@@ -152,9 +155,9 @@ def test_killed_while_writing_judging_and_saving_loses_nothing(tmp_path: Path) -
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
-    # Answers follow from prompts' seeds, advantages from groups, divisors from the whole update:
-    # two ranks write the same rollouts and end with the same parameters.
+def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
+    # Seeds belong to prompts, advantages to groups, and divisors to the whole update: two ranks
+    # generate the same rollouts and end with the same parameters.
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=2"]
@@ -173,18 +176,18 @@ def test_two_processes_train_as_one_does(overlay: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_recipe_learns_from_rewards(tmp_path: Path) -> None:
-    # The warmed-up policy answers a quarter to a third of the questions rightly.
+def test_the_config_learns_from_rewards(tmp_path: Path) -> None:
+    # The policy answers a quarter to a third of the questions correctly after the warm-up.
     recipe = str(CONFIGS / "grpo_rr.yaml")
     command = ["-m", "lit_adaptive", "fit", "--config", recipe, "--runs", str(tmp_path)]
     subprocess.run([sys.executable, *command, "--trainer.max_epochs=16"], check=True, timeout=1100)
     (file,) = tmp_path.glob("grpo_rr/*/metrics.csv")
     rows = list(csv.DictReader(file.read_text().splitlines()))
     rewards = [float(row["train/reward"]) for row in rows if row["train/reward"]]
-    answered = [float(row["val/exact_match"]) for row in rows if row["val/exact_match"]]
-    written = [float(row["train/generated_tokens"]) for row in rows if row["train/reward"]]
+    exact_match = [float(row["val/exact_match"]) for row in rows if row["val/exact_match"]]
+    generated = [float(row["train/generated_tokens"]) for row in rows if row["train/reward"]]
     assert sum(rewards[:4]) / 4 < 0.4
-    assert answered[-1] > 0.8
+    assert exact_match[-1] > 0.8
     rollouts = [float(row["train/rollouts"]) for row in rows if row["train/reward"]]
-    assert rollouts[-1] < 0.55 * 400 * 32 * 8  # half of what GRPO without replay writes
-    assert written == sorted(written)
+    assert rollouts[-1] < 0.55 * 400 * 32 * 8  # half as many as GRPO without replay
+    assert generated == sorted(generated)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M, its real weights: loaded from a GGUF file, trained a little, asked for answers."""
+"""SmolLM2-135M: its weights are loaded from a GGUF file, trained, and used for answers."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ class Even(Reward):
         return [float(len(text) % 2 == 0) for text in completions]
 
 
-def test_it_knows_what_a_trained_model_knows() -> None:
+def test_the_loaded_model_predicts_a_known_fact() -> None:
     tokenizer = load_tokenizer("smollm2")
     model = PretrainedLM("smollm2").build(tokenizer).model
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
@@ -59,14 +59,14 @@ def test_one_step_lowers_the_loss_of_its_batch() -> None:
         batch_size=8,
     )
     batch = next(iter(data.train_dataloader()))
-    trained = [each for each in language.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    trainable = [each for each in language.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
     losses = []
     for _ in range(2):
-        found, _ = language(
+        output, _ = language(
             batch["input_ids"], batch["position_ids"], batch["position"], batch["target"]
         )
-        loss = -found.log_prob.mean()
+        loss = -output.log_prob.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,7 +74,7 @@ def test_one_step_lowers_the_loss_of_its_batch() -> None:
     assert losses[1] < losses[0] - 0.1
 
 
-def test_its_turns_end_with_its_own_token() -> None:
+def test_turns_end_with_the_end_of_turn_token() -> None:
     tokenizer = load_tokenizer("smollm2")
     data = DemonstrationsDataModule(
         DemonstrationDataset(Arithmetic("train", size=4), tokenizer, chat=True), batch_size=4
@@ -86,7 +86,7 @@ def test_its_turns_end_with_its_own_token() -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
+def test_the_config_trains_and_predicts(tmp_path: Path) -> None:
     recipe = str(CONFIG.parent / "smollm2_iw_sft.yaml")
     small = ["--data.dataset.source.size=32", "--data.val_dataset.source.size=8"]
     small += ["--data.batch_size=4"]
@@ -96,20 +96,22 @@ def test_the_recipe_trains_and_predicts(tmp_path: Path) -> None:
     checkpoint = next(tmp_path.glob("smollm2_iw_sft/*/checkpoints/last.ckpt"))
     assert checkpoint.stat().st_size < 100e6  # adapters and their optimizer, not 538 MB of weights
     run(["-m", "lit_adaptive", "predict", *common, f"--ckpt_path={checkpoint}"])
-    (written,) = tmp_path.glob("smollm2_iw_sft/*predict/completions.jsonl")
-    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    (file,) = tmp_path.glob("smollm2_iw_sft/*predict/completions.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 8
     assert all(line["completion"].strip() for line in lines)
     assert all(len(line["log_probs"]) > 0 for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance", "ignore:You defined a `validation_step`")
-def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
+def test_grpo_with_replay_runs_and_fresh_rollouts_have_ratio_one() -> None:
     batches: list[dict[str, Any]] = []
 
-    class Kept(Callback):
-        def on_train_batch_end(self, *given: Any) -> None:
-            batches.append(given[3] | given[2])
+    class BatchRecorder(Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            batches.append(batch | outputs)
 
     seed_everything(0, verbose=False)
     data = RolloutDataModule(
@@ -133,10 +135,10 @@ def test_grpo_with_replay_runs_and_fresh_answers_have_ratio_one() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[RolloutReplay(), Kept()],
+        callbacks=[RolloutReplay(), BatchRecorder()],
     )
     trainer.fit(model, data)
-    assert all("segment" in batch for batch in batches)  # chat prompts are long: they are shared
+    assert all("segment" in batch for batch in batches)  # long chat prompts are shared
     assert any(bool((batch["age"] > 0).any()) for batch in batches)
     for batch in batches:
         fresh = batch["age"] == 0
