@@ -124,7 +124,7 @@ class SampledDataModule(LightningDataModule):
         if self._restored is not None:
             if in_mid_epoch(self.trainer):
                 batches.load_state_dict(self._restored)
-                do_not_save_again(self.trainer)
+                skip_save_at_this_step(self.trainer)
             else:
                 batches.number = int(self._restored["number"])
             self._restored = None
@@ -198,7 +198,7 @@ def in_mid_epoch(trainer: Trainer | None) -> bool:
     return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
 
 
-def do_not_save_again(trainer: Trainer | None) -> None:
+def skip_save_at_this_step(trainer: Trainer | None) -> None:
     """Tell checkpoint callbacks that the step resumed from is saved already.
 
     ``ModelCheckpoint`` forgets it, and would save that step again after the next *batch*. Under

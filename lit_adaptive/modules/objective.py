@@ -176,7 +176,10 @@ class PolicyObjective:
     def required_prescores(self, updates: int) -> frozenset[str]:
         """What must be known of every token before a step of so many updates."""
         names: set[str] = set()
-        if updates > 1 and (self.clip_center == "old" or self.mismatch != "none"):
+        compares_with_start = (
+            self.clip_center == "old" or self.mismatch != "none" or self.covariance == "kl"
+        )
+        if updates > 1 and compares_with_start:
             names.add("old_log_probs")
         if self.high_entropy < 1 and self.high_entropy_over == "step":
             names.add("entropy")
@@ -229,7 +232,12 @@ class PolicyObjective:
             keep = keep & self._forking(entropy, batch, keep)
         chosen, penalty = None, None
         if self.covariance != "none":
-            chosen, penalty = self._covariance(log_prob, old, advantage[sequence], keep)
+            anchor = old
+            if "old_log_probs" not in batch:  # one update: the policy that generated the tokens
+                anchor = torch.where(
+                    batch["off_policy"][sequence], old, batch["behavior_log_probs"]
+                )
+            chosen, penalty = self._covariance(log_prob, anchor, advantage[sequence], keep)
             shares["covariance_share"] = chosen.float()
             keep = keep & ~chosen if self.covariance == "clip" else keep
         weight = keep.float() * batch["weight"][sequence] * matched

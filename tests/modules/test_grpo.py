@@ -222,6 +222,36 @@ def test_mismatch_of_engine_and_trainer_is_weighed(
     )
 
 
+def test_kl_cov_penalizes_leaving_the_policy_at_the_start_of_the_step() -> None:
+    plain, single, double = (
+        run(objective, rate=1e-2, inner_epochs=2)[0].gradients
+        for objective in (
+            PolicyObjective(),
+            PolicyObjective(covariance="kl", covariance_share=0.3, covariance_beta=1.0),
+            PolicyObjective(covariance="kl", covariance_share=0.3, covariance_beta=2.0),
+        )
+    )
+    # At the first update the policy has not moved yet.
+    torch.testing.assert_close(single[0], plain[0])
+    penalty = single[1] - plain[1]
+    assert float(penalty.norm()) > 0.1 * float(plain[1].norm())
+    torch.testing.assert_close(double[1] - plain[1], 2 * penalty, rtol=1e-3, atol=1e-5)
+
+
+def test_kl_cov_with_one_update_penalizes_leaving_the_policy_that_generated_the_tokens() -> None:
+    plain, penalized = (
+        run(objective, 4, rate=1e-2, replay=RolloutBuffer(32), replay_fraction=0.5)[0]
+        for objective in (
+            PolicyObjective(),
+            PolicyObjective(covariance="kl", covariance_share=0.3),
+        )
+    )
+    assert "old_log_probs" not in penalized.batches[0]
+    replayed = next(n for n, batch in enumerate(plain.batches) if bool((batch["age"] > 0).any()))
+    penalty = penalized.gradients[replayed] - plain.gradients[replayed]
+    assert float(penalty.norm()) > 0.1 * float(plain.gradients[replayed].norm())
+
+
 def test_covariance_masks_and_off_policy_drops_run_on_replay() -> None:
     for more in (
         {"covariance": "clip", "covariance_share": 0.2, "covariance_low": 0.0},

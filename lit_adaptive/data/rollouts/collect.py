@@ -1,35 +1,40 @@
-"""Prompts answered and judged: what becomes a group of rollouts."""
+"""Collect rollouts: generate completions of prompts, score them, and compute their advantages."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from lit_adaptive.core.advantages import overlong_penalty
+from lit_adaptive.core.advantages import has_spread, overlong_penalty
+from lit_adaptive.core.corrections import inverse_probability_weights
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.scorer import Scorer, Scores
-from lit_adaptive.samplers import Draw
+from lit_adaptive.samplers import Draw, IndexSampler, rank_share
 
 
 @dataclass(frozen=True)
 class RolloutCollector:
-    """How prompts are answered and judged.
+    """Turns drawn prompts into groups of scored rollouts.
 
     Attributes:
-        dataset: of the prompts.
-        engine: answers them.
-        scorer: judges the answers.
-        sampling: how tokens are chosen.
-        group_size: answers of each prompt, a demonstration among them if there are any.
-        demonstrations: of each group, 0 or 1.
-        overlong: tokens before ``max_new_tokens`` from which on length is punished; 0: never.
-        advantages: of rewards ``[N]``, groups ``[N]`` and their number: ``[N]``.
+        dataset: the prompts.
+        engine: generates completions.
+        scorer: scores completions.
+        sampling: sampling parameters of the engine.
+        group_size: rollouts per prompt, demonstrations included.
+        demonstrations: demonstrations per group, 0 or 1.
+        overlong_cache: number of tokens before ``max_new_tokens`` over which the length penalty
+            grows; 0 for none.
+        advantages: function of rewards ``[N]``, groups ``[N]`` and the number of groups that
+            returns advantages ``[N]``.
     """
 
     dataset: PromptDataset
@@ -38,81 +43,89 @@ class RolloutCollector:
     sampling: SamplingParams
     group_size: int
     demonstrations: int
-    overlong: int
+    overlong_cache: int
     advantages: Callable[[Tensor, Tensor, int], Tensor]
 
-    def answered(
+    def collect(
         self, draw: Draw, weight: Tensor, version: int, seeds: list[int]
     ) -> tuple[RolloutGroups, dict[str, float]]:
-        """A group for each prompt drawn on this rank, with what it took.
+        """One group for each prompt drawn on this rank, and timings and counts by name.
 
         Args:
-            draw: prompts ``[P]``; may be none.
-            weight: ``[P]``, of their losses.
-            version: of the policy.
-            seeds: of the answers to each prompt.
+            draw: the prompts ``[P]``; may be empty.
+            weight: ``[P]``, factors of their losses.
+            version: version of the policy.
+            seeds: ``P`` seeds, one per prompt.
         """
         index = draw.index.cpu()
         prompts = self.dataset.tokens(index)
-        begun = time.perf_counter()
         samples = self.group_size - self.demonstrations
-        found = self.engine.generate(prompts, samples, self.sampling, seeds)
-        generation = time.perf_counter() - begun
-        _check(found, len(prompts) * samples, type(self.engine).__name__)
-        written = sum(len(tokens) for tokens in found.tokens)
-        groups = self._groups(draw, weight, prompts, found, version)
-        scores = self._judged(groups, index)
+        start = time.perf_counter()
+        completions = self.engine.generate(prompts, samples, self.sampling, seeds)
+        seconds = time.perf_counter() - start
+        _check_completions(completions, len(prompts) * samples, type(self.engine).__name__)
+        groups = self._group(draw, weight, prompts, completions, version)
+        scores = self._score(groups, index)
         reward = scores.reward
-        if self.overlong:
+        if self.overlong_cache:
             penalty = overlong_penalty(
-                groups.lengths, max_length=self.sampling.max_new_tokens, cache=self.overlong
+                groups.lengths, max_length=self.sampling.max_new_tokens, cache=self.overlong_cache
             )
             reward = reward + torch.where(groups.demonstration, 0.0, penalty)
         advantage = self.advantages(reward, groups.group, len(groups))
-        groups = replace(groups, reward=reward, advantage=advantage)
-        took = {
-            "generated_tokens": float(written),
-            "rollouts": float(len(found.tokens)),
-            "seconds/generation": generation,
+        metrics = {
+            "generated_tokens": float(sum(len(tokens) for tokens in completions.tokens)),
+            "rollouts": float(len(completions.tokens)),
+            "seconds/generation": seconds,
         }
-        return groups, took | scores.logged()
+        groups = replace(groups, reward=reward, advantage=advantage)
+        return groups, metrics | scores.logged()
 
-    def _groups(
-        self, draw: Draw, weight: Tensor, prompts: list[Tensor], found: Completions, version: int
+    def _group(
+        self,
+        draw: Draw,
+        weight: Tensor,
+        prompts: list[Tensor],
+        completions: Completions,
+        version: int,
     ) -> RolloutGroups:
-        index, samples = draw.index.tolist(), self.group_size - self.demonstrations
-        tokens, log_probs, stopped, shown = [], [], [], []
-        for group, prompt in enumerate(index):
-            here = slice(group * samples, (group + 1) * samples)
-            tokens += [each.int() for each in found.tokens[here]]
-            log_probs += [each.float() for each in found.log_probs[here]]
-            stopped += [each == "stop" for each in found.finish[here]]
-            shown += [False] * samples
+        """Groups without rewards: each prompt's completions, then its demonstration if any."""
+        samples = self.group_size - self.demonstrations
+        tokens: list[Tensor] = []
+        log_probs: list[Tensor] = []
+        stopped: list[bool] = []
+        for group, prompt in enumerate(draw.index.tolist()):
+            rows = slice(group * samples, (group + 1) * samples)
+            tokens += [completion.int() for completion in completions.tokens[rows]]
+            log_probs += [values.float() for values in completions.log_probs[rows]]
+            stopped += [finish == "stop" for finish in completions.finish[rows]]
             for _ in range(self.demonstrations):
-                answer = torch.tensor(self.dataset.demonstration(prompt), dtype=torch.int32)
-                tokens.append(answer)
-                log_probs.append(torch.zeros(len(answer)))  # as if its writer were certain of it
+                shown = torch.tensor(self.dataset.demonstration(prompt), dtype=torch.int32)
+                tokens.append(shown)
+                log_probs.append(torch.zeros(len(shown)))  # probability 1 under its author
                 stopped.append(True)
-                shown.append(True)
-        none = torch.empty(0)
+        size = torch.full((len(prompts),), self.group_size)
+        demonstration = torch.zeros(len(prompts), self.group_size, dtype=torch.bool)
+        demonstration[:, samples:] = True
+        empty = torch.empty(0)
         return RolloutGroups(
             prompt=draw.index.cpu(),
-            version=torch.full((len(index),), version),
+            version=torch.full((len(prompts),), version),
             probability=draw.probability.cpu().double(),
             weight=weight.cpu().float(),
-            size=torch.full((len(index),), self.group_size),
-            prompt_tokens=torch.cat([*prompts, none.int()]),
-            prompt_lengths=torch.tensor([len(each) for each in prompts], dtype=torch.int64),
-            tokens=torch.cat([*tokens, none.int()]),
-            log_probs=torch.cat([*log_probs, none]),
-            lengths=torch.tensor([len(each) for each in tokens], dtype=torch.int64),
+            size=size,
+            prompt_tokens=torch.cat([*prompts, empty.int()]),
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64),
+            tokens=torch.cat([*tokens, empty.int()]),
+            log_probs=torch.cat([*log_probs, empty]),
+            lengths=torch.tensor([len(completion) for completion in tokens], dtype=torch.int64),
             reward=torch.zeros(len(tokens)),
             stopped=torch.tensor(stopped, dtype=torch.bool),
-            demonstration=torch.tensor(shown, dtype=torch.bool),
+            demonstration=demonstration.flatten(),
             advantage=torch.zeros(len(tokens)),
         )
 
-    def _judged(self, groups: RolloutGroups, index: Tensor) -> Scores:
+    def _score(self, groups: RolloutGroups, index: Tensor) -> Scores:
         rows = self.dataset.texts(index)
         group = groups.group
         repeated = [rows[g] for g in group.tolist()]
@@ -122,23 +135,129 @@ class RolloutCollector:
         return self.scorer([row["prompt"] for row in repeated], texts, columns, group)
 
 
-def _check(found: Completions, count: int, engine: str) -> None:
-    """Refuse what an engine must not give."""
-    if len(found.tokens) != count:
+def _check_completions(completions: Completions, count: int, engine: str) -> None:
+    """Validate what an engine returned."""
+    if len(completions.tokens) != count:
         raise ValueError(
-            f"{engine} gave {len(found.tokens)} completions where {count} were asked for: give "
-            "`samples` for each prompt"
+            f"{engine} returned {len(completions.tokens)} completions instead of {count}: it must "
+            "return `samples` completions per prompt"
         )
-    given: list[Any] = [*(found.log_probs or ())]
-    given += [None] * (count - len(given))
-    wrong = [
+    log_probs: list[Any] = [*(completions.log_probs or ())]
+    log_probs += [None] * (count - len(log_probs))
+    invalid = [
         row
-        for row, (tokens, each) in enumerate(zip(found.tokens, given, strict=True))
-        if each is None or len(each) != len(tokens) or not bool(torch.isfinite(each).all())
+        for row, (tokens, values) in enumerate(zip(completions.tokens, log_probs, strict=True))
+        if values is None or len(values) != len(tokens) or not bool(torch.isfinite(values).all())
     ]
-    if wrong:
+    if invalid:
         raise ValueError(
-            f"{engine} gave no finite log-probability for each token of the completions "
-            f"{wrong[:8]}; without them replayed rollouts would be trained on as if they were "
+            f"{engine} returned no finite log-probability for each token of the completions "
+            f"{invalid[:8]}; without them replayed rollouts would be trained on as if they were "
             "fresh: make it return them at the sampling temperature"
         )
+
+
+class FreshRollouts(NamedTuple):
+    """The fresh groups of a step.
+
+    Attributes:
+        groups: all generated groups, of all ranks.
+        chosen: ``[C]`` int64, the groups to train on.
+        metrics: timings and counts, by name.
+    """
+
+    groups: RolloutGroups
+    chosen: Tensor
+    metrics: dict[str, float]
+
+
+def collect_fresh_rollouts(
+    collector: RolloutCollector,
+    sampler: IndexSampler,
+    count: int,
+    *,
+    refill: int,
+    drop: bool,
+    beta: float,
+    version: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> FreshRollouts:
+    """Draw prompts and collect the fresh groups of a step; all ranks must call it together.
+
+    Args:
+        collector: generates and scores the rollouts.
+        sampler: draws prompts, the same on every rank.
+        count: number of groups over all ranks, above 0.
+        refill: how many times more prompts may be drawn to replace uninformative groups.
+        drop: whether to leave out the uninformative groups that remain.
+        beta: strength of the correction of the sampler's bias, in [0, 1].
+        version: version of the policy.
+        seed: seed of the step.
+        rank: rank of this process.
+        world_size: number of processes.
+    """
+    rounds: list[RolloutGroups] = []
+    metrics: dict[str, float] = {}
+    informative, lacking = torch.empty(0, dtype=torch.bool), count
+    while lacking > 0 and len(rounds) <= refill:
+        drawable = sampler.count
+        draw = sampler.draw(-(-lacking // world_size) * world_size)
+        share = rank_share(draw, rank, world_size)
+        weight = inverse_probability_weights(share.probability, size=drawable, beta=beta)
+        positions = range(rank, len(draw.index), world_size)
+        seeds = [derive_seed(seed, len(rounds), position) for position in positions]
+        groups, values = collector.collect(share, weight, version, seeds)
+        groups, values = _gather_ranks(groups, values, world_size)
+        rounds.append(groups)
+        for name, value in values.items():  # means are those of the last round
+            metrics[name] = value + (0 if _is_mean(name) else metrics.get(name, 0.0))
+        spread = has_spread(groups.reward, groups.group, len(groups))
+        informative = torch.cat([informative, spread])
+        lacking = count - int(informative.sum())
+    groups = RolloutGroups.cat(rounds)
+    order = torch.arange(len(groups))
+    if refill:
+        order = torch.argsort((~informative).int(), stable=True)
+    chosen = order[:count]
+    if drop:
+        chosen = chosen[informative[chosen]]
+    metrics["filter/rounds"] = float(len(rounds))
+    metrics["filter/dropped"] = float(len(groups) - len(chosen))
+    prompt_tokens = (groups.prompt_lengths * groups.size).sum()
+    metrics["num_tokens"] = float(prompt_tokens + groups.lengths.sum())
+    return FreshRollouts(groups, chosen, metrics)
+
+
+def _gather_ranks(
+    groups: RolloutGroups, metrics: dict[str, float], world_size: int
+) -> tuple[RolloutGroups, dict[str, float]]:
+    """The groups of all ranks in the order they were drawn (rank r drew r, r + W, ...).
+
+    Counts are summed, of seconds the slowest rank's are kept, other metrics are averaged.
+    """
+    if world_size == 1:
+        return groups, metrics
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, (groups.state_dict(), metrics))
+    parts = [RolloutGroups.from_state_dict(state) for state, _ in gathered]
+    drawn = torch.cat([torch.arange(len(part)) * world_size + r for r, part in enumerate(parts)])
+    merged = merge_metrics([rank_metrics for _, rank_metrics in gathered])
+    return RolloutGroups.cat(parts).select(drawn.argsort()), merged
+
+
+def merge_metrics(ranks: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics over ranks: counts summed, seconds the maximum, rewards averaged."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in ranks for name in metrics):
+        values = [metrics[name] for metrics in ranks if name in metrics]
+        if "seconds" in name:
+            merged[name] = max(values)
+        else:
+            merged[name] = sum(values) / (len(values) if _is_mean(name) else 1)
+    return merged
+
+
+def _is_mean(name: str) -> bool:
+    return name.split("/")[0] in ("reward", "reward_std", "rewards")

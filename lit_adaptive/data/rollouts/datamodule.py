@@ -1,34 +1,36 @@
-"""Prompts answered by the policy in training, as a datamodule: GRPO's data, with or without replay.
+"""Datamodule of rollouts for policy gradients, with or without replay.
 
-A *step* draws prompts, has an engine answer each several times, judges the answers, mixes in groups
-from a replay, and serves the whole in micro-batches, ``inner_epochs`` times. The answers are
-written when Lightning asks for a step's first micro-batch; as the loader has a length, it asks just
-then and not one batch ahead, so the policy that answers is the one that is trained.
+A *step* draws prompts, has an engine generate several completions of each, scores them, adds groups
+from the replay buffer, and serves all groups in micro-batches, ``inner_epochs`` times. Completions
+are generated when Lightning fetches a step's first micro-batch. The loader has a length, so
+Lightning fetches no batch ahead, and the policy that generates is the one that is trained.
 
 Gradients are accumulated as the Trainer says (``accumulate_grad_batches``): an optimizer update is
-always one minibatch of ``batch_size * world_size / minibatches`` groups, cut into so many
+always one minibatch of ``batch_size * world_size / minibatches`` groups, cut into that many
 micro-batches on each rank.
 
 Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1), and why:
-  1. Where fewer groups are left than are to be replayed, the whole batch is fresh, as in the paper;
-     so it is too while the replay is still filling.
-  2. A group is stored after the step it was written for, by ``callbacks.RolloutReplay``, with what
-     that callback keeps.
+  1. If the buffer holds fewer groups than are to be replayed, the whole step is fresh, as in the
+     paper; this also covers the first steps.
+  2. ``callbacks.RolloutReplay`` stores the groups after the step they were generated for.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_adaptive.data.language import LanguageDataModule
-from lit_adaptive.data.rollouts.collect import RolloutCollector
-from lit_adaptive.data.rollouts.layout import Layout
+from lit_adaptive.data.rollouts.collect import (
+    FreshRollouts,
+    RolloutCollector,
+    collect_fresh_rollouts,
+)
 from lit_adaptive.data.rollouts.metrics import step_metrics
-from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder, compute_prescores
-from lit_adaptive.data.rollouts.options import check_objective, check_options, scorer_of
-from lit_adaptive.data.rollouts.step import RolloutStep, fresh_groups
-from lit_adaptive.data.sampled import Batch, ServedBatches, do_not_save_again, in_mid_epoch
+from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder, StepLayout, compute_prescores
+from lit_adaptive.data.sampled import Batch, ServedBatches, in_mid_epoch, skip_save_at_this_step
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
@@ -36,57 +38,106 @@ from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.base import ExactMatch, NumericMatch, Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
-_FRESH, _DEAL, _REPLAY = 1, 2, 3  # streams of random numbers
+_SERVE, _FRESH, _DEAL, _REPLAY = range(4)  # random streams
+
+
+@dataclass
+class RolloutStep:
+    """A step under way; the same on every rank.
+
+    Attributes:
+        number: number of the step, from 0; also the policy's version.
+        groups: groups that are trained on: fresh ones, then replayed ones.
+        fresh: all groups that were generated for this step, whether trained on or not.
+        keys: ``[replayed]`` int64, keys of the replayed groups in the replay buffer.
+        position: number of micro-batches served.
+        token_values: values per token ``[K]`` of ``groups``, computed before the first update.
+        metrics: metrics of the step, by name.
+    """
+
+    number: int
+    groups: RolloutGroups
+    fresh: RolloutGroups
+    keys: Tensor
+    position: int = 0
+    token_values: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step as tensors and primitives, without timings."""
+        return {
+            "number": self.number,
+            "groups": self.groups.state_dict(),
+            "fresh": self.fresh.state_dict(),
+            "keys": self.keys.clone(),
+            "position": self.position,
+            "token_values": {name: value.clone() for name, value in self.token_values.items()},
+            "metrics": {n: v for n, v in self.metrics.items() if "seconds" not in n},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "RolloutStep":
+        """The step that ``state_dict`` saved."""
+        fields = dict(state)
+        for name in ("groups", "fresh"):
+            fields[name] = RolloutGroups.from_state_dict(state[name])
+        return cls(**fields)
 
 
 class RolloutDataModule(LanguageDataModule):
-    """Prompts drawn by any sampler, answered by the policy, judged, and replayed.
+    """Prompts drawn by any sampler, completed by the policy, scored, and replayed.
 
-    ``data.rollout_batches`` tells what a batch holds.
+    See ``MinibatchBuilder`` for the keys of a batch.
 
     Args:
-        dataset: prompts to train on. If it has demonstrations, each group holds one of them.
+        dataset: prompts to train on. If it has demonstrations, each group holds one of them in
+            place of a completion.
         sampler: chooses prompts; by default each once per pass, shuffled.
         val_dataset: prompts to validate on.
         test_dataset: prompts for ``test`` and ``predict``; by default ``val_dataset``.
-        rewards: judge answers; several with their weights, a time-out and processes of their own:
-            ``lit_adaptive.rollout.Scorer``.
-        engine: writes answers; by default the policy itself.
-        sampling: how; ``temperature`` must be above 0.
-        group_size: answers of a prompt, above 0.
-        batch_size: groups of a step and rank, replayed ones among them.
-        steps_per_epoch: by default as many as see each prompt once if none is replayed.
+        rewards: score completions. A ``lit_adaptive.rollout.Scorer`` combines several rewards with
+            weights, a time-out and worker processes. The default compares with the column
+            ``answer``.
+        engine: generates completions; by default the policy itself.
+        sampling: sampling parameters; the temperature must be above 0.
+        group_size: rollouts per prompt, above 0.
+        batch_size: groups per step and rank, replayed ones included.
+        steps_per_epoch: steps per epoch; by default as many as draw each prompt once without
+            replay.
         inner_epochs: passes over a step's groups, above 0.
-        minibatches: optimizer updates in a pass, above 0 and at most ``batch_size``.
-        replay: keeps groups for later steps; needs ``callbacks.RolloutReplay``.
-        replay_fraction: of a step's groups, in [0, 1); the paper's 1 - delta.
-        replay_beta: how much of the replay's own bias weights correct, in [0, 1].
+        minibatches: optimizer updates per pass, above 0 and at most ``batch_size``.
+        replay: buffer that keeps groups for later steps; requires ``callbacks.RolloutReplay``.
+        replay_fraction: fraction of a step's groups that is replayed, in [0, 1); the paper's
+            1 - delta.
+        replay_beta: strength of the correction of the replay buffer's sampling bias, in [0, 1];
+            1 corrects fully.
         drop_uninformative: leave out groups whose rewards are all equal (DAPO).
-        refill: so many times more prompts are drawn, until all groups are informative.
-        mask_truncated: answers that were cut teach nothing; their rewards stay in the baseline.
-        overlong_cache: DAPO's soft punishment of length sets in so many tokens before the limit.
-        share_prompts: answers of a group are trained on behind one copy of their prompt, where the
-            model can and it is cheaper; the results are the same.
-        beta: how much of the sampler's bias weights correct, in [0, 1].
+        refill: how many times more prompts may be drawn to replace uninformative groups.
+        mask_truncated: do not train on completions that reached ``max_new_tokens``; their rewards
+            stay in the baseline.
+        overlong_cache: number of tokens before ``max_new_tokens`` over which DAPO's soft length
+            penalty grows; 0 for no penalty.
+        share_prompts: train the rollouts of a group behind one copy of their prompt, where the
+            model supports it and it is cheaper; the results are the same.
+        beta: strength of the correction of the sampler's bias, in [0, 1]; 1 corrects fully.
         difficulty: see ``AdaptiveDataModule``.
         scores: see ``AdaptiveDataModule``.
-        eval_batch_size: prompts answered at once where nothing is trained.
-        seed: of all that is random; by default that of ``seed_everything``.
+        eval_batch_size: prompts per batch in validation, test and prediction.
+        seed: seed of everything random; by default that of ``seed_everything``.
 
     Attributes:
-        step: the step under way, None before the first.
+        step: the step under way; None before the first.
         counters: cumulative ``generated_tokens``, ``rollouts`` and ``num_tokens``.
 
     Raises:
-        ValueError: if an option is out of range, or rows do not fit (which).
+        ValueError: if an option is out of range.
     """
 
     dataset: PromptDataset
-    _attached: Any
 
     def __init__(
         self,
@@ -130,69 +181,129 @@ class RolloutDataModule(LanguageDataModule):
             seed=seed,
         )
         self.sampling = sampling or SamplingParams()
-        self.group_size, self.demonstrations = group_size, int(dataset.demonstrated)
-        self.inner_epochs, self.minibatches = inner_epochs, minibatches
-        self.replay, self.replay_fraction, self.replay_beta = replay, replay_fraction, replay_beta
-        self.drop_uninformative, self.refill = drop_uninformative, refill
-        self.mask_truncated, self.overlong_cache = mask_truncated, overlong_cache
-        self.steps_per_epoch, self.share_prompts = steps_per_epoch, share_prompts
-        check_options(self)
-        self.scorer = scorer_of(rewards)
+        self.group_size = group_size
+        self.demonstrations = int(dataset.demonstrated)
+        self.steps_per_epoch = steps_per_epoch
+        self.inner_epochs = inner_epochs
+        self.minibatches = minibatches
+        self.replay = replay
+        self.replay_fraction = replay_fraction
+        self.replay_beta = replay_beta
+        self.drop_uninformative = drop_uninformative
+        self.refill = refill
+        self.mask_truncated = mask_truncated
+        self.overlong_cache = overlong_cache
+        self.share_prompts = share_prompts
+        self._check_options()
+        self.scorer = _as_scorer(rewards)
         self.engine = engine or TransformersEngine()
         if replay is not None:
             replay.generator.manual_seed(derive_seed(self.seed, _REPLAY))
         self.step: RolloutStep | None = None
         self.counters = {"generated_tokens": 0.0, "rollouts": 0.0, "num_tokens": 0.0}
-        self._number, self._served = 0, 0  # steps begun; micro-batches of this epoch
-        self._resumed, self._attached = False, None
+        self._next_step = 0
+        self._served = 0  # micro-batches of this epoch
+        self._resumed = False
+        self._attached: Any = None
 
-    # What it offers and needs --------------------------------------------------------------------
+    def _check_options(self) -> None:
+        for name, value, least in (
+            ("group_size", self.group_size, 1 + self.demonstrations),
+            ("inner_epochs", self.inner_epochs, 1),
+            ("minibatches", self.minibatches, 1),
+            ("refill", self.refill, 0),
+            ("overlong_cache", self.overlong_cache, 0),
+            ("steps_per_epoch", 1 if self.steps_per_epoch is None else self.steps_per_epoch, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if self.minibatches > self.batch_size:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, but a step has {self.batch_size} groups per "
+                "rank (batch_size) and groups are not split: lower minibatches"
+            )
+        if self.sampling.temperature <= 0:
+            raise ValueError(
+                f"temperature is {self.sampling.temperature}; greedy completions of a prompt are "
+                "all equal, so nothing can be learnt from them: set it above 0"
+            )
+        if not 0 <= self.replay_fraction < 1:
+            raise ValueError(
+                f"replay_fraction is {self.replay_fraction}; it must lie in [0, 1): some groups "
+                "must be fresh"
+            )
+        if not 0 <= self.replay_beta <= 1:
+            raise ValueError(f"replay_beta is {self.replay_beta}; it must lie in [0, 1]")
+        if self.replay_fraction > 0 and self.replay is None:
+            raise ValueError(
+                f"replay_fraction is {self.replay_fraction}, but there is no replay buffer: set "
+                "replay to a lit_adaptive.replay.RolloutBuffer, or replay_fraction to 0"
+            )
+        if self.overlong_cache > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"overlong_cache is {self.overlong_cache}; completions have at most "
+                f"{self.sampling.max_new_tokens} tokens (max_new_tokens): lower overlong_cache"
+            )
+
+    # Contract ------------------------------------------------------------------------------------
 
     @property
     def provides(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``."""
-        names = {"behavior_log_probs", "advantage", "age", "off_policy", "position", "target"}
-        names |= {"input_ids", "position_ids", "sequence", "index", "weight", "probability"}
-        own = ("step", "finished_step", "sampler", "beta", "tokenizer", "texts")
-        offered = {f"batch.{name}" for name in names} | {f"data.{name}" for name in own}
+        keys = {"behavior_log_probs", "advantage", "age", "off_policy", "position", "target"}
+        keys |= {"input_ids", "position_ids", "sequence", "index", "weight", "probability"}
+        attributes = ("step", "finished_step", "sampler", "beta", "tokenizer", "texts")
+        names = {f"batch.{key}" for key in keys} | {f"data.{name}" for name in attributes}
         if self.replay is not None:
-            offered.add("data.replay")
+            names.add("data.replay")
         if self.sampler.learns:
-            offered |= {"data.update", "data.write_scores"}
+            names |= {"data.update", "data.write_scores"}
         if self.sampler.follows_progress:
-            offered.add("data.advance")
-        return frozenset(offered)
+            names.add("data.advance")
+        return frozenset(names)
 
     @property
     def needs(self) -> frozenset[str]:
-        """An objective that makes advantages of rewards; a callback that fills the replay."""
+        """See ``lit_adaptive.contract``."""
         duty = {"duty.rollout_replay"} if self.replay_fraction > 0 else set[str]()
         return frozenset({"model.advantages"} | duty)
 
     remedies = {  # noqa: RUF012
-        "duty.rollout_replay": "add callbacks.RolloutReplay, which fills the replay",
-        "model.advantages": "train lit_adaptive.modules.GRPO, or give demonstrations to IWSFT",
+        "duty.rollout_replay": "add callbacks.RolloutReplay, which fills the replay buffer",
+        "model.advantages": "train lit_adaptive.modules.GRPO, or use DemonstrationsDataModule",
     }
 
     @property
     def finished_step(self) -> RolloutStep | None:
-        """The step whose last micro-batch was served; None in the midst of one."""
-        over = self.step is not None and self.step.position >= self.layout.batches
-        return self.step if over else None
+        """The step whose last micro-batch was served; None while a step is being served."""
+        finished = self.step is not None and self.step.position >= self.layout.batches
+        return self.step if finished else None
 
     def setup(self, stage: str) -> None:
-        """Refuse, before training, what the objective cannot learn from."""
+        """Check before training that the objective accepts groups of this size.
+
+        Raises:
+            ValueError: if it does not.
+        """
         super().setup(stage)
-        if stage == "fit" and self.trainer is not None:
-            check_objective(self.trainer.lightning_module, self.group_size)
+        if stage != "fit" or self.trainer is None:
+            return
+        module: Any = self.trainer.lightning_module
+        size = self.group_size
+        try:
+            module.advantages(torch.zeros(size), torch.zeros(size, dtype=torch.int64), 1)
+        except ValueError as error:
+            raise ValueError(
+                f"group_size is {size}, and the objective rejects such groups: {error}"
+            ) from error
 
     # Serving -------------------------------------------------------------------------------------
 
     @property
-    def layout(self) -> Layout:
-        """How a step is cut, as the Trainer has it."""
+    def layout(self) -> StepLayout:
+        """How the Trainer's settings cut a step into micro-batches."""
         trainer = self.trainer
-        return Layout(
+        return StepLayout(
             self.inner_epochs,
             self.minibatches,
             trainer.accumulate_grad_batches if trainer else 1,
@@ -204,29 +315,28 @@ class RolloutDataModule(LanguageDataModule):
         """Micro-batches of the epoch's steps."""
         layout = self.layout
         if self.steps_per_epoch is None:
-            each = self.batch_size * layout.world_size
-            self.steps_per_epoch = -(-self.sampler.size // each)
+            self.steps_per_epoch = -(-self.sampler.size // (self.batch_size * layout.world_size))
         return ServedBatches(self.steps_per_epoch * layout.batches, self._serve)
 
     def _serve(self) -> Iterator[Batch]:
         layout = self.layout
-        assert self.steps_per_epoch is not None  # train_dataloader has set it
+        assert self.steps_per_epoch is not None  # set by train_dataloader
         if self._resumed and in_mid_epoch(self.trainer):
-            do_not_save_again(self.trainer)
+            skip_save_at_this_step(self.trainer)
         else:
             self._served = 0
         self._resumed = False
         while self._served < self.steps_per_epoch * layout.batches:
             if self.step is None or self.step.position >= layout.batches:
-                self.step = self._begin(layout)
+                self.step = self._begin_step(layout)
             step = self.step
-            maker = self._maker(step)
-            rest = list(maker.parts(layout, self._seed(_DEAL, step.number)))
-            for part in rest[step.position :]:
+            builder = self._builder(step)
+            plan = list(builder.micro_batches(layout, self._seed(_DEAL, step.number)))
+            for micro_batch in plan[step.position :]:
                 if self._served >= self.steps_per_epoch * layout.batches:
-                    return  # the next epoch goes on with this step
-                batch = maker.batch(part) | self._constants
-                reseed(derive_seed(self._seed(0, step.number), step.position, layout.rank))
+                    return  # the next epoch continues this step
+                batch = builder.build(micro_batch) | self._constants
+                reseed(derive_seed(self._seed(_SERVE, step.number), step.position, layout.rank))
                 if step.position == 0:
                     batch["metrics"] = step.metrics
                 step.position += 1
@@ -235,78 +345,73 @@ class RolloutDataModule(LanguageDataModule):
 
     @property
     def _constants(self) -> dict[str, Any]:
-        """What the objective must know of how answers were drawn."""
+        """Sampling parameters that the objective needs."""
         sampling = self.sampling
         return {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
 
     def _seed(self, stream: int, number: int) -> int:
         return derive_seed(self.seed, stream, number)
 
-    def _maker(self, step: RolloutStep) -> MinibatchBuilder:
+    def _builder(self, step: RolloutStep) -> MinibatchBuilder:
         groups = step.groups
         trained = torch.ones(groups.rollouts, dtype=torch.bool)
         if self.mask_truncated:
-            trained = groups.stopped  # as demonstrations are
-        pad = int(self.tokenizer.pad_token_id)
-        model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        cost = getattr(model, "attention_cost_ratio", None) if self.share_prompts else None
+            trained = groups.stopped  # true for demonstrations
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        ratio = getattr(module, "attention_cost_ratio", None) if self.share_prompts else None
         return MinibatchBuilder(
-            groups, trained, step.number, pad=pad, attention_cost_ratio=cost, more=step.more
+            groups,
+            trained,
+            step.number,
+            pad=int(self.tokenizer.pad_token_id),
+            attention_cost_ratio=ratio,
+            token_values=step.token_values,
         )
 
-    def _begin(self, layout: Layout) -> RolloutStep:
-        """The next step."""
-        model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        if self._attached is not model:
-            self.engine.attach(model)
-            self._attached = model
-            self._check_replay(model)
-        step, self._number = self._mixed(model, layout), self._number + 1
-        names = model.required_prescores(layout.minibatches * layout.inner_epochs)
+    def _begin_step(self, layout: StepLayout) -> RolloutStep:
+        """Collect the next step, and compute the per-token values that its updates need."""
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        if self._attached is not module:
+            self.engine.attach(module)
+            self._attached = module
+            self._set_replay_fingerprint(module)
+        step, self._next_step = self._compose_step(module, layout), self._next_step + 1
+        names = module.required_prescores(layout.minibatches * layout.inner_epochs)
         if names:
-            once = layout._replace(inner_epochs=1)
+            one_pass = layout._replace(inner_epochs=1)
             seed = self._seed(_DEAL, step.number)
-            found = compute_prescores(
-                self._maker(step), self.trainer, names, once, seed, self._constants
+            prescores = compute_prescores(
+                self._builder(step), self.trainer, names, one_pass, seed, self._constants
             )
-            step.more = model.postprocess_prescores(found)
+            step.token_values = module.postprocess_prescores(prescores)
         return step
 
-    def _mixed(self, model: Any, layout: Layout) -> RolloutStep:
-        """Fresh groups, and some of the replay's if it has enough."""
-        total, number = self.batch_size * layout.world_size, self._number
+    def _compose_step(self, module: Any, layout: StepLayout) -> RolloutStep:
+        """Fresh groups, and replayed ones if the buffer holds enough."""
+        total, number = self.batch_size * layout.world_size, self._next_step
         replayed = min(round(self.replay_fraction * total), total - layout.world_size)
         if self.replay is not None:
             self.replay.expire(number)
         if self.replay is None or len(self.replay) < replayed:
             replayed = 0
-        self.engine.sync(number)
-        made = fresh_groups(
-            self._asking(model),
-            self.sampler,
-            total - replayed,
-            refill=self.refill,
-            drop=self.drop_uninformative,
-            beta=self.beta,
-            version=number,
-            seed=self._seed(_FRESH, number),
-            rank=layout.rank,
-            world_size=layout.world_size,
-        )
-        groups, keys = made.groups.select(made.chosen), torch.empty(0, dtype=torch.int64)
+        fresh = self._collect_fresh(module, layout, total - replayed)
+        trained_fresh = len(fresh.chosen)
+        groups, keys = fresh.groups.select(fresh.chosen), torch.empty(0, dtype=torch.int64)
         if replayed:
             assert self.replay is not None
-            old = self.replay.draw(replayed, version=number, weight_beta=self.replay_beta)
-            keys, groups = old.key, RolloutGroups.cat([groups, old.groups])
-            groups.weight[len(made.chosen) :] *= old.weight.float()
-        for name in ("generated_tokens", "rollouts", "num_tokens"):
-            self.counters[name] += made.took.pop(name)
-        told = step_metrics(made.groups, groups, len(made.chosen), number, self.replay)
-        metrics = made.took | told | self.counters
-        return RolloutStep(number, groups, made.groups, keys, metrics=metrics)
+            draw = self.replay.draw(replayed, version=number, weight_beta=self.replay_beta)
+            keys, groups = draw.key, RolloutGroups.cat([groups, draw.groups])
+            groups.weight[trained_fresh:] *= draw.weight.float()
+        for name in self.counters:
+            self.counters[name] += fresh.metrics.pop(name)
+        metrics = step_metrics(fresh.groups, groups, trained_fresh, number, self.replay)
+        metrics = fresh.metrics | metrics | self.counters
+        return RolloutStep(number, groups, fresh.groups, keys, metrics=metrics)
 
-    def _asking(self, model: Any) -> RolloutCollector:
-        return RolloutCollector(
+    def _collect_fresh(self, module: Any, layout: StepLayout, count: int) -> FreshRollouts:
+        """``count`` fresh groups over all ranks, by the policy as it is now."""
+        self.engine.sync(self._next_step)
+        collector = RolloutCollector(
             self.dataset,
             self.engine,
             self.scorer,
@@ -314,45 +419,65 @@ class RolloutDataModule(LanguageDataModule):
             self.group_size,
             self.demonstrations,
             self.overlong_cache,
-            model.advantages,
+            module.advantages,
+        )
+        return collect_fresh_rollouts(
+            collector,
+            self.sampler,
+            count,
+            refill=self.refill,
+            drop=self.drop_uninformative,
+            beta=self.beta,
+            version=self._next_step,
+            seed=self._seed(_FRESH, self._next_step),
+            rank=layout.rank,
+            world_size=layout.world_size,
         )
 
-    # Memory --------------------------------------------------------------------------------------
+    # State ---------------------------------------------------------------------------------------
 
-    def _check_replay(self, model: Any) -> None:
-        """Groups of another model, tokenizer or dataset are of no use."""
+    def _set_replay_fingerprint(self, module: Any) -> None:
+        """Make the replay buffer reject groups of another model, tokenizer or dataset."""
         if self.replay is not None:
             self.replay.fingerprint = (
-                f"{self.dataset.fingerprint}-{model.architecture_fingerprint()}"
+                f"{self.dataset.fingerprint}-{module.architecture_fingerprint()}"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler, the replay, the step under way, and how far all has come."""
+        """The sampler, the replay buffer, the step under way, and the position in the epoch."""
         return {
             "sampler": self.sampler.state_dict(),
             "replay": None if self.replay is None else self.replay.state_dict(),
             "step": None if self.step is None else self.step.state_dict(),
-            "number": self._number,
+            "next_step": self._next_step,
             "served": self._served,
             "counters": dict(self.counters),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as if the run had never stopped; nothing where nothing is drawn."""
+        """Continue as if the run had never stopped; does nothing outside of training."""
         if not self._fitting():
             return
         if self.replay is not None and self.trainer is not None:
-            self._check_replay(self.trainer.lightning_module)
+            self._set_replay_fingerprint(self.trainer.lightning_module)
         self.sampler.load_state_dict(state_dict["sampler"])
         if self.replay is not None and state_dict["replay"] is not None:
             self.replay.load_state_dict(state_dict["replay"])
-        saved = state_dict["step"]
-        self.step = None if saved is None else RolloutStep.from_state_dict(saved)
-        self._number, self._served = int(state_dict["number"]), int(state_dict["served"])
+        step = state_dict["step"]
+        self.step = None if step is None else RolloutStep.from_state_dict(step)
+        self._next_step, self._served = int(state_dict["next_step"]), int(state_dict["served"])
         self.counters = dict(state_dict["counters"])
         self._resumed = True
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Stop the rewards' processes, and let the engine go."""
+        """Stop the scorer's worker processes, and close the engine."""
         self.scorer.close()
         self.engine.close()
+
+
+def _as_scorer(rewards: Reward | Scorer | None) -> Scorer:
+    """A scorer of ``rewards``; built-in rewards cannot hang and need no worker processes."""
+    if isinstance(rewards, Scorer):
+        return rewards
+    built_in = rewards is None or isinstance(rewards, ExactMatch | NumericMatch)
+    return Scorer([rewards or ExactMatch()], workers=0 if built_in else 2)

@@ -1,9 +1,7 @@
-"""What a step of rollouts says of itself, under TRL's names where there are any."""
-
-import torch
-from torch import Tensor
+"""Metrics of a step of rollouts, under TRL's names where TRL has them."""
 
 from lit_adaptive.core.advantages import has_spread
+from lit_adaptive.core.segments import segment_std
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
@@ -15,63 +13,56 @@ def step_metrics(
     version: int,
     replay: RolloutBuffer | None,
 ) -> dict[str, float]:
-    """Of lengths, rewards, groups and the replay.
+    """Metrics of completion lengths, rewards, groups and the replay.
 
     Args:
-        fresh: all groups written for the step.
-        groups: those trained on, fresh ones first.
-        trained_fresh: how many of ``groups`` are fresh.
-        version: of the policy.
-        replay: None if there is none.
+        fresh: all groups generated for the step.
+        groups: groups that are trained on, fresh ones first.
+        trained_fresh: number of fresh groups among ``groups``.
+        version: version of the policy.
+        replay: the replay buffer, if there is one.
     """
-    found = _lengths(fresh) | _rewards(fresh)
+    metrics = _length_metrics(fresh) | _reward_metrics(fresh)
     if replay is not None:
         age = (version - groups.version[trained_fresh:]).double()
-        found |= {
+        metrics |= {
             "replay/size": float(len(replay)),
             "replay/fill": len(replay) / replay.capacity,
             "replay/frac_in_batch": len(age) / max(len(groups), 1),
         }
         if len(age):
-            found |= {"replay/age_mean": float(age.mean()), "replay/age_max": float(age.max())}
-    return found
+            metrics |= {"replay/age_mean": float(age.mean()), "replay/age_max": float(age.max())}
+    return metrics
 
 
-def _lengths(fresh: RolloutGroups) -> dict[str, float]:
-    written = ~fresh.demonstration
-    lengths, stopped = fresh.lengths[written].double(), fresh.stopped[written]
-    found = {"completions/clipped_ratio": float((~stopped).double().mean())}
+def _length_metrics(fresh: RolloutGroups) -> dict[str, float]:
+    generated = ~fresh.demonstration
+    lengths, stopped = fresh.lengths[generated].double(), fresh.stopped[generated]
+    metrics = {"completions/clipped_ratio": float((~stopped).double().mean())}
     for name, values in (("length", lengths), ("terminated_length", lengths[stopped])):
         if len(values):
-            found |= {
+            metrics |= {
                 f"completions/mean_{name}": float(values.mean()),
                 f"completions/min_{name}": float(values.min()),
                 f"completions/max_{name}": float(values.max()),
             }
-    return found
+    return metrics
 
 
-def _rewards(fresh: RolloutGroups) -> dict[str, float]:
+def _reward_metrics(fresh: RolloutGroups) -> dict[str, float]:
+    """Metrics over groups; a reward that is NaN does not apply."""
+    group, size = fresh.group, len(fresh)
     mean = fresh.mean_reward.double()
-    known = ~mean.isnan()
-    spread = has_spread(fresh.reward, fresh.group, len(fresh))
-    found = {"frac_reward_zero_std": float((~spread).double().mean())}
-    if bool(known.any()):
-        found |= {
-            "reward": float(mean[known].mean()),
-            "reward_std": float(_deviations(fresh)[known].mean()),
-            "groups/solved": float((mean[known] >= 1).double().mean()),
-            "groups/failed": float((mean[known] <= 0).double().mean()),
+    scored = ~mean.isnan()
+    spread = has_spread(fresh.reward, group, size)
+    metrics = {"frac_reward_zero_std": float((~spread).double().mean())}
+    if bool(scored.any()):
+        applies = ~fresh.reward.isnan()
+        deviation = segment_std(fresh.reward[applies].double(), group[applies], size)
+        metrics |= {
+            "reward": float(mean[scored].mean()),
+            "reward_std": float(deviation[scored].mean()),
+            "groups/solved": float((mean[scored] >= 1).double().mean()),
+            "groups/failed": float((mean[scored] <= 0).double().mean()),
         }
-    return found
-
-
-def _deviations(fresh: RolloutGroups) -> Tensor:
-    """Standard deviation of each group's rewards: ``[P]``, 0 where fewer than two apply."""
-    applies = ~fresh.reward.isnan()
-    reward = torch.where(applies, fresh.reward, 0.0).double()
-    group, zero = fresh.group, torch.zeros(len(fresh), dtype=torch.float64)
-    count = zero.index_add(0, group, applies.double())
-    mean = zero.index_add(0, group, reward) / count.clamp(min=1)
-    square = torch.where(applies, (reward - mean[group]).square(), 0.0)
-    return (zero.index_add(0, group, square) / (count - 1).clamp(min=1)).sqrt()
+    return metrics

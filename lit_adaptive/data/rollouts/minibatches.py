@@ -1,34 +1,128 @@
-"""Batches of a step's rollouts, as modules are given them."""
+"""From the groups of a step to the micro-batches of its optimizer updates.
+
+The groups of a step are the same on every rank. Each pass over them deals them into minibatches,
+one per optimizer update; each rank takes its share of a minibatch's groups and cuts it into as many
+micro-batches as gradients are accumulated over. Groups are not split between minibatches or ranks.
+A micro-batch carries the divisors of the whole update, so the update does not depend on the cut.
+"""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_adaptive.data.rollouts.layout import Layout, Part, parts
+from lit_adaptive.core.segments import segment_max
+from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.data.text.packing import collate_packed, ranges
 from lit_adaptive.data.text.shared_prompts import Answers, collate_shared
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 
 
-class MinibatchBuilder:
-    """Makes batches of some of a step's rollouts.
+class StepLayout(NamedTuple):
+    """How a step is cut into micro-batches.
 
-    A batch is one of demonstrations (``input_ids``, ``position_ids``, ``position``, ``target``,
-    ``sequence``) and has of each token ``behavior_log_probs`` ``[K]`` and of each rollout
-    ``advantage``, ``reward`` (NaN: none), ``index`` (of its prompt in the dataset), ``group``
-    (its number in the step), ``age`` (policy versions), ``off_policy`` (not from any policy),
-    ``trained``, ``weight`` and ``probability`` ``[B]``; ``token_count`` and ``sequence_count`` are
-    the update's divisors, ``K`` and ``B`` where one micro-batch is all.
+    Attributes:
+        inner_epochs: passes over the step's groups.
+        minibatches: optimizer updates per pass.
+        accumulate: micro-batches per update.
+        rank: rank of this process.
+        world_size: number of processes.
+    """
+
+    inner_epochs: int
+    minibatches: int
+    accumulate: int
+    rank: int
+    world_size: int
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.inner_epochs * self.minibatches * self.accumulate
+
+
+class MicroBatch(NamedTuple):
+    """The rollouts of a micro-batch, and the divisors of its update.
+
+    Attributes:
+        rollouts: ``[B]`` int64, indices of rollouts in the step; may be empty.
+        tokens: trained tokens of the update, per micro-batch and rank.
+        sequences: trained rollouts of the update, per micro-batch and rank.
+    """
+
+    rollouts: Tensor
+    tokens: float
+    sequences: float
+
+
+def micro_batches(
+    groups: RolloutGroups,
+    trained: Tensor,
+    layout: StepLayout,
+    seed: int,
+    *,
+    share_prompts: bool = False,
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of a step, in order.
+
+    The longest rollouts come first: running out of memory shows at once, and the rows of a
+    micro-batch have similar lengths.
 
     Args:
-        groups: of the step.
-        trained: ``[N]`` bool, the rollouts whose tokens count.
-        version: of the policy at the step.
-        pad: the id that fills up rows.
-        pair_cost: see ``data.shared_prompts``; None: a row for each rollout.
-        more: further values of each token ``[K]`` by name.
+        groups: groups of all ranks.
+        trained: ``[N]`` bool, the rollouts whose tokens are trained on.
+        layout: how the step is cut.
+        seed: seed of the order in which groups are dealt into minibatches.
+        share_prompts: keep the rollouts of a group together, and sort groups by their longest.
+    """
+    total = groups.prompt_lengths[groups.group] + groups.lengths
+    share = layout.accumulate * layout.world_size
+    for epoch in range(layout.inner_epochs):
+        order = torch.arange(len(groups))
+        if layout.minibatches > 1:
+            generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+            order = torch.randperm(len(groups), generator=generator)
+        for minibatch in order.tensor_split(layout.minibatches):
+            rollouts = ragged_positions(groups.size, minibatch)
+            counted = rollouts[trained[rollouts]]
+            tokens = float(groups.lengths[counted].sum()) / share
+            sequences = len(counted) / share
+            local = ragged_positions(groups.size, minibatch[layout.rank :: layout.world_size])
+            local = local[total[local].argsort(descending=True, stable=True)]
+            if share_prompts:
+                local = local[_longest_group_first(total[local], groups.group[local])]
+            for chunk in local.tensor_split(layout.accumulate):
+                yield MicroBatch(chunk, tokens, sequences)
+
+
+def _longest_group_first(length: Tensor, group: Tensor) -> Tensor:
+    """Order that puts groups with the longest rollout first and keeps groups together; stable."""
+    size = int(group.max()) + 1 if len(group) else 0
+    longest = segment_max(length.double(), group, size)[group]
+    by_group = group.argsort(stable=True)
+    return by_group[longest[by_group].argsort(descending=True, stable=True)]
+
+
+class MinibatchBuilder:
+    """Builds the batches of a step's rollouts.
+
+    A batch has the keys of a demonstration batch (``input_ids``, ``position_ids``, ``position``,
+    ``target``, ``sequence``); per token ``behavior_log_probs`` ``[K]``; per rollout ``[B]``:
+    ``advantage``, ``reward`` (NaN: none applies), ``index`` (of its prompt in the dataset),
+    ``group`` (its number in the step), ``age`` (in policy versions), ``off_policy`` (true for
+    demonstrations), ``trained``, ``weight`` and ``probability``; and the divisors of the update
+    ``token_count`` and ``sequence_count``, which are ``K`` and ``B`` if one micro-batch is the
+    whole update.
+
+    Args:
+        groups: groups of the step.
+        trained: ``[N]`` bool, the rollouts whose tokens are trained on.
+        version: version of the policy at the step.
+        pad: token id of the padding.
+        attention_cost_ratio: cost of one attention pair in tokens, see
+            ``lit_adaptive.data.text.shared_prompts``; None for one row per rollout.
+        token_values: further values per token ``[K]``, by name.
     """
 
     def __init__(
@@ -39,29 +133,29 @@ class MinibatchBuilder:
         *,
         pad: int,
         attention_cost_ratio: float | None = None,
-        more: dict[str, Tensor],
+        token_values: dict[str, Tensor],
     ) -> None:
         self.groups, self.trained, self.version, self.pad = groups, trained, version, pad
-        self.attention_cost_ratio, self.more = attention_cost_ratio, more
+        self.attention_cost_ratio, self.token_values = attention_cost_ratio, token_values
         self._group = groups.group
         self._prompt_start = groups.prompt_lengths.cumsum(0) - groups.prompt_lengths
 
-    def parts(self, layout: Layout, seed: int) -> Iterator[Part]:
-        """See ``data.rollout_layout.parts``."""
-        together = self.attention_cost_ratio is not None
-        return parts(self.groups, self.trained, layout, seed, together=together)
+    def micro_batches(self, layout: StepLayout, seed: int) -> Iterator[MicroBatch]:
+        """See the function ``micro_batches``."""
+        share = self.attention_cost_ratio is not None
+        return micro_batches(self.groups, self.trained, layout, seed, share_prompts=share)
 
-    def places(self, rollouts: Tensor) -> Tensor:
-        """Where the tokens of ``rollouts`` ``[B]`` stand among the step's: ``[K]``."""
+    def token_positions(self, rollouts: Tensor) -> Tensor:
+        """Positions ``[K]`` of the tokens of ``rollouts`` ``[B]`` among the step's tokens."""
         return ragged_positions(self.groups.lengths, rollouts)
 
-    def batch(self, part: Part) -> dict[str, Any]:
-        """The batch of a part, which may have no rollouts."""
-        groups, rollouts = self.groups, part.rollouts
-        group, place = self._group[rollouts], self.places(rollouts)
-        batch: dict[str, Any] = self._laid_out(rollouts, group, place)
+    def build(self, micro_batch: MicroBatch) -> dict[str, Any]:
+        """The batch of ``micro_batch``, which may have no rollouts."""
+        groups, rollouts = self.groups, micro_batch.rollouts
+        group, position = self._group[rollouts], self.token_positions(rollouts)
+        batch: dict[str, Any] = self._collate(rollouts, group, position)
         batch |= {
-            "behavior_log_probs": groups.log_probs[place],
+            "behavior_log_probs": groups.log_probs[position],
             "advantage": groups.advantage[rollouts],
             "reward": groups.reward[rollouts],
             "index": groups.prompt[group],
@@ -71,75 +165,77 @@ class MinibatchBuilder:
             "trained": self.trained[rollouts],
             "weight": groups.weight[group],
             "probability": groups.probability[group],
-            "token_count": torch.tensor(part.tokens),
-            "sequence_count": torch.tensor(part.sequences),
+            "token_count": torch.tensor(micro_batch.tokens),
+            "sequence_count": torch.tensor(micro_batch.sequences),
         }
-        return batch | {name: value[place] for name, value in self.more.items()}
+        return batch | {name: value[position] for name, value in self.token_values.items()}
 
-    def _laid_out(self, rollouts: Tensor, group: Tensor, place: Tensor) -> dict[str, Tensor]:
+    def _collate(self, rollouts: Tensor, group: Tensor, position: Tensor) -> dict[str, Tensor]:
         groups = self.groups
-        if len(rollouts) == 0:  # other ranks have some: forward passes go together
-            row = torch.full((1, 2), self.pad)
-            none = torch.empty(0, dtype=torch.int64)
-            positions = torch.arange(2)[None]
-            return {"input_ids": row, "position_ids": positions, "position": none} | {
-                "target": none,
-                "sequence": none,
+        if len(rollouts) == 0:  # other ranks have rollouts, and sharded forward passes are joint
+            empty = torch.empty(0, dtype=torch.int64)
+            return {
+                "input_ids": torch.full((1, 2), self.pad),
+                "position_ids": torch.arange(2)[None],
+                "position": empty,
+                "target": empty,
+                "sequence": empty,
             }
-        asked, said = groups.prompt_lengths[group], groups.lengths[rollouts]
+        prompt_length, length = groups.prompt_lengths[group], groups.lengths[rollouts]
         if self.attention_cost_ratio is not None:
             answers = Answers(
-                groups.tokens[place].numpy(),
-                said.numpy(),
+                groups.tokens[position].numpy(),
+                length.numpy(),
                 group.numpy(),
                 groups.prompt_tokens.numpy(),
                 self._prompt_start[group].numpy(),
-                asked.numpy(),
+                prompt_length.numpy(),
             )
-            found = collate_shared(
+            shared = collate_shared(
                 answers, pad=self.pad, attention_cost_ratio=self.attention_cost_ratio
             )
-            if found is not None:
-                return found
-        length = asked + said
-        end = length.cumsum(0)
+            if shared is not None:
+                return shared
+        total = prompt_length + length
+        end = total.cumsum(0)
         flat = torch.empty(int(end[-1]), dtype=torch.int32)
-        at, _ = ranges((end - length).numpy(), asked.numpy())
-        source = ragged_positions(groups.prompt_lengths, group)
-        flat[torch.from_numpy(at)] = groups.prompt_tokens[source]
-        at, _ = ranges((end - said).numpy(), said.numpy())
-        flat[torch.from_numpy(at)] = ~groups.tokens[place]
-        return collate_packed(flat.numpy(), length.numpy(), pad=self.pad, pack_length=None)
+        prompt_place, _ = ranges((end - total).numpy(), prompt_length.numpy())
+        prompt_position = ragged_positions(groups.prompt_lengths, group)
+        flat[torch.from_numpy(prompt_place)] = groups.prompt_tokens[prompt_position]
+        place, _ = ranges((end - length).numpy(), length.numpy())
+        flat[torch.from_numpy(place)] = ~groups.tokens[position]  # inverted bits mark targets
+        return collate_packed(flat.numpy(), total.numpy(), pad=self.pad, pack_length=None)
 
 
 def compute_prescores(
-    maker: MinibatchBuilder,
+    builder: MinibatchBuilder,
     trainer: Any,
     names: frozenset[str],
-    layout: Layout,
+    layout: StepLayout,
     seed: int,
     constants: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """What a module says of every token before a step's first update: ``[K]`` each, on all ranks.
+    """Per-token values ``[K]`` by the policy before a step's first update, equal on all ranks.
 
     Args:
-        maker: of the step's batches.
-        trainer: with a module that has ``prescore``.
-        names: of what is wanted.
-        layout: of one pass over the step.
-        seed: of the order in which groups are dealt.
-        constants: what batches hold besides.
+        builder: builds the step's batches.
+        trainer: trainer whose module has ``prescore``.
+        names: per-token values to compute (``old_log_probs``, ``entropy``).
+        layout: cut of one pass over the step.
+        seed: seed of the order in which groups are dealt.
+        constants: further entries of the batches.
     """
-    found = {name: torch.zeros(len(maker.groups.tokens)) for name in sorted(names)}
+    token_values = {name: torch.zeros(len(builder.groups.tokens)) for name in sorted(names)}
     module = trainer.lightning_module
-    for part in maker.parts(layout, seed):
-        batch = trainer.strategy.batch_to_device(maker.batch(part) | constants)
+    for micro_batch in builder.micro_batches(layout, seed):
+        batch = trainer.strategy.batch_to_device(builder.build(micro_batch) | constants)
+        position = builder.token_positions(micro_batch.rollouts)
         for name, values in module.prescore(batch, names).items():
-            found[name][maker.places(part.rollouts)] = values.float().cpu()
+            token_values[name][position] = values.float().cpu()
     if layout.world_size == 1:
-        return found
-    reduce = trainer.strategy.reduce
+        return token_values
+    reduce = trainer.strategy.reduce  # each rank has computed its share and has zeros elsewhere
     return {
         name: reduce(values.to(module.device), reduce_op="sum").cpu()
-        for name, values in found.items()
+        for name, values in token_values.items()
     }
