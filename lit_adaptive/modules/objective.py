@@ -21,12 +21,12 @@ from lit_adaptive.core.policy_losses import (
     ClipCenter,
     LossType,
     PolicyLoss,
-    RatioLevel,
     aggregate_losses,
     policy_gradient_losses,
 )
 from lit_adaptive.core.policy_ratios import (
     KLEstimator,
+    RatioLevel,
     importance_ratios,
     kl_estimates,
     mismatch_weights,
