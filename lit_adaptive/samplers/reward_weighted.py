@@ -101,13 +101,7 @@ class RewardWeighting:
             ValueError: naming the indices whose reward is NaN, infinite, or (under the scheme
                 proportional) negative.
         """
-        message = ""
-        if bool((bad := ~reward.isfinite()).any()):
-            message = core.not_finite(index[bad], reward[bad])
-        elif self.scheme == "proportional" and bool((bad := reward < 0).any()):
-            message = core.negative_reward(index[bad], reward[bad])
-        if message:
-            raise ValueError(f"{message}. Nothing was changed")
+        core.check_rewards(reward, index=index, nonnegative=self.scheme == "proportional")
 
     def fill_unknown(self, reward: Tensor) -> Tensor:
         """Replace NaN in ``reward`` by ``initial``, or else by the mean of the known rewards."""

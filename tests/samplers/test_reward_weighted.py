@@ -64,7 +64,7 @@ def law(name: str, reward: Tensor = REWARD, group: Tensor = GROUP) -> Tensor:
         "balanced": lambda: reward,
         "both": lambda: (reward / 0.3).exp(),
         "threshold in deviations": lambda: (reward >= 0.5).double(),
-        "best of each": lambda: core.top_masses(reward, share=0.5, group=group),
+        "best of each": lambda: core.nested_masses(reward, shares=[0.5], group=group),
     }[name]().clone()
     if name in ("balanced", "both", "best of each"):
         for each in group.unique():

@@ -32,7 +32,7 @@ def base_priorities(groups: RolloutGroups, signal: Signal) -> Tensor:
     if signal == "learnability":
         return freshness.learnability(groups.reward, groups.group, len(groups))
     return freshness.absolute_advantage(
-        groups.advantage, groups.group, len(groups), counted=~groups.reward.isnan()
+        groups.advantage, groups.group, len(groups), mask=~groups.reward.isnan()
     )
 
 
