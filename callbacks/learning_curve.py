@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks._run_files import csv_logger
+from lit_adaptive.report.curves import draw_learning_curve
 
 
 class LearningCurve(Callback):
@@ -24,8 +25,6 @@ class LearningCurve(Callback):
         logger.save()
         metrics = Path(logger.log_dir) / "metrics.csv"
         if metrics.is_file():
-            from lit_adaptive.report.curves import draw_learning_curve  # imports matplotlib
-
             draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

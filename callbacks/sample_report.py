@@ -20,7 +20,7 @@ from lit_adaptive.report.samples import (
     BINS,
     SampleRecord,
     draw_sample_report,
-    law_histogram,
+    probability_histogram,
     write_sample_table,
 )
 
@@ -169,7 +169,7 @@ class SampleReport(Callback):
             self._epochs.pop()
             self._histograms.pop()
         self._epochs.append(epochs)
-        self._histograms.append(law_histogram(data.sampler.probabilities()))
+        self._histograms.append(probability_histogram(data.sampler.probabilities()))
         if len(self._epochs) > MAX_SNAPSHOTS:
             self._stride *= 2
             kept = [i for i, epoch in enumerate(self._epochs[:-1]) if epoch % self._stride == 0]

@@ -18,7 +18,7 @@ import pytest
         ("lit_adaptive.modules", "lit_adaptive.data"),
         ("lit_adaptive.data", "lit_adaptive.modules"),
         ("lit_adaptive.cli.main", "wandb"),
-        ("lit_adaptive.cli.main", "lit_adaptive.report.curves"),
+        ("lit_adaptive.report", "matplotlib"),
     ],
 )
 def test_layer_does_not_load(module: str, forbidden: str) -> None:

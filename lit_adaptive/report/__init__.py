@@ -1,1 +1,19 @@
-"""Pictures and tables of a run, made from its files."""
+"""Figures and tables of a run. matplotlib is imported only to draw."""
+
+from lit_adaptive.report.curves import draw_learning_curve, learning_curve, read_series
+from lit_adaptive.report.samples import (
+    SampleRecord,
+    draw_sample_report,
+    probability_histogram,
+    write_sample_table,
+)
+
+__all__ = [
+    "SampleRecord",
+    "draw_learning_curve",
+    "draw_sample_report",
+    "learning_curve",
+    "probability_histogram",
+    "read_series",
+    "write_sample_table",
+]

@@ -1,15 +1,16 @@
-"""What the sampler did, as one picture and one table.
+"""What a sampler did during a run, as a figure and a table.
 
     (a) mean draws per sample of each class        (b) draws against the last loss
-    (c) the law over time: how many samples have which relative probability N P(i)
+    (c) the distribution over time: number of samples by relative probability N P(i)
     (d) the hardest samples (greatest last loss)   (e) the most drawn ones
 
-Relative probability 1 is what uniform sampling gives. matplotlib is loaded only to draw.
+Uniform sampling has relative probability 1. matplotlib is imported only to draw.
 """
 
+import csv
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +30,27 @@ Content: TypeAlias = "Array | str | None"
 Fetch: TypeAlias = Callable[[int], object] | None
 
 LOW, STEP, BINS = -6.0, 0.1, 121
-"""Bins of log10 N P(i): centred on -6.0, -5.9, ..., 6.0; beyond them the last bin on each side."""
+"""Bins of log10 N P(i), centered at -6.0, -5.9, ..., 6.0; the outermost ones are open."""
 COLUMNS = ("index", "class", "draws", "last_loss", "relative_probability")
-MOST_BARS, MOST_POINTS, MOST_BINNED, PER_ROW = 30, 5_000, 200_000, 8
+MAX_BARS, MAX_POINTS, MAX_BINNED, PER_ROW = 30, 5_000, 200_000, 8
 WIDTH, TOP, CELL = 14.0, 5.0, 1.7
-"""Inches: of the page, of its upper panels, and of a cell of its pictures."""
+"""Inches: width of the page, height of its upper panels, and side of a cell of its images."""
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What was recorded of ``N`` samples.
+    """Statistics of ``N`` samples.
 
     Attributes:
-        draws: ``[N]`` integers, how often each was served.
-        last_loss: ``[N]`` floats, at the last time it was; NaN for a sample that never was.
+        draws: ``[N]`` integers, number of times each sample was drawn.
+        last_loss: ``[N]`` floats, its loss when it was last drawn; NaN if it never was.
         target: ``[N]`` integers, its class; negative if unknown.
         relative_probability: ``[N]`` floats, N P(i) now.
-        epochs: ``[T]`` integers, epochs completed at each snapshot of the law, ascending.
-        histogram: ``[T, BINS + 1]`` integers, a ``law_histogram`` at each of them.
+        epochs: ``[T]`` integers, completed epochs at each snapshot of the distribution, ascending.
+        histogram: ``[T, BINS + 1]`` integers, the ``probability_histogram`` at each snapshot.
 
     Raises:
-        ValueError: if the lengths differ.
+        ValueError: if the shapes do not fit.
     """
 
     draws: Tensor
@@ -60,8 +61,8 @@ class SampleRecord:
     histogram: Tensor
 
     def __post_init__(self) -> None:
-        each = (self.draws, self.last_loss, self.target, self.relative_probability)
-        shapes = [list(one.shape) for one in (*each, self.epochs, self.histogram)]
+        columns = (self.draws, self.last_loss, self.target, self.relative_probability)
+        shapes = [list(column.shape) for column in (*columns, self.epochs, self.histogram)]
         n, t = len(self.draws), len(self.epochs)
         if shapes != [[n], [n], [n], [n], [t], [t, BINS + 1]]:
             raise ValueError(
@@ -73,10 +74,10 @@ class SampleRecord:
         return len(self.draws)
 
 
-def law_histogram(probability: Tensor) -> Tensor:
-    """``[BINS + 1]`` int64: how many of ``N`` samples have which N P(i), of their ``[N]`` P(i).
+def probability_histogram(probability: Tensor) -> Tensor:
+    """Numbers of samples by N P(i), from all probabilities ``[N]``: ``[BINS + 1]`` int64.
 
-    Entry 0 counts those that cannot be drawn, entry ``1 + b`` those in bin ``b``.
+    Entry 0 counts the samples of probability 0, entry ``1 + b`` those in bin ``b``.
     """
     exponent = (probability.double() * len(probability)).log10()
     place = ((exponent - LOW) / STEP).round().clamp(0, BINS - 1).long() + 1
@@ -84,60 +85,51 @@ def law_histogram(probability: Tensor) -> Tensor:
 
 
 def _greatest(record: SampleRecord, value: Tensor, k: int) -> Array:
-    """Indices of the ``k`` drawn samples of greatest value, in this order; of equal ones first."""
+    """Indices of the ``k`` drawn samples of greatest value, descending; ties by index."""
     drawn = np.flatnonzero(record.draws.numpy() > 0)
-    worth = value.double().numpy()[drawn]
-    if (k := min(k, len(drawn))) <= 0:
-        return drawn[:0]
-    least = np.partition(worth, len(worth) - k)[len(worth) - k]
-    above = np.flatnonzero(worth > least)
-    chosen = np.concatenate([above, np.flatnonzero(worth == least)[: k - len(above)]])
-    return np.take(drawn, chosen[np.argsort(-worth[chosen], kind="stable")])
+    order = np.argsort(-value.double().numpy()[drawn], kind="stable")
+    return np.take(drawn, order[:k])
 
 
-def hardest(record: SampleRecord, k: int) -> Array:
+def hardest_samples(record: SampleRecord, k: int) -> Array:
     """Indices of the ``k`` drawn samples with the greatest last loss; NaN counts as infinite."""
     loss = record.last_loss
     return _greatest(record, torch.where(loss.isnan(), torch.inf, loss), k)
 
 
-def most_drawn(record: SampleRecord, k: int) -> Array:
+def most_drawn_samples(record: SampleRecord, k: int) -> Array:
     """Indices of the ``k`` samples drawn most often, at least once."""
     return _greatest(record, record.draws, k)
 
 
-def _rows(record: SampleRecord) -> Iterator[tuple[Any, ...]]:
-    for rows in (slice(at, at + 65_536) for at in range(0, len(record), 65_536)):
-        draws = record.draws[rows].tolist()
-        target = (c if c >= 0 else None for c in record.target[rows].tolist())
-        loss = record.last_loss[rows].tolist()
-        seen = (one if n else None for n, one in zip(draws, loss, strict=True))
-        relative = record.relative_probability[rows].tolist()
-        yield from zip(range(len(record))[rows], target, draws, seen, relative, strict=True)
-
-
-def sample_table(record: SampleRecord) -> list[dict[str, Any]]:
-    """One row for each sample, with ``COLUMNS``; None where the class or the loss is unknown."""
-    return [dict(zip(COLUMNS, row, strict=True)) for row in _rows(record)]
-
-
 def write_sample_table(record: SampleRecord, out: Path) -> None:
-    """Write ``sample_table`` as CSV, floats to six digits; None is an empty cell."""
-    with out.open("w") as file:
-        file.write(",".join(COLUMNS) + "\n")
-        file.writelines(
-            f"{index},{'' if target is None else target},{draws},"
-            f"{'' if loss is None else f'{loss:.6g}'},{relative:.6g}\n"
-            for index, target, draws, loss, relative in _rows(record)
-        )
+    """Write one row per sample with ``COLUMNS`` as CSV.
+
+    Floats have six digits; an unknown class and the loss of a sample never drawn are empty.
+    """
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        columns = (record.target, record.draws, record.last_loss, record.relative_probability)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for index, (target, draws, loss, relative) in enumerate(rows):
+            writer.writerow(
+                (
+                    index,
+                    target if target >= 0 else None,
+                    draws,
+                    f"{loss:.6g}" if draws else None,
+                    f"{relative:.6g}",
+                )
+            )
 
 
 def displayable(item: object) -> Content:
-    """What of a dataset's item can be shown: an image, or a text, or nothing.
+    """The part of a dataset's item that can be shown: an image, a text, or None.
 
-    Of a dictionary the first that can be of ``image``, ``text``, ``input`` and any other text; of a
-    pair its first; else the item itself. Images are ``[H, W]``, ``[1, H, W]`` or ``[3, H, W]``, or
-    ``[H, W, 3]`` as NumPy and PIL have them; they come out as floats in [0, 1].
+    The first image or text of: a dictionary's ``image``, ``text`` and ``input``, then any other
+    text; the first element of a sequence; the item itself. Images are ``[H, W]``, ``[1, H, W]`` or
+    ``[3, H, W]``, or ``[H, W, 3]`` as in NumPy and PIL; they are returned as floats in [0, 1].
     """
     parts: list[object] = [item]
     if isinstance(item, dict):
@@ -145,18 +137,18 @@ def displayable(item: object) -> Content:
         parts += [part for part in item.values() if isinstance(part, str)]
     elif isinstance(item, (tuple, list)):
         parts = list(item[:1])
-    shown = (part if isinstance(part, str) else _image(part) for part in parts)
-    return next((one for one in shown if one is not None), None)
+    contents = (part if isinstance(part, str) else _image(part) for part in parts)
+    return next((content for content in contents if content is not None), None)
 
 
 def _image(part: Any) -> Array | None:
-    """``[H, W]`` or ``[H, W, 3]`` floats in [0, 1], at most 256 pixels a side, or None.
+    """``[H, W]`` or ``[H, W, 3]`` floats in [0, 1], at most 256 pixels per side, or None.
 
-    Bytes are divided by 255; what lies in [0, 1] stays; all else is scaled by its own range.
+    Bytes are divided by 255; values in [0, 1] stay; all others are scaled by their own range.
     """
     if isinstance(part, Tensor):
         part = (part.float() if part.is_floating_point() else part).numpy(force=True)
-    elif not hasattr(part, "__array_interface__"):  # which NumPy's and PIL's have
+    elif not hasattr(part, "__array_interface__"):  # as NumPy arrays and PIL images have
         return None
     pixels: Array = np.asarray(part)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
@@ -167,17 +159,19 @@ def _image(part: Any) -> Array | None:
         return None
     if pixels.dtype.kind not in "buif":
         return None
-    thin = tuple(slice(None, None, -(-side // 256)) for side in pixels.shape[:2])
+    subsampled = tuple(slice(None, None, -(-side // 256)) for side in pixels.shape[:2])
     scale = 255.0 if pixels.dtype == np.uint8 else 1.0
-    shown = np.nan_to_num(pixels[thin].astype(np.float64), posinf=0.0, neginf=0.0) / scale
-    low, high = float(shown.min()), float(shown.max())
+    image = np.nan_to_num(pixels[subsampled].astype(np.float64), posinf=0.0, neginf=0.0) / scale
+    low, high = float(image.min()), float(image.max())
     if low >= 0 and high <= 1:
-        return shown
-    return (shown - low) / (high - low) if high > low else np.full_like(shown, 0.5)
+        return image
+    return (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
 
 
 class _Example(NamedTuple):
-    name: int
+    """A sample as it is shown; strings are formatted."""
+
+    sample: int
     target: str
     loss: str
     draws: int
@@ -186,7 +180,7 @@ class _Example(NamedTuple):
 
 def _example(record: SampleRecord, index: int, fetch: Fetch) -> _Example:
     content, target = None, int(record.target[index])
-    with suppress(Exception):  # a picture must not end a run: it says the rest without the content
+    with suppress(Exception):  # an unreadable item must not end a run
         content = displayable(fetch(index)) if fetch else None
     loss, draws = f"{float(record.last_loss[index]):.3g}", int(record.draws[index])
     return _Example(index, "?" if target < 0 else str(target), loss, draws, content)
@@ -199,7 +193,7 @@ def shortened(text: str, width: int) -> str:
     return line if len(line) <= width and len(head) == len(text) else line[: width - 1] + "…"
 
 
-def _head(axes: "Axes", title: str, labels: tuple[str, str], remark: str = "") -> None:
+def _set_titles(axes: "Axes", title: str, labels: tuple[str, str], remark: str = "") -> None:
     axes.set_title(title, fontsize=10, loc="left", pad=36)
     axes.annotate(
         textwrap.fill(remark, 64), (0, 1), (0, 34), xycoords="axes fraction",
@@ -210,20 +204,20 @@ def _head(axes: "Axes", title: str, labels: tuple[str, str], remark: str = "") -
     axes.tick_params(labelsize=8)
 
 
-def _say(axes: "Axes", text: str) -> None:
+def _write_centered(axes: "Axes", text: str) -> None:
     axes.set_axis_off()
-    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.4"}
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, parse_math=False, **look)
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.4"}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, parse_math=False, **style)
 
 
 def _colors(record: SampleRecord, target: Array) -> list[str]:
-    """A colour for each class, if there are at most ten; grey for unknown."""
+    """A color per class if there are at most ten, gray for unknown; else one color."""
     few = 0 <= int(record.target.max()) < 10
     return ["0.6" if few and c < 0 else f"C{c}" if few else "C0" for c in target]
 
 
 def _draw_classes(axes: "Axes", record: SampleRecord) -> None:
-    """(a): the mean of the draws over all samples of each class, those never drawn included."""
+    """(a): mean draws of all samples of each class, including those never drawn."""
     target, draws = record.target.numpy().clip(min=-1), record.draws.numpy()
     classes, place, size = np.unique(target, return_inverse=True, return_counts=True)
     if classes[-1] < 0:
@@ -232,102 +226,102 @@ def _draw_classes(axes: "Axes", record: SampleRecord) -> None:
     mean = np.bincount(place, weights=draws) / size
     remark = "at each bar: samples of the class" + ("; ?: class unknown" if classes[0] < 0 else "")
     at, few = np.arange(len(classes)), len(classes) <= 11
-    if len(classes) > MOST_BARS:
-        half = MOST_BARS // 2
+    if len(classes) > MAX_BARS:
+        half = MAX_BARS // 2
         order = np.argsort(-mean, kind="stable")
         order = np.concatenate([order[:half], order[-half:]])
         remark = f"the {half} most and {half} least drawn of {len(classes):,}; {remark}"
         classes, size, mean = classes[order], size[order], mean[order]
-        at = np.arange(MOST_BARS) + 2 * (np.arange(MOST_BARS) >= half)  # a gap between the two
+        at = np.arange(MAX_BARS) + 2 * (np.arange(MAX_BARS) >= half)  # a gap between the two
     axes.bar(at, mean, color=_colors(record, classes), width=0.8)
-    turn = 0 if few else 90
+    rotation = 0 if few else 90
     for x, y, n in zip(at, mean, size, strict=True):
         axes.annotate(
             f"{n:,}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7,
-            rotation=turn, bbox={"color": "white", "pad": 0.3},
+            rotation=rotation, bbox={"color": "white", "pad": 0.3},
         )  # fmt: skip
     average = float(draws.mean(dtype=np.float64))
     axes.axhline(average, color="0.3", linestyle="--", linewidth=1, zorder=0.5)
     axes.set_ylim(0, (1.15 if few else 1.3) * float(mean.max()) or 1)
-    axes.set_xticks(at, ["?" if c < 0 else str(c) for c in classes], rotation=turn)
+    axes.set_xticks(at, ["?" if c < 0 else str(c) for c in classes], rotation=rotation)
     title = f"(a) draws by class (dashed: mean of all, {average:.3g})"
-    _head(axes, title, ("class", "mean draws per sample"), remark)
+    _set_titles(axes, title, ("class", "mean draws per sample"), remark)
 
 
 def _draw_counts(axes: "Axes", draws: Array) -> None:
-    """(a) without classes: how many samples were drawn how often."""
+    """(a) without classes: number of samples by draws."""
     step = 1 + int(draws.max()) // 30  # 31 bars at most
     count = np.bincount(draws // step)
     axes.bar(step * np.arange(len(count)) + (step - 1) / 2, count, width=0.9 * step)
     axes.set_yscale("log" if len(draws) > 100 else "linear")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    _head(axes, "(a) samples by draws", ("draws", "samples"), "no class is known")
+    _set_titles(axes, "(a) samples by draws", ("draws", "samples"), "no class is known")
 
 
 def _draw_losses(axes: "Axes", record: SampleRecord) -> None:
-    """(b): a point for each drawn sample; for many of them, how many lie in each cell."""
+    """(b): a point per drawn sample or, for many samples, their number in each cell."""
     draws, loss = record.draws.numpy(), record.last_loss.double().numpy()
     drawn, remarks = draws > 0, list[str]()
     shown = np.flatnonzero(drawn & np.isfinite(loss))
-    never, wild = len(draws) - int(drawn.sum()), int(drawn.sum()) - len(shown)
-    for count, which in ((never, "never drawn"), (wild, "of NaN or infinite loss")):
-        remarks += [f"not shown: {count:,} {which}"] * (count > 0)
+    never, nonfinite = len(draws) - int(drawn.sum()), int(drawn.sum()) - len(shown)
+    for count, reason in ((never, "never drawn"), (nonfinite, "of NaN or infinite loss")):
+        remarks += [f"not shown: {count:,} {reason}"] * (count > 0)
     if len(shown) == 0:
-        _say(axes, "\n".join(["no finite loss was seen", *remarks]))
+        _write_centered(axes, "\n".join(["no finite loss was recorded", *remarks]))
         return
-    if len(shown) > MOST_BINNED:
-        remarks.append(f"shown: {MOST_BINNED:,} of {len(shown):,} at random")
-        shown = shown[np.random.default_rng(0).integers(len(shown), size=MOST_BINNED)]
+    if len(shown) > MAX_BINNED:
+        remarks.append(f"shown: {MAX_BINNED:,} of {len(shown):,} at random")
+        shown = shown[np.random.default_rng(0).integers(len(shown), size=MAX_BINNED)]
     x, y = loss[shown], draws[shown].astype(np.float64)
-    across: Any = "log" if x.min() >= 0 and x.max() > 0 else "linear"
-    up: Any = "log" if y.max() > 30 * np.median(y) else "linear"
-    if across == "log" and (zeros := int((x == 0).sum())):
+    xscale: Any = "log" if x.min() >= 0 and x.max() > 0 else "linear"
+    yscale: Any = "log" if y.max() > 30 * np.median(y) else "linear"
+    if xscale == "log" and (zeros := int((x == 0).sum())):
         x = np.maximum(x, x[x > 0].min() / 2)
         remarks.append(f"{zeros:,} of loss 0 at the left edge")
-    if len(x) > MOST_POINTS:
-        look: dict[str, Any] = {"gridsize": 40, "bins": "log", "mincnt": 1, "linewidths": 0.2}
-        cells = axes.hexbin(x, y, xscale=across, yscale=up, **look)
+    if len(x) > MAX_POINTS:
+        style: dict[str, Any] = {"gridsize": 40, "bins": "log", "mincnt": 1, "linewidths": 0.2}
+        cells = axes.hexbin(x, y, xscale=xscale, yscale=yscale, **style)
         axes.figure.colorbar(cells, ax=axes, label="samples", pad=0.02).ax.tick_params(labelsize=8)
     else:
         color = _colors(record, record.target.numpy()[shown])
-        remarks += ["colours as in (a)"] * (len(set(color)) > 1)
+        remarks += ["colors as in (a)"] * (len(set(color)) > 1)
         axes.scatter(x, y, s=10, alpha=0.6, linewidths=0, c=color)
-        axes.set(xscale=across, yscale=up)
-    _head(axes, "(b) draws against the last loss", ("last loss", "draws"), "; ".join(remarks))
+        axes.set(xscale=xscale, yscale=yscale)
+    _set_titles(axes, "(b) draws against the last loss", ("last loss", "draws"), "; ".join(remarks))
 
 
-def _draw_law(axes: "Axes", record: SampleRecord) -> None:
-    """(c): a column for each snapshot; samples of probability 0 in a row of their own below."""
+def _draw_distribution(axes: "Axes", record: SampleRecord) -> None:
+    """(c): a column per snapshot, with a separate lowest row for samples of probability 0."""
     counts = record.histogram.numpy()
     if not counts.any():
-        _say(axes, "the law was not recorded")
+        _write_centered(axes, "the distribution was not recorded")
         return
     used = np.flatnonzero(counts[:, 1:].any(0))
     low = max(0, min(int(used.min(initial=BINS)), 55) - 1)
     high = min(BINS, max(int(used.max(initial=0)), 65) + 2)
-    never = bool(counts[:, 0].any())
+    zero = bool(counts[:, 0].any())
     body = counts[:, 1 + low : 1 + high]
-    if never:
+    if zero:
         body = np.concatenate([counts[:, :1], np.zeros_like(counts[:, :2]), body], axis=1)
-    bottom = LOW + (low - 0.5 - 3 * never) * STEP
+    bottom = LOW + (low - 0.5 - 3 * zero) * STEP
     at = record.epochs.numpy()
-    edges = [at[0] - 0.5, *((at[1:] + at[:-1]) / 2), at[-1] + 0.5]
-    height, shown = bottom + STEP * np.arange(body.shape[1] + 1), np.ma.masked_equal(body.T, 0)
-    most = max(2, int(body.max()))
-    cells = axes.pcolormesh(edges, height, shown, norm="log", vmin=1, vmax=most)
+    x_edges = [at[0] - 0.5, *((at[1:] + at[:-1]) / 2), at[-1] + 0.5]
+    y_edges = bottom + STEP * np.arange(body.shape[1] + 1)
+    shown, vmax = np.ma.masked_equal(body.T, 0), max(2, int(body.max()))
+    cells = axes.pcolormesh(x_edges, y_edges, shown, norm="log", vmin=1, vmax=vmax)
     axes.figure.colorbar(cells, ax=axes, label="samples", pad=0.02).ax.tick_params(labelsize=8)
     axes.axhline(0, color="0.3", linestyle="--", linewidth=1)
     step = 0.5 if high - low <= 50 else 1
     ticks = [t for t in np.arange(LOW, 6.1, step) if low <= (t - LOW) / STEP <= high - 1]
     names = [f"{float(f'{10**t:.2g}'):g}" for t in ticks]
-    axes.set_yticks([bottom + STEP / 2, *ticks][not never :], ["0", *names][not never :])
+    axes.set_yticks([bottom + STEP / 2, *ticks][not zero :], ["0", *names][not zero :])
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    title, up = "(c) the law over time (dashed: uniform)", "relative probability N·P(i)"
-    _head(axes, title, ("epochs completed", up))
+    title, label = "(c) distribution over time (dashed: uniform)", "relative probability N·P(i)"
+    _set_titles(axes, title, ("epochs completed", label))
 
 
 def _write_lines(figure: "Figure", y: float, examples: list[_Example]) -> None:
-    """A line for each example, the first ``y`` inches above the bottom of the page."""
+    """Write a line per example, the first ``y`` inches above the bottom of the page."""
     lines = [f"{'index':>10}{'class':>10}{'last loss':>12}{'draws':>10}"]
     for index, target, loss, draws, content in examples:
         text = shortened(content, 150) if isinstance(content, str) else ""
@@ -340,14 +334,14 @@ def _write_lines(figure: "Figure", y: float, examples: list[_Example]) -> None:
 
 
 def _show_grid(figure: "Figure", y: float, examples: list[_Example]) -> None:
-    """A cell for each example, the first row's top ``y`` inches above the bottom of the page."""
+    """Draw a cell per example, the first row's top ``y`` inches above the bottom of the page."""
     high, side = figure.get_figheight(), CELL - 0.2
     for i, (index, target, loss, draws, content) in enumerate(examples):
         left, top = 0.3 + CELL * (i % PER_ROW), y - (CELL + 0.25) * (i // PER_ROW)
         axes = figure.add_axes((left / WIDTH, (top - side) / high, side / WIDTH, side / high))
         axes.set_axis_off()
         if isinstance(content, str):
-            _say(axes, textwrap.fill(shortened(content, 100), 20))
+            _write_centered(axes, textwrap.fill(shortened(content, 100), 20))
         elif content is not None:
             axes.imshow(content, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         caption = f"#{index}, class {target}\nloss {loss}, {draws} draws"
@@ -358,43 +352,46 @@ def _show_grid(figure: "Figure", y: float, examples: list[_Example]) -> None:
 def draw_sample_report(
     record: SampleRecord, out: Path, *, title: str = "", examples: int = 8, fetch: Fetch = None
 ) -> None:
-    """Write the picture of a record to ``out``, a PNG.
+    """Draw a record as a figure and write it to ``out``, a PNG.
 
     Args:
-        record: what was recorded.
-        out: the file.
-        title: of the run.
-        examples: how many of the hardest and of the most drawn samples to show, 0 for none.
-        fetch: gives the dataset's item at an index; what it holds is shown (``displayable``), and
-            where it fails or holds nothing to show, numbers only.
+        record: the statistics of the samples.
+        out: path of the PNG.
+        title: name of the run.
+        examples: number of hardest and of most drawn samples to show; 0 for none.
+        fetch: returns the dataset's item at an index, of which the ``displayable`` part is shown;
+            where it fails or has none, only numbers are.
     """
     from matplotlib.figure import Figure
 
-    parts: list[tuple[str, list[_Example], bool, float]] = []
-    for name, found in (
-        ("(d) the hardest: greatest last loss", hardest(record, examples)),
-        ("(e) the most drawn", most_drawn(record, examples)),
+    sections: list[tuple[str, list[_Example], bool, float]] = []
+    for name, indices in (
+        ("(d) the hardest: greatest last loss", hardest_samples(record, examples)),
+        ("(e) the most drawn", most_drawn_samples(record, examples)),
     ):
-        each = [_example(record, index, fetch) for index in found.tolist()]
-        seen = any(isinstance(example.content, np.ndarray) for example in each)
-        tall = (CELL + 0.25) * -(-len(each) // PER_ROW) + 0.35 if seen else 0.19 * len(each) + 0.75
-        if each:
-            parts.append((name, each, seen, tall))
-    high = TOP + sum(part[-1] for part in parts)
-    figure = Figure(figsize=(WIDTH, high), dpi=120)
+        rows = [_example(record, index, fetch) for index in indices.tolist()]
+        images = any(isinstance(example.content, np.ndarray) for example in rows)
+        height = (CELL + 0.25) * -(-len(rows) // PER_ROW) + 0.35
+        height = height if images else 0.19 * len(rows) + 0.75
+        if rows:
+            sections.append((name, rows, images, height))
+    page_height = TOP + sum(section[-1] for section in sections)
+    figure = Figure(figsize=(WIDTH, page_height), dpi=120)
     drawn, total = float((record.draws > 0).double().mean()), int(record.draws.sum())
     line = f"{len(record):,} samples, {total:,} draws, {drawn:.1%} drawn at least once"
     line = f"{title}:  {line}" if title else line
-    figure.text(0.5, 1 - 0.1 / high, line, ha="center", va="top", fontsize=11, parse_math=False)
-    for left, draw in ((0.75, _draw_classes), (5.3, _draw_losses), (9.9, _draw_law)):
-        place = (left / WIDTH, 1 - (TOP - 0.75) / high, 3.8 / WIDTH, 3.3 / high)
+    figure.text(
+        0.5, 1 - 0.1 / page_height, line, ha="center", va="top", fontsize=11, parse_math=False
+    )
+    for left, draw in ((0.75, _draw_classes), (5.3, _draw_losses), (9.9, _draw_distribution)):
+        place = (left / WIDTH, 1 - (TOP - 0.75) / page_height, 3.8 / WIDTH, 3.3 / page_height)
         draw(figure.add_axes(place), record)
-    top = high - TOP
-    for name, each, seen, tall in parts:
-        figure.text(0.3 / WIDTH, top / high, name, fontsize=10, va="top")
-        (_show_grid if seen else _write_lines)(figure, top - 0.3, each)
-        top -= tall
+    top = page_height - TOP
+    for name, rows, images, height in sections:
+        figure.text(0.3 / WIDTH, top / page_height, name, fontsize=10, va="top")
+        (_show_grid if images else _write_lines)(figure, top - 0.3, rows)
+        top -= height
     with warnings.catch_warnings():
-        # The font has no glyph for every script; a box stands for those.
+        # The font has no glyph for every script; missing ones are drawn as boxes.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(out, format="png", dpi="figure")

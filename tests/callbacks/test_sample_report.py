@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from callbacks._ranks import gather_over_ranks
 from callbacks.sample_report import MAX_PENDING, MAX_SNAPSHOTS, SampleReport
 from lit_adaptive.data import AdaptiveDataModule
-from lit_adaptive.report.samples import law_histogram
+from lit_adaptive.report.samples import probability_histogram
 from lit_adaptive.samplers import PrioritizedSampler
 
 NOISE = ("`isinstance", ".*does not have many workers", "You passed in a `val_", "The dirpath has")
@@ -167,7 +167,7 @@ def test_the_distribution_is_recorded_from_before_training_to_its_end(tmp_path: 
     state = report.state_dict()
     assert state["epochs"].tolist() == [0, 1, 2, 3]
     assert state["histogram"].equal(
-        torch.stack([law_histogram(distribution) for distribution in distributions])
+        torch.stack([probability_histogram(distribution) for distribution in distributions])
     )
     assert len({str(row.tolist()) for row in state["histogram"]}) == 4  # it changed in every epoch
 

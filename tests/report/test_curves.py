@@ -1,10 +1,10 @@
-"""The learning curve shows what a run has, against what it consumed."""
+"""The learning curve: which series are shown, against which measure of consumption."""
 
 from pathlib import Path
 
 import pytest
 
-from lit_adaptive.report.curves import draw_learning_curve, learning_curve, read_series
+from lit_adaptive.report import draw_learning_curve, learning_curve, read_series
 
 DQN = """step,train/transitions,train/return,val/return,train/loss
 9,100,,,0.5
@@ -23,57 +23,63 @@ step,train/generated_tokens,train/reward,train/entropy,val/exact_match,val/pass@
 """
 
 
-def _panels(
-    folder: Path, text: str
-) -> list[tuple[str, dict[str, tuple[list[float], list[float]]]]]:
+Panel = tuple[str, dict[str, tuple[list[float], list[float]]]]
+
+
+def panels(folder: Path, text: str) -> tuple[Panel, Panel, str]:
+    """The upper and lower panel (label, series by legend) and the label of the x axis."""
     path = folder / "metrics.csv"
     path.write_text(text)
     figure = learning_curve(path)
-    return [
+    upper, lower = (
         (
             axes.get_ylabel(),
             {str(n.get_label()): ([*n.get_xdata()], [*n.get_ydata()]) for n in axes.lines},
         )
         for axes in figure.axes
-    ] + [(figure.axes[1].get_xlabel(), {})]
-
-
-def test_returns_against_transitions(tmp_path: Path) -> None:
-    above, below, against = _panels(tmp_path, DQN)
-    assert above == ("return", {"exploring": ([200], [12]), "greedy": ([200], [30])})
-    assert below == ("loss", {"training": ([100, 200], [0.5, 0.4])})
-    assert against[0] == "transitions collected"
-
-
-def test_shares_and_losses_against_steps(tmp_path: Path) -> None:
-    above, below, against = _panels(tmp_path, FINE_TUNED)
-    assert above == (
-        "share",
-        {"tokens right in training": ([9], [0.25]), "answers right in validation": ([19], [0.5])},
     )
-    assert below == ("loss", {"training": ([9], [2.0]), "validation": ([19], [1.5])})
-    assert against[0] == "optimizer steps"
+    return upper, lower, figure.axes[1].get_xlabel()
 
 
-def test_rewards_and_passes_against_generated_tokens_and_entropy_for_want_of_a_loss(
+def test_returns_are_shown_against_transitions(tmp_path: Path) -> None:
+    upper, lower, x_label = panels(tmp_path, DQN)
+    assert upper == ("return", {"exploring": ([200], [12]), "greedy": ([200], [30])})
+    assert lower == ("loss", {"training": ([100, 200], [0.5, 0.4])})
+    assert x_label == "transitions collected"
+
+
+def test_accuracies_and_losses_are_shown_against_steps(tmp_path: Path) -> None:
+    upper, lower, x_label = panels(tmp_path, FINE_TUNED)
+    assert upper == (
+        "fraction",
+        {
+            "correct tokens in training": ([9], [0.25]),
+            "correct answers in validation": ([19], [0.5]),
+        },
+    )
+    assert lower == ("loss", {"training": ([9], [2.0]), "validation": ([19], [1.5])})
+    assert x_label == "optimizer steps"
+
+
+def test_rewards_pass_at_k_and_entropy_are_shown_against_generated_tokens(
     tmp_path: Path,
 ) -> None:
-    above, below, against = _panels(tmp_path, ROLLOUTS)
-    assert above == (
+    upper, lower, x_label = panels(tmp_path, ROLLOUTS)
+    assert upper == (
         "reward",
         {
             "mean reward in training": ([1000, 2000], [0.25, 0.5]),
-            "greedy answers right": ([2000], [0.75]),
+            "greedy exact match": ([2000], [0.75]),
             "pass@1": ([2000], [0.5]),
             "pass@16": ([2000], [1.0]),
         },
     )
-    assert below == ("entropy per token, nats", {"in training": ([1000, 2000], [1.5, 1.0])})
-    assert against[0] == "generated tokens"
+    assert lower == ("entropy per token, nats", {"in training": ([1000, 2000], [1.5, 1.0])})
+    assert x_label == "generated tokens"
 
 
 @pytest.mark.parametrize("text", ["step\n", "step,epoch\n3,0\n"])
-def test_nothing_to_show_is_no_error(tmp_path: Path, text: str) -> None:
+def test_metrics_without_any_series_give_an_empty_curve(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     draw_learning_curve(path, tmp_path / "curve.png")

@@ -1,4 +1,4 @@
-"""The picture and the table of what a sampler did: what they say, and that nothing breaks them."""
+"""The figure and the table of a sample report, and that no item or record breaks them."""
 
 import csv
 import math
@@ -24,10 +24,9 @@ from lit_adaptive.report.samples import (
     SampleRecord,
     displayable,
     draw_sample_report,
-    hardest,
-    law_histogram,
-    most_drawn,
-    sample_table,
+    hardest_samples,
+    most_drawn_samples,
+    probability_histogram,
     shortened,
     write_sample_table,
 )
@@ -39,45 +38,44 @@ def _record(
     draws: list[int],
     loss: list[float] | None = None,
     target: list[int] | None = None,
-    law: list[list[float]] | None = None,
+    masses: list[list[float]] | None = None,
 ) -> SampleRecord:
     size = len(draws)
-    laws = torch.tensor(law or [[1.0] * size], dtype=torch.float64)
-    laws = laws / laws.sum(1, keepdim=True)
+    mass = torch.tensor(masses or [[1.0] * size], dtype=torch.float64)
+    snapshots = mass / mass.sum(1, keepdim=True)
     return SampleRecord(
         torch.tensor(draws, dtype=torch.int32),
         torch.tensor(loss or [1.0 if n else NAN for n in draws]),
         torch.tensor(target or [-1] * size),
-        laws[-1] * size,
-        torch.arange(len(laws)),
-        torch.stack([law_histogram(one) for one in laws]),
+        snapshots[-1] * size,
+        torch.arange(len(snapshots)),
+        torch.stack([probability_histogram(probability) for probability in snapshots]),
     )
 
 
 def _large(size: int, classes: int, epochs: int = 6) -> SampleRecord:
     generator = torch.Generator().manual_seed(size)
     surprise = torch.randn(size, generator=generator)
-    laws = [(surprise * t / epochs).exp().double() for t in range(epochs)]
-    laws = [law / law.sum() for law in laws]
-    draws = torch.poisson(3 * size * laws[-1].float(), generator=generator).int()
+    snapshots = [(surprise * t / epochs).double().softmax(0) for t in range(epochs)]
+    draws = torch.poisson(3 * size * snapshots[-1].float(), generator=generator).int()
     return SampleRecord(
         draws,
         torch.where(draws > 0, surprise.exp(), NAN),
         torch.randint(classes, (size,), generator=generator),
-        laws[-1] * size,
+        snapshots[-1] * size,
         torch.arange(epochs),
-        torch.stack([law_histogram(law) for law in laws]),
+        torch.stack([probability_histogram(probability) for probability in snapshots]),
     )
 
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
-    """Draws a record, sees that the file is a picture, and returns the figure."""
-    drawn: list[Figure] = []
+    """Draw a record, check that the file is a PNG that is not empty, and return the figure."""
+    figures: list[Figure] = []
     save = Figure.savefig
 
     def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        drawn.append(figure)
+        figures.append(figure)
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", keep)
@@ -90,7 +88,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figur
         assert min(pixels.shape[:2]) > 400
         dark = float((pixels[..., :3].mean(-1) < 0.9).mean())
         assert 0.002 < dark < 0.9, "the picture is empty"
-        return drawn[-1]
+        return figures[-1]
 
     return run
 
@@ -102,23 +100,23 @@ def _words(figure: Figure) -> str:
 # ------------------------------------------------------------------------------ the numbers
 
 
-def test_uniform_law_lies_in_the_middle_of_the_bin_of_one() -> None:
+def test_uniform_probabilities_are_in_the_middle_bin() -> None:
     for size in (1, 3, 7, 1000):
-        counts = law_histogram(torch.full((size,), 1 / size, dtype=torch.float64))
+        counts = probability_histogram(torch.full((size,), 1 / size, dtype=torch.float64))
         assert counts[1 + BINS // 2] == counts.sum() == size
 
 
 @given(st.lists(st.sampled_from([0.0, 1e-9, 1e-3, 0.1, 1.0, 2.5, 40.0]), min_size=1).filter(any))
 def test_histogram_counts_what_a_loop_counts(mass: list[float]) -> None:
     expected = [0] * (BINS + 1)
-    for one in mass:
-        if one == 0:
+    for m in mass:
+        if m == 0:
             expected[0] += 1
             continue
-        exponent = math.log10(one / math.fsum(mass) * len(mass))
+        exponent = math.log10(m / math.fsum(mass) * len(mass))
         expected[1 + min(max(round((exponent + 6) / 0.1), 0), BINS - 1)] += 1
-    law = torch.tensor(mass, dtype=torch.float64)
-    assert law_histogram(law / math.fsum(mass)).tolist() == expected
+    probability = torch.tensor(mass, dtype=torch.float64) / math.fsum(mass)
+    assert probability_histogram(probability).tolist() == expected
 
 
 @given(
@@ -128,39 +126,37 @@ def test_histogram_counts_what_a_loop_counts(mass: list[float]) -> None:
     ),
     st.integers(0, 9),
 )
-def test_greatest_are_those_that_sorting_finds(rows: list[tuple[int, float]], k: int) -> None:
+def test_hardest_and_most_drawn_samples_are_those_of_a_sort(
+    rows: list[tuple[int, float]], k: int
+) -> None:
     record = _record([n for n, _ in rows], [loss for _, loss in rows])
     drawn = [i for i, (n, _) in enumerate(rows) if n]
 
-    def hard(i: int) -> tuple[float, int]:
+    def by_loss(i: int) -> tuple[float, int]:
         return (-INF if math.isnan(rows[i][1]) else -rows[i][1], i)
 
-    assert hardest(record, k).tolist() == sorted(drawn, key=hard)[:k]
-    assert most_drawn(record, k).tolist() == sorted(drawn, key=lambda i: (-rows[i][0], i))[:k]
+    def by_draws(i: int) -> tuple[int, int]:
+        return (-rows[i][0], i)
+
+    assert hardest_samples(record, k).tolist() == sorted(drawn, key=by_loss)[:k]
+    assert most_drawn_samples(record, k).tolist() == sorted(drawn, key=by_draws)[:k]
 
 
-def test_table_and_file_say_what_was_recorded(tmp_path: Path) -> None:
+def test_the_table_has_the_recorded_values(tmp_path: Path) -> None:
     record = _record([2, 0, 1, 1], [0.123456789, NAN, NAN, INF], [4, -1, 0, 2], [[1, 0, 2, 1]])
-    assert [list(row) for row in sample_table(record)] == [list(COLUMNS)] * 4
-    plain = [tuple(row.values()) for row in sample_table(record)]
-    assert plain[0] == (0, 4, 2, pytest.approx(0.123456789), 1.0)
-    assert plain[1] == (1, None, 0, None, 0.0)  # never drawn: nothing is known of it
-    assert plain[2][:3] == (2, 0, 1)
-    assert math.isnan(plain[2][3])  # drawn, with a loss that is not a number
-    assert plain[3] == (3, 2, 1, INF, 1.0)
     write_sample_table(record, tmp_path / "samples.csv")
     with (tmp_path / "samples.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows == [
-        ["index", "class", "draws", "last_loss", "relative_probability"],
+        list(COLUMNS),
         ["0", "4", "2", "0.123457", "1"],
-        ["1", "", "0", "", "0"],
+        ["1", "", "0", "", "0"],  # never drawn: class and loss are unknown
         ["2", "0", "1", "nan", "2"],
         ["3", "2", "1", "inf", "1"],
     ]
 
 
-def test_table_of_more_samples_than_one_piece_has_each_once(tmp_path: Path) -> None:
+def test_a_large_table_has_every_sample_once(tmp_path: Path) -> None:
     record = _large(70_000, 3)
     write_sample_table(record, tmp_path / "samples.csv")
     with (tmp_path / "samples.csv").open() as file:
@@ -170,8 +166,8 @@ def test_table_of_more_samples_than_one_piece_has_each_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("field", ["last_loss", "target", "epochs", "histogram"])
-def test_lengths_that_do_not_fit_are_refused(field: str) -> None:
-    good = vars(_record([1, 2, 3], law=[[1, 1, 1], [1, 2, 3]]))
+def test_shapes_that_do_not_fit_are_an_error(field: str) -> None:
+    good = vars(_record([1, 2, 3], masses=[[1, 1, 1], [1, 2, 3]]))
     with pytest.raises(ValueError, match="shapes"):
         SampleRecord(**{**good, field: good[field][:1]})
 
@@ -179,24 +175,24 @@ def test_lengths_that_do_not_fit_are_refused(field: str) -> None:
 # ------------------------------------------------------------------------------ what is shown
 
 
-def test_what_of_an_item_is_shown() -> None:
+def test_the_displayable_part_of_an_item_is_its_image_or_text() -> None:
     grey = torch.rand(5, 6)
     for item in (grey, grey[None], (grey, 3), {"input": grey, "target": 1}, [grey.numpy()]):
         np.testing.assert_allclose(displayable(item), grey.numpy())
     color = torch.rand(3, 5, 6)
-    shown = displayable({"text": 7, "image": color, "caption": "a caption"})
-    np.testing.assert_allclose(shown, color.permute(1, 2, 0).numpy())
-    np.testing.assert_allclose(displayable(color.permute(1, 2, 0).numpy()), shown)
+    image = displayable({"text": 7, "image": color, "caption": "a caption"})
+    np.testing.assert_allclose(image, color.permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(displayable(color.permute(1, 2, 0).numpy()), image)
     assert displayable({"input": torch.rand(7, 9), "text": "words"}) == "words"
     assert displayable({"input": torch.rand(8), "sentence": "words"}) == "words"
     assert displayable(("words", 3)) == "words"
-    for nothing in (torch.rand(64), {"input": torch.rand(4, 5, 6, 7)}, (), None, 3, {"a": 1}):
-        assert displayable(nothing) is None
-    assert displayable(torch.rand(2, 5, 6)) is None  # two channels are no picture
-    assert displayable(torch.randint(9, (1, 12))) is None  # nor is one row of tokens
+    for item in (torch.rand(64), {"input": torch.rand(4, 5, 6, 7)}, (), None, 3, {"a": 1}):
+        assert displayable(item) is None
+    assert displayable(torch.rand(2, 5, 6)) is None  # two channels are not an image
+    assert displayable(torch.randint(9, (1, 12))) is None  # nor is a row of tokens
 
 
-def test_values_are_scaled_only_where_they_must_be() -> None:
+def test_image_values_are_scaled_only_where_outside_0_1() -> None:
     np.testing.assert_allclose(
         displayable(torch.tensor([[0, 51], [102, 255]]).byte()), [[0, 0.2], [0.4, 1]]
     )
@@ -221,15 +217,15 @@ def test_shortened_text_is_one_printable_line(text: str, width: int) -> None:
 # ------------------------------------------------------------------------------ the picture
 
 
-def test_bars_are_the_means_over_all_samples_of_a_class(draw: Callable[..., Figure]) -> None:
+def test_bars_are_the_mean_draws_of_all_samples_of_a_class(draw: Callable[..., Figure]) -> None:
     draws, target = [4, 0, 2, 9, 1, 0, 5], [0, 0, 2, 1, 1, 2, -1]
     figure = draw(_record(draws, target=target))
     bars = figure.axes[0]
     heights = [patch.get_height() for patch in bars.patches]
     assert heights == [5.0, 2.0, 5.0, 1.0]  # unknown; (4+0)/2; (9+1)/2; (2+0)/2
     assert [text.get_text() for text in bars.get_xticklabels()] == ["?", "0", "1", "2"]
-    written = [text.get_text() for text in bars.texts]
-    assert [number for number in written if number.isdigit()] == ["1", "2", "2", "2"]
+    labels = [text.get_text() for text in bars.texts]
+    assert [label for label in labels if label.isdigit()] == ["1", "2", "2", "2"]
     assert "dashed: mean of all, 3" in _words(figure)
 
 
@@ -247,34 +243,35 @@ def test_points_are_the_drawn_samples_with_a_finite_loss(draw: Callable[..., Fig
     record = _record([1, 0, 3, 2, 5, 1], [0.5, NAN, 2.0, NAN, INF, 0.0], [0, 1, 1, 0, 0, 1])
     axes = draw(record).axes[1]
     points = axes.collections[0].get_offsets().tolist()
-    assert points == [[0.5, 1.0], [2.0, 3.0], [0.25, 1.0]]  # loss 0 has no place on a log axis
+    # A loss of 0, which a log axis cannot show, is at its left edge.
+    assert points == [[0.5, 1.0], [2.0, 3.0], [0.25, 1.0]]
     assert axes.get_xscale() == "log"
     words = _words(axes.figure).replace("\n", " ")
-    assert "colours as in (a)" in words
+    assert "colors as in (a)" in words
     assert "not shown: 1 never drawn" in words
     assert "not shown: 2 of NaN or infinite loss" in words
     assert "1 of loss 0 at the left edge" in words
 
 
-def test_negative_losses_get_an_axis_that_can_show_them(draw: Callable[..., Figure]) -> None:
+def test_negative_losses_have_a_linear_axis(draw: Callable[..., Figure]) -> None:
     axes = draw(_record([1, 2, 3], [-1.0, 0.0, 4.0])).axes[1]
     assert axes.get_xscale() == "linear"
     assert axes.collections[0].get_offsets()[:, 0].tolist() == [-1.0, 0.0, 4.0]
 
 
-def test_law_is_shown_as_it_was_at_each_snapshot(draw: Callable[..., Figure]) -> None:
-    record = _record([1] * 4, law=[[1, 1, 1, 1], [0, 0, 1, 9]])
+def test_the_distribution_is_shown_at_each_snapshot(draw: Callable[..., Figure]) -> None:
+    record = _record([1] * 4, masses=[[1, 1, 1, 1], [0, 0, 1, 9]])
     axes = draw(record).axes[2]
     mesh = axes.collections[0]
     edges = mesh.get_coordinates()
-    seen = {
+    cells = {
         (round(float(edges[row, 0, 1] + edges[row + 1, 0, 1]) / 2, 6), column): int(count)
         for (row, column), count in np.ndenumerate(mesh.get_array().filled(0))
         if count
     }
-    below = min(height for height, _ in seen)
-    # N P: 1, four times; then 4/10 and 36/10, and two that cannot be drawn, below all others.
-    assert seen == {(0.0, 0): 4, (-0.4, 1): 1, (0.6, 1): 1, (below, 1): 2}
+    below = min(height for height, _ in cells)
+    # N P: 1, four times; then 4/10 and 36/10, and two of probability 0, below all others.
+    assert cells == {(0.0, 0): 4, (-0.4, 1): 1, (0.6, 1): 1, (below, 1): 2}
     assert below < -0.4
     assert "0" in [text.get_text() for text in axes.get_yticklabels()]
 
@@ -324,7 +321,7 @@ def test_every_kind_of_item_can_be_drawn(
         _record([1, 1, 1], [0.5, 0.5, 0.5], [0, 1, 2]),
         _record([1, 2, 3], [NAN, INF, -INF], [0, 0, 0]),
         _record([10**9, 1, 0, 3], [1e-30, 1e30, NAN, 1.0]),
-        _record([3, 4], law=[[1e-12, 1.0]] * 600),
+        _record([3, 4], masses=[[1e-12, 1.0]] * 600),
         _record([3, 4], target=[2**40, 5]),
         replace(_record([1]), epochs=torch.zeros(0), histogram=torch.zeros(0, BINS + 1)),
         _large(6_000, 12),
@@ -347,7 +344,7 @@ def test_no_two_texts_overlap_and_none_leaves_the_page(
     draw: Callable[..., Figure], fetch: Any, classes: int
 ) -> None:
     record = _large(2_000, classes)
-    record.last_loss[::50] = NAN  # so that there is much to remark
+    record.last_loss[::50] = NAN  # so that there are many remarks
     record.last_loss[1::50] = 0.0
     record.target[::9] = -1
     figure = draw(record, fetch=fetch, title="digits_adaptive / 20260101-120000-7")
@@ -371,11 +368,11 @@ def test_no_two_texts_overlap_and_none_leaves_the_page(
             assert wide < 2 or high < 2, f"{name!r} overlaps {other!r}"
 
 
-def test_same_record_gives_the_same_file(tmp_path: Path) -> None:
+def test_the_same_record_gives_the_same_file(tmp_path: Path) -> None:
     record = _large(300_000, 40)  # enough for the points to be chosen at random
-    for name in ("one.png", "other.png"):
+    for name in ("first.png", "second.png"):
         draw_sample_report(record, tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
 def test_a_million_samples_take_seconds(tmp_path: Path) -> None:
