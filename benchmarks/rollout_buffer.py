@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lit_adaptive.replay.rollouts.buffer import Policy, RolloutBuffer
+from lit_adaptive.replay.rollouts.buffer import DrawPolicy, RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
 DRAWN, ROLLOUTS, PROMPT = 64, 8, 64
@@ -59,24 +59,24 @@ def milliseconds(call: Callable[[], Any], calls: int) -> dict[str, float]:
     return {"median": statistics.median(times), "minimum": min(times)}
 
 
-def measure(policy: Policy, groups: int, tokens: int) -> dict[str, Any]:
+def measure(policy: DrawPolicy, groups: int, tokens: int) -> dict[str, Any]:
     """One buffer, filled one and a half times over."""
     buffer = RolloutBuffer(groups, policy=policy)
     version, part = 0, max(64, groups // 10)
     for first in range(0, groups + groups // 2, part):
         version += 1
         buffer.add(random_groups(first, part, tokens, version))
-    drawn = buffer.draw(DRAWN, version=version, weight_beta=0.4)
+    drawn = buffer.draw(DRAWN, version=version, beta=0.4)
     more = iter([random_groups(10**7 + DRAWN * i, DRAWN, tokens, version) for i in range(32)])
     keys = drawn.key
     return {
         "policy": policy,
         "groups": groups,
         "tokens_per_rollout": tokens,
-        "draw_ms": milliseconds(lambda: buffer.draw(64, version=version, weight_beta=0.4), 200),
+        "draw_ms": milliseconds(lambda: buffer.draw(64, version=version, beta=0.4), 200),
         "draw_megabytes": drawn.groups.nbytes / 1e6,
         "add_ms": milliseconds(lambda: buffer.add(next(more)), 31),
-        "update_ms": milliseconds(lambda: buffer.update(keys, torch.rand(DRAWN)), 50),
+        "update_ms": milliseconds(lambda: buffer.update_priorities(keys, torch.rand(DRAWN)), 50),
         "megabytes": buffer.nbytes / 1e6,
         "relative_to_tensors": buffer.nbytes / buffer.groups().nbytes,
     }
@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    policies: tuple[Policy, ...] = ("uniform", "prioritized", "fresh")
+    policies: tuple[DrawPolicy, ...] = ("uniform", "prioritized", "fresh")
     sizes = ((512, 1000), (100_000, 32))
     rows = [measure(policy, *size) for size in sizes for policy in policies]
     for row in rows:

@@ -1,11 +1,13 @@
-"""Groups of rollouts as lists of plain Python, and a rollout buffer that is a list of them."""
+"""Groups of rollouts as Python lists, and a naive rollout buffer that is a list of them."""
 
+import io
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import FIELDS, RolloutGroups
 
 NAN = math.nan
@@ -14,7 +16,7 @@ Group = dict[str, Any]
 
 
 def joined(groups: list[Group]) -> RolloutGroups:
-    """The tensors that these groups make up."""
+    """The groups as tensors."""
     flat: dict[str, list[Any]] = {name: [] for name in FIELDS}
     for group in groups:
         for name, (_, level) in FIELDS.items():
@@ -22,7 +24,7 @@ def joined(groups: list[Group]) -> RolloutGroups:
             if level == "group":
                 flat[name].append(value)
             elif level == "token":
-                flat[name] += [each for rollout in value for each in rollout]
+                flat[name] += [token for rollout in value for token in rollout]
             else:
                 flat[name] += value
     return RolloutGroups(
@@ -39,15 +41,15 @@ def random_group(random: torch.Generator, *, prompts: int = 6, version: int = 0)
     size = 1 + pick(4)
     rewards = [(0.0, 1.0), (0.0,), (1.0,), (0.0, 1.0, NAN), (NAN,), (-0.5, 0.5, 2.0)][pick(6)]
     lengths = [(0, 1, 2, 3, 80)[pick(5)] for _ in range(size)]
-    asked = pick(70)
+    prompt_length = pick(70)
     return {
         "prompt": pick(prompts),
         "version": version,
         "probability": pick(100) / 100,
         "weight": pick(9) / 4,
         "size": size,
-        "prompt_tokens": [pick(1000) for _ in range(asked)],
-        "prompt_lengths": asked,
+        "prompt_tokens": [pick(1000) for _ in range(prompt_length)],
+        "prompt_lengths": prompt_length,
         "tokens": [[pick(1000) for _ in range(length)] for length in lengths],
         "log_probs": [[-pick(64) / 8 for _ in range(length)] for length in lengths],
         "lengths": lengths,
@@ -58,8 +60,8 @@ def random_group(random: torch.Generator, *, prompts: int = 6, version: int = 0)
     }
 
 
-def graded(prompt: int, *, advantage: float = 1.0, version: int = 0, right: int = 1) -> Group:
-    """Two to four rollouts of a token each, of which ``right`` have reward 1; |A| as given."""
+def graded_group(prompt: int, *, advantage: float = 1.0, version: int = 0, right: int = 1) -> Group:
+    """``right`` rollouts of reward 1 and one of reward 0, of one token each."""
     size = right + 1
     return {
         "prompt": prompt,
@@ -79,21 +81,49 @@ def graded(prompt: int, *, advantage: float = 1.0, version: int = 0, right: int 
     }
 
 
-def told(group: Group) -> list[float]:
+def known_rewards(group: Group) -> list[float]:
     return [reward for reward in group["reward"] if not math.isnan(reward)]
 
 
-def assert_same(found: RolloutGroups, due: RolloutGroups) -> None:
-    """Field by field, bit for bit, but NaN equals NaN."""
+def assert_same(actual: RolloutGroups, expected: RolloutGroups) -> None:
+    """Compare all fields bit for bit; NaN equals NaN."""
     for name in FIELDS:
-        here, there = getattr(found, name), getattr(due, name)
-        assert here.dtype is there.dtype, name
-        torch.testing.assert_close(here, there, rtol=0, atol=0, equal_nan=True, msg=name)
+        values, others = getattr(actual, name), getattr(expected, name)
+        assert values.dtype is others.dtype, name
+        torch.testing.assert_close(values, others, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def filled_buffer(count: int, **options: Any) -> RolloutBuffer:
+    """A full buffer; group i has prompt i, version i and |A| 1 + i % 5."""
+    buffer = RolloutBuffer(count, **options)
+    groups = [graded_group(i, advantage=1.0 + i % 5, version=i) for i in range(count)]
+    assert buffer.add(joined(groups)) == count
+    return buffer
+
+
+def reloaded(state: dict[str, Any]) -> dict[str, Any]:
+    """The state after a round trip through a file of tensors and primitives."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def as_primitives(state: Any) -> Any:
+    """The state with every tensor as a list, for comparison."""
+    if isinstance(state, dict):
+        return {name: as_primitives(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def assert_unchanged(buffer: RolloutBuffer, before: dict[str, Any]) -> None:
+    """Compare a buffer with its earlier ``state_dict``."""
+    assert repr(as_primitives(buffer.state_dict())) == repr(as_primitives(before))
 
 
 @dataclass
 class BufferTwin:
-    """What the buffer must hold and count, the oldest first."""
+    """The groups a ``RolloutBuffer`` must hold, the oldest first, and its counters."""
 
     capacity: int
     policy: str
@@ -109,8 +139,8 @@ class BufferTwin:
     def count(self, name: str, number: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + number
 
-    def why_not(self, group: Group) -> str | None:
-        rewards = told(group)
+    def drop_reason(self, group: Group) -> str | None:
+        rewards = known_rewards(group)
         if any(group["demonstration"]):
             return None
         if rewards and min(rewards) >= 0 and max(rewards) <= 1:
@@ -123,7 +153,7 @@ class BufferTwin:
 
     def add(self, groups: list[Group]) -> int:
         for group in groups:
-            if reason := self.why_not(group):
+            if reason := self.drop_reason(group):
                 self.count(reason)
                 continue
             same = [old for old in self.held if old["prompt"] == group["prompt"]]
@@ -135,10 +165,10 @@ class BufferTwin:
         while len(self.held) > self.capacity:
             self.count("evicted")
             self.held.pop(0)
-        return sum(any(group is each for each in self.held) for group in groups)
+        return sum(any(group is held for held in self.held) for group in groups)
 
     def base(self, group: Group) -> float:
-        rewards = told(group)
+        rewards = known_rewards(group)
         if not rewards:
             return 0.0
         if self.signal == "learnability":
@@ -151,12 +181,12 @@ class BufferTwin:
     def expire(self, version: int) -> None:
         if self.max_age is None:
             return
-        young = [each for each in self.held if version - each["version"] <= self.max_age]
+        young = [group for group in self.held if version - group["version"] <= self.max_age]
         self.count("expired", len(self.held) - len(young))
         self.held = young
 
     def probabilities(self, version: int) -> torch.Tensor:
-        """(p exp(-age / tau))^alpha by the sum of all, with today's ages."""
+        """(p exp(-age / tau))^alpha over the sum, with the ages at ``version``."""
         masses = []
         for group in self.held:
             priority = group["base"] + 1e-6

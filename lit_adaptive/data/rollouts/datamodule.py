@@ -399,7 +399,7 @@ class RolloutDataModule(LanguageDataModule):
         groups, keys = fresh.groups.select(fresh.chosen), torch.empty(0, dtype=torch.int64)
         if replayed:
             assert self.replay is not None
-            draw = self.replay.draw(replayed, version=number, weight_beta=self.replay_beta)
+            draw = self.replay.draw(replayed, version=number, beta=self.replay_beta)
             keys, groups = draw.key, RolloutGroups.cat([groups, draw.groups])
             groups.weight[trained_fresh:] *= draw.weight.float()
         for name in self.counters:

@@ -1,1 +1,1 @@
-"""Groups of rollouts, kept to be trained on again."""
+"""Replay of groups of rollouts."""

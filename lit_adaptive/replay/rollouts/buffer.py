@@ -3,7 +3,7 @@ r"""Rollout Replay: groups of earlier steps, drawn again (DOTS+RR, arXiv:2506.05
 The buffer keeps informative groups, the newest of each prompt, and up to ``capacity`` of them; the
 oldest leave first. Draws follow one of three policies:
 
-    uniform       all groups alike                                    the paper
+    uniform       all groups equally likely                           DOTS+RR
     prioritized   in proportion to p^alpha                            PER (arXiv:1511.05952)
     fresh         in proportion to (p exp(-age / tau))^alpha          FreshPER (arXiv:2604.16918)
 
@@ -31,24 +31,24 @@ from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weigh
 from lit_adaptive.core.systematic import inclusion_probabilities, systematic_sample
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.rollouts.keep_rule import (
-    Signal,
+    PrioritySignal,
     base_priorities,
     check_finite,
-    last_of_each,
-    outcomes,
+    keep_outcomes,
+    last_occurrences,
 )
 
-Policy = Literal["uniform", "prioritized", "fresh"]
+DrawPolicy = Literal["uniform", "prioritized", "fresh"]
 
 KIND = "RolloutBuffer"
-COUNTERS = (
+_COUNTERS = (
     "dropped_solved",
     "dropped_failed",
     "dropped_flat",
     "replaced",
     "evicted",
     "expired",
-    "gone",
+    "stale_updates",
 )
 _LOWEST_LOG_MASS = -690.0  # relative to the largest: 1e-300, so that every group can be drawn
 
@@ -58,7 +58,7 @@ class RolloutDraw(NamedTuple):
 
     Attributes:
         groups: k groups, copied; ``groups.version`` is the policy version that generated each.
-        key: ``[k]`` int64, identifies each group in ``update``.
+        key: ``[k]`` int64, identifies each group for ``update_priorities``.
         probability: ``[k]`` float64: P(i), the inclusion probability divided by k.
         weight: ``[k]`` float64 in (0, 1]: (N P(i))^-beta divided by the maximum of the draw.
     """
@@ -92,7 +92,7 @@ class RolloutBuffer:
         replaced: groups replaced by a newer one of their prompt.
         evicted: groups that left because the buffer was full.
         expired: groups that left because of their age.
-        gone: priorities received for groups that had left.
+        stale_updates: priorities that came for groups that had left, and were ignored.
 
     Raises:
         ValueError: naming an argument that is out of its range.
@@ -102,8 +102,8 @@ class RolloutBuffer:
         self,
         capacity: int,
         *,
-        policy: Policy = "uniform",
-        signal: Signal = "advantage",
+        policy: DrawPolicy = "uniform",
+        signal: PrioritySignal = "advantage",
         alpha: float = 0.6,
         tau: float = 500.0,
         epsilon: float = 1e-6,
@@ -116,13 +116,13 @@ class RolloutBuffer:
         check_alpha(alpha)
         check_tau(tau)
         self.capacity = capacity
-        self.policy: Policy = policy
-        self.signal: Signal = signal
+        self.policy: DrawPolicy = policy
+        self.signal: PrioritySignal = signal
         self.alpha, self.tau, self.epsilon = float(alpha), float(tau), float(epsilon)
         self.max_age, self.tolerance, self.deduplicate = max_age, float(tolerance), deduplicate
         self.generator = torch.Generator().manual_seed(seed)
         self.dropped_solved = self.dropped_failed = self.dropped_flat = 0
-        self.replaced = self.evicted = self.expired = self.gone = 0
+        self.replaced = self.evicted = self.expired = self.stale_updates = 0
         self._fingerprint: str | None = None
         self._next_key = 0
         self.clear()
@@ -147,7 +147,7 @@ class RolloutBuffer:
     @property
     def counters(self) -> dict[str, int]:
         """Numbers of groups dropped, replaced, evicted and expired, by name."""
-        return {name: getattr(self, name) for name in COUNTERS}
+        return {name: getattr(self, name) for name in _COUNTERS}
 
     @property
     def fingerprint(self) -> str | None:
@@ -182,14 +182,15 @@ class RolloutBuffer:
             ValueError: if fields are inconsistent, a reward is infinite, or an advantage or
                 log-probability that is used is not finite (names the prompts). Nothing changes
                 then.
+            MemoryError: if there is not enough memory. Nothing changes then.
         """
         groups.check()
         check_finite(groups)
-        outcome = outcomes(groups, self.tolerance)
+        outcome = keep_outcomes(groups, self.tolerance)
         informative = (outcome == INFORMATIVE).nonzero().flatten()
         kept = informative
         if self.deduplicate:
-            kept = informative[last_of_each(groups.prompt[informative])]
+            kept = informative[last_occurrences(groups.prompt[informative])]
         stays = torch.ones(len(self), dtype=torch.bool)
         if self.deduplicate:
             stays = ~torch.isin(self._prompt, groups.prompt[kept])
@@ -199,8 +200,9 @@ class RolloutBuffer:
         survivors, kept = survivors[excess:], kept[max(0, excess - len(survivors)) :]
         added = groups.select(kept)
         base = base_priorities(added, self.signal) + self.epsilon
+        parts = added.split()  # before any change, since memory may not suffice
         self._keep(survivors)
-        self._append(added, torch.arange(len(added)) + self._next_key, base)
+        self._append(added, parts, torch.arange(len(added)) + self._next_key, base)
         self._next_key += len(added)
         if len(added):
             newest = int(added.version.max())
@@ -219,8 +221,10 @@ class RolloutBuffer:
             self._prompt, self._version = self._prompt[index], self._version[index]
             self._key, self._base = self._key[index], self._base[index]
 
-    def _append(self, groups: RolloutGroups, key: Tensor, base: Tensor) -> None:
-        self._groups += groups.split()
+    def _append(
+        self, groups: RolloutGroups, parts: list[RolloutGroups], key: Tensor, base: Tensor
+    ) -> None:
+        self._groups += parts
         self._prompt = torch.cat([self._prompt, groups.prompt])
         self._version = torch.cat([self._version, groups.version])
         self._key, self._base = torch.cat([self._key, key]), torch.cat([self._base, base])
@@ -244,20 +248,20 @@ class RolloutBuffer:
 
     # Drawing -------------------------------------------------------------------------------------
 
-    def draw(self, count: int, *, version: int, weight_beta: float) -> RolloutDraw:
+    def draw(self, count: int, *, version: int, beta: float) -> RolloutDraw:
         """Draw ``count`` distinct groups, after expired ones have left.
 
         Args:
             count: number of groups, in ``[0, len(self)]``.
             version: current policy version; a group's age is this minus ``groups.version``.
-            weight_beta: strength of the bias correction, in [0, 1]; 1 corrects fully.
+            beta: strength of the bias correction, in [0, 1]; 1 corrects fully.
 
         Raises:
             ValueError: if ``count`` exceeds the number of groups (once the expired ones have left),
-                ``weight_beta`` is outside [0, 1], or a group comes from a newer version.
+                ``beta`` is outside [0, 1], or a group comes from a newer version.
         """
-        if not 0 <= weight_beta <= 1:
-            raise ValueError(f"weight_beta is {weight_beta}; it must lie in [0, 1]")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta is {beta}; it must lie in [0, 1]")
         left = self.expire(version)
         if not 0 <= count <= len(self):
             expired = f" ({left} have just left because of max_age {self.max_age})" if left else ""
@@ -272,7 +276,7 @@ class RolloutBuffer:
             inclusion = inclusion_probabilities(self._masses(), count)
             index = systematic_sample(inclusion, self.generator)
             probability = inclusion[index] / max(count, 1)
-        weight = importance_sampling_weights(probability, beta=weight_beta)
+        weight = importance_sampling_weights(probability, beta=beta)
         groups = RolloutGroups.cat([self._groups[i] for i in index.tolist()])
         return RolloutDraw(groups, self._key[index], probability, weight)
 
@@ -293,11 +297,11 @@ class RolloutBuffer:
         masses = self._masses()
         return self._key.clone(), masses / (masses.sum() if len(self) else 1.0)
 
-    def update(self, key: Tensor, priority: Tensor) -> int:
+    def update_priorities(self, key: Tensor, priority: Tensor) -> int:
         """Give groups new base priorities, before ``epsilon`` and freshness.
 
-        Of a repeated key the last priority counts. Keys of groups that have left are counted as
-        ``gone``. The policy ``uniform`` ignores priorities.
+        Of a repeated key the last priority counts. Keys of groups that have left are counted in
+        ``stale_updates``. The policy ``uniform`` ignores priorities.
 
         Args:
             key: ``[K]`` int64, from draws.
@@ -315,9 +319,9 @@ class RolloutBuffer:
         present = torch.zeros(len(key), dtype=torch.bool)
         if len(self):
             present = self._key[position] == key
-        last = last_of_each(position[present])
+        last = last_occurrences(position[present])
         self._base[position[present][last]] = priority[present][last] + self.epsilon
-        self.gone += int((~present).sum())
+        self.stale_updates += int((~present).sum())
         return int(present.sum())
 
     def groups(self) -> RolloutGroups:
@@ -360,11 +364,12 @@ class RolloutBuffer:
         saved = state["fingerprint"]
         if self._fingerprint is not None and saved is not None:
             _check_fingerprint(saved, self._fingerprint, "start with an empty buffer")
+        parts = groups.split()
         self.clear()
-        self._append(groups, state["key"], state["base"])
+        self._append(groups, parts, state["key"], state["base"])
         self._next_key, self._newest = state["next_key"], state["newest"]
         self._fingerprint = saved if self._fingerprint is None else self._fingerprint
-        for name in COUNTERS:
+        for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
         self.generator.set_state(state["generator"])
 
@@ -375,8 +380,8 @@ def _check_arguments(
     if capacity <= 0:
         raise ValueError(f"capacity is {capacity}; a buffer holds at least one group")
     for name, value, choices in (
-        ("policy", policy, get_args(Policy)),
-        ("signal", signal, get_args(Signal)),
+        ("policy", policy, get_args(DrawPolicy)),
+        ("signal", signal, get_args(PrioritySignal)),
     ):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be one of {list(choices)}")
@@ -473,7 +478,7 @@ def _check_priorities_of_state(
 
 def _check_numbers_of_state(state: dict[str, Any], groups: RolloutGroups) -> None:
     counters, newest, fingerprint = state["counters"], state["newest"], state["fingerprint"]
-    if not all(isinstance(counters[name], int) and counters[name] >= 0 for name in COUNTERS):
+    if not all(isinstance(counters[name], int) and counters[name] >= 0 for name in _COUNTERS):
         raise ValueError(f"its counters are {counters}")
     if fingerprint is not None and not isinstance(fingerprint, str):
         raise ValueError(f"its fingerprint is {fingerprint!r}")

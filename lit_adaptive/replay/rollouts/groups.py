@@ -1,16 +1,17 @@
-"""Groups of rollouts: several completions of each of some prompts, ragged and without padding.
+"""Groups of rollouts: several completions for each prompt, ragged and without padding.
 
-Three levels lie flat, one after another, and lengths say where each ends:
+Three levels are stored flat, and lengths give the boundaries:
 
     group      [P]  one prompt and its completions
     rollout    [N]  one completion; those of group 0, then those of group 1, ...
-    token      [K]  of the completions, in the order of the rollouts
+    token      [K]  completion tokens, in the order of the rollouts
 
-Prompts' tokens lie flat as well, once for each group, however many completions it has.
+Prompt tokens are stored flat too, once per group, however many completions it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Level = Literal["group", "prompt_token", "rollout", "token"]
+from lit_adaptive.core.segments import segment_count, segment_mean, segment_sum
 
-FIELDS: dict[str, tuple[torch.dtype, Level]] = {
+RaggedLevel = Literal["group", "prompt_token", "rollout", "token"]
+
+FIELDS: dict[str, tuple[torch.dtype, RaggedLevel]] = {
     "prompt": (torch.int64, "group"),
     "version": (torch.int64, "group"),
     "probability": (torch.float64, "group"),
@@ -36,24 +39,24 @@ FIELDS: dict[str, tuple[torch.dtype, Level]] = {
     "demonstration": (torch.bool, "rollout"),
     "advantage": (torch.float32, "rollout"),
 }
-"""Every field, its type, and what it has one entry for."""
+"""Type of each field, and the level that it has one entry for."""
 
 
 def ragged_positions(lengths: Tensor, index: Tensor) -> Tensor:
-    """Where the entries of some pieces lie in the flat row that all pieces make up.
+    """Flat positions of the entries of some segments.
 
     Args:
-        lengths: ``[M]`` int64, of all pieces.
-        index: ``[k]`` int64 in ``[0, M)``, the pieces, in any order; repeats allowed.
+        lengths: ``[M]`` int64, lengths of all segments, stored end to end.
+        index: ``[k]`` int64 in ``[0, M)``, segments in any order; repeats allowed.
 
     Returns:
-        ``[lengths[index].sum()]`` int64, piece after piece.
+        ``[lengths[index].sum()]`` int64, segment after segment.
     """
-    chosen = lengths[index]
-    ends = chosen.cumsum(0)
-    starts = lengths.cumsum(0)[index] - chosen
+    selected = lengths[index]
+    ends = selected.cumsum(0)
+    starts = lengths.cumsum(0)[index] - selected
     total = int(ends[-1]) if len(ends) else 0
-    shift = (starts - (ends - chosen)).repeat_interleave(chosen, output_size=total)
+    shift = (starts - (ends - selected)).repeat_interleave(selected, output_size=total)
     return shift.add_(torch.arange(total))
 
 
@@ -62,20 +65,20 @@ class RolloutGroups:
     """P groups of N completions with K tokens in all; every tensor is on the CPU.
 
     Attributes:
-        prompt: ``[P]`` int64, the prompt's index in its dataset.
-        version: ``[P]`` int64, of the policy that generated the group.
-        probability: ``[P]`` float64, of the prompt's draw.
-        weight: ``[P]`` float32, what the group's loss is multiplied by.
-        size: ``[P]`` int64 above 0, rollouts of each group; they sum to N.
-        prompt_tokens: ``[L]`` int32, flat; those of group 0 first.
-        prompt_lengths: ``[P]`` int64; they sum to L.
-        tokens: ``[K]`` int32, of the completions, flat.
-        log_probs: ``[K]`` float32, of ``tokens`` under the policy that generated them, at the
-            temperature they were sampled at.
-        lengths: ``[N]`` int64, tokens of each completion; they sum to K. 0 is an empty one.
+        prompt: ``[P]`` int64, index of the prompt in its dataset.
+        version: ``[P]`` int64, version of the policy that generated the group.
+        probability: ``[P]`` float64, probability with which the prompt was drawn.
+        weight: ``[P]`` float32, factor of the group's loss.
+        size: ``[P]`` int64 above 0, number of rollouts; they sum to N.
+        prompt_tokens: ``[L]`` int32, flat, group after group.
+        prompt_lengths: ``[P]`` int64, tokens of each prompt; they sum to L.
+        tokens: ``[K]`` int32, completion tokens, flat, rollout after rollout.
+        log_probs: ``[K]`` float32, log-probabilities of ``tokens`` under the policy that generated
+            them, at the sampling temperature.
+        lengths: ``[N]`` int64, tokens of each completion; they sum to K. May be 0.
         reward: ``[N]`` float32; NaN where no reward applies.
-        stopped: ``[N]`` bool, whether a stop token ended it, and not its length.
-        demonstration: ``[N]`` bool, whether it came from a dataset and not from a policy.
+        stopped: ``[N]`` bool, whether a stop token ended the completion.
+        demonstration: ``[N]`` bool, whether the completion comes from a dataset.
         advantage: ``[N]`` float32.
     """
 
@@ -117,13 +120,11 @@ class RolloutGroups:
 
     @property
     def mean_reward(self) -> Tensor:
-        """``[P]`` float32: mean of the rewards that apply; NaN for a group that has none."""
-        told = ~self.reward.isnan()
-        group = self.group[told]
-        zeros = torch.zeros(len(self), dtype=torch.float64)
-        total = zeros.index_add(0, group, self.reward[told].double())
-        count = zeros.index_add(0, group, torch.ones(len(group), dtype=torch.float64))
-        return (total / count).float()
+        """``[P]`` float32: mean of the rewards that apply; NaN for a group without any."""
+        known = ~self.reward.isnan()
+        group = self.group[known]
+        mean = segment_mean(self.reward[known].double(), group, len(self))
+        return mean.masked_fill(segment_count(group, len(self)) == 0, math.nan).float()
 
     @property
     def nbytes(self) -> int:
@@ -131,32 +132,35 @@ class RolloutGroups:
         return sum(int(value.nbytes) for value in self.state_dict().values())
 
     def select(self, index: Tensor) -> RolloutGroups:
-        """The groups at ``index`` ``[k]`` int64 in ``[0, P)``, in that order; repeats allowed.
+        """Copies of some groups.
+
+        Args:
+            index: ``[k]`` int64 in ``[0, P)``, in any order; repeats allowed.
 
         Raises:
-            ValueError: naming indices that are out of range.
+            ValueError: if an index is out of range.
         """
         outside = (index < 0) | (index >= len(self))
         if bool(outside.any()):
             raise ValueError(
-                f"there are no groups {index[outside][:8].tolist()}; indices lie in "
+                f"there are no groups {index[outside][:8].tolist()}; indices must lie in "
                 f"[0, {len(self)})"
             )
         rollout = ragged_positions(self.size, index)
-        places: dict[Level, Tensor] = {
+        positions: dict[RaggedLevel, Tensor] = {
             "group": index,
             "prompt_token": ragged_positions(self.prompt_lengths, index),
             "rollout": rollout,
             "token": ragged_positions(self.lengths, rollout),
         }
         return RolloutGroups(
-            **{name: getattr(self, name)[places[level]] for name, (_, level) in FIELDS.items()}
+            **{name: getattr(self, name)[positions[level]] for name, (_, level) in FIELDS.items()}
         )
 
     def split(self) -> list[RolloutGroups]:
-        """Each group separately, copied."""
-        tokens = torch.zeros(len(self), dtype=torch.int64).index_add(0, self.group, self.lengths)
-        sizes: dict[Level, list[int]] = {
+        """Copies of the groups, one by one."""
+        tokens = segment_sum(self.lengths, self.group, len(self))
+        sizes: dict[RaggedLevel, list[int]] = {
             "group": [1] * len(self),
             "prompt_token": self.prompt_lengths.tolist(),
             "rollout": self.size.tolist(),
@@ -170,7 +174,7 @@ class RolloutGroups:
 
     @staticmethod
     def cat(parts: Sequence[RolloutGroups]) -> RolloutGroups:
-        """All groups of ``parts``, one part after another; of no parts, no groups."""
+        """Concatenate groups; ``parts`` may be empty."""
         if not parts:
             return RolloutGroups.empty()
         return RolloutGroups(
@@ -185,12 +189,12 @@ class RolloutGroups:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every field by its name; the tensors themselves, not copies."""
+        """The fields by name; the tensors themselves, not copies."""
         return {name: getattr(self, name) for name in FIELDS}
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> RolloutGroups:
-        """The groups that ``state_dict`` told, checked.
+        """The groups of a ``state_dict``.
 
         Raises:
             ValueError: if fields are missing or unknown, or do not fit together.
@@ -205,10 +209,10 @@ class RolloutGroups:
         return groups
 
     def check(self) -> None:
-        """Refuse fields that do not fit together.
+        """Reject fields that do not fit together.
 
         Raises:
-            ValueError: naming the field, its type or length, and what it must be.
+            ValueError: naming the field, its type or length, and the expected one.
         """
         for name, (dtype, _) in FIELDS.items():
             value: Any = getattr(self, name)
@@ -218,36 +222,38 @@ class RolloutGroups:
                 and value.dim() == 1
                 and value.is_cpu
             ):
-                said = value if not isinstance(value, Tensor) else (value.dtype, value.device)
-                shape = list(value.shape) if isinstance(value, Tensor) else "none"
+                description = (
+                    f"{value.dtype} of shape {list(value.shape)} on {value.device}"
+                    if isinstance(value, Tensor)
+                    else repr(value)
+                )
                 raise ValueError(
-                    f"{name} is {said} of shape {shape}; it must be a flat tensor of {dtype} on "
-                    "the CPU"
+                    f"{name} is {description}; it must be a flat tensor of {dtype} on the CPU"
                 )
         self._check_counts()
         self._check_lengths()
 
     def _check_counts(self) -> None:
-        for name, least in (("size", 1), ("prompt_lengths", 0), ("lengths", 0)):
+        for name, minimum in (("size", 1), ("prompt_lengths", 0), ("lengths", 0)):
             value: Tensor = getattr(self, name)
-            if bool((value < least).any()):
-                where = (value < least).nonzero().flatten()[:8]
+            wrong = (value < minimum).nonzero().flatten()[:8]
+            if len(wrong):
                 raise ValueError(
-                    f"{name} at {where.tolist()} is {value[where].tolist()}; it must be at least "
-                    f"{least}"
+                    f"{name} at {wrong.tolist()} is {value[wrong].tolist()}; it must be at least "
+                    f"{minimum}"
                 )
 
     def _check_lengths(self) -> None:
-        due: dict[Level, tuple[int, str]] = {
-            "group": (len(self), "one for each group: prompt has"),
-            "prompt_token": (int(self.prompt_lengths.sum()), "prompt_lengths sum to"),
-            "rollout": (int(self.size.sum()), "one for each rollout: size sums to"),
-            "token": (int(self.lengths.sum()), "lengths sum to"),
+        expected: dict[RaggedLevel, tuple[int, str]] = {
+            "group": (len(self), "one per group: prompt has"),
+            "prompt_token": (int(self.prompt_lengths.sum()), "prompt_lengths sums to"),
+            "rollout": (int(self.size.sum()), "one per rollout: size sums to"),
+            "token": (int(self.lengths.sum()), "lengths sums to"),
         }
         for name, (_, level) in FIELDS.items():
-            found = len(getattr(self, name))
-            count, reason = due[level]
-            if found != count:
+            entries = len(getattr(self, name))
+            count, reason = expected[level]
+            if entries != count:
                 raise ValueError(
-                    f"{name} has {found} entries; it must have {count} ({reason} {count})"
+                    f"{name} has {entries} entries; it must have {count} ({reason} {count})"
                 )

@@ -9,10 +9,10 @@ from lit_adaptive.core import freshness
 from lit_adaptive.core.advantages import INFORMATIVE, group_outcomes
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
-Signal = Literal["advantage", "learnability"]
+PrioritySignal = Literal["advantage", "learnability"]
 
 
-def outcomes(groups: RolloutGroups, tolerance: float) -> Tensor:
+def keep_outcomes(groups: RolloutGroups, tolerance: float) -> Tensor:
     """Outcome of each group, ``[P]`` int64; only ``INFORMATIVE`` groups are stored.
 
     As ``core.advantages.group_outcomes``, but a group with a demonstration is always informative.
@@ -22,7 +22,7 @@ def outcomes(groups: RolloutGroups, tolerance: float) -> Tensor:
     return outcome
 
 
-def base_priorities(groups: RolloutGroups, signal: Signal) -> Tensor:
+def base_priorities(groups: RolloutGroups, signal: PrioritySignal) -> Tensor:
     """Priority of each group before freshness: ``[P]`` float64, not negative.
 
     Args:
@@ -36,7 +36,7 @@ def base_priorities(groups: RolloutGroups, signal: Signal) -> Tensor:
     )
 
 
-def last_of_each(values: Tensor) -> Tensor:
+def last_occurrences(values: Tensor) -> Tensor:
     """Ascending positions of the last occurrence of each value of ``values`` ``[K]``."""
     _, inverse = values.unique(return_inverse=True)
     last = torch.zeros(int(inverse.max()) + 1 if len(inverse) else 0, dtype=torch.int64)
