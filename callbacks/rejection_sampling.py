@@ -13,7 +13,8 @@ from callbacks._ranks import first_of_each_group, gather_rows, rank_share
 from callbacks._run_files import run_directory, sample_id, write_jsonl
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.matching import ExactMatch
 
 _SAMPLING = SamplingParams(max_new_tokens=256, temperature=0.7)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from callbacks._ranks import first_of_each_group, gather_over_ranks, rank_share
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.modules.base import evaluation_mode
-from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.matching import ExactMatch
 
 
 class RewardRefresh(Callback):

@@ -7,7 +7,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_adaptive.core.schedules import linear_schedule
-from lit_adaptive.rollout.environments.streams import EnvironmentStreams, Step, Vectorization
+from lit_adaptive.rollout.environments.streams import (
+    EnvironmentStep,
+    EnvironmentStreams,
+    Vectorization,
+)
 
 
 class TransitionCollector(Callback):
@@ -210,8 +214,8 @@ class TransitionCollector(Callback):
 
 
 def _gather_streams(
-    pl_module: LightningModule, world_size: int, action: Tensor, step: Step
-) -> tuple[Tensor, Step]:
+    pl_module: LightningModule, world_size: int, action: Tensor, step: EnvironmentStep
+) -> tuple[Tensor, EnvironmentStep]:
     """Transitions of all ranks in the order of the streams (rank r steps r, r + W, ...)."""
     if world_size == 1:
         return action, step
@@ -226,4 +230,4 @@ def _gather_streams(
         key: gathered[key].transpose(0, 1).flatten(0, 1).to("cpu", part.dtype)
         for key, part in parts.items()
     }
-    return ordered.pop("action"), Step(**ordered)
+    return ordered.pop("action"), EnvironmentStep(**ordered)

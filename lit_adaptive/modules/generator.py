@@ -11,7 +11,8 @@ from lit_adaptive.modules.language_model import read
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import ExactMatch, Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.matching import ExactMatch
 
 _GREEDY = 0.0
 _NAMES = ("nll", "token_accuracy", "exact_match")

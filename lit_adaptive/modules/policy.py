@@ -13,7 +13,12 @@ from torch import Tensor
 from lit_adaptive.modules.base import AdaptiveModule, evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel
 from lit_adaptive.modules.model_builders import CausalLM
-from lit_adaptive.rollout.generation import Completions, SamplingParams, generate, left_padded
+from lit_adaptive.rollout.generation import (
+    Completions,
+    SamplingParams,
+    generate,
+    left_pad_sequences,
+)
 from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 _PREFIX = "language."
@@ -175,7 +180,7 @@ class PolicyModule(AdaptiveModule):
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         ids = [each for each in data.encode_prompts(prompts) for _ in range(samples)]
-        prompt_ids, mask = left_padded(ids, self.tokenizer.pad_token_id)
+        prompt_ids, mask = left_pad_sequences(ids, self.tokenizer.pad_token_id)
         found = self.answers(prompt_ids.to(self.device), mask.to(self.device), sampling)
         rows = [
             {"completion": text, "log_prob": float(log_prob.sum()), "finish": finish}

@@ -1,4 +1,4 @@
-"""Completions of prompts, token by token, with the log-probability each token was drawn at."""
+"""Generate completions of prompts, with the log-probability of each sampled token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-_COMPACT = 0.25  # share of finished rows at which the others go on alone
-_TILE = 512  # entries of the vocabulary that are summed up together
+_COMPACT = 0.25  # fraction of finished rows from which they are removed from the batch
+_TILE = 512  # vocabulary entries that are summed together
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """Options of sampling.
 
     Args:
-        max_new_tokens: above 0.
-        temperature: logits are divided by it; 0: the likeliest token (greedy).
-        top_p: draw from the fewest likeliest tokens that together have this probability, in (0, 1].
-        top_k: draw from so many likeliest tokens; 0: from all.
+        max_new_tokens: greatest number of tokens of a completion, above 0.
+        temperature: divisor of the logits, at least 0; 0 is greedy: the most probable token.
+        top_p: sample from the smallest set of most probable tokens with this total probability, in
+            (0, 1].
+        top_k: sample from the ``top_k`` most probable tokens, at least 0; 0 for all tokens.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -44,14 +45,14 @@ class SamplingParams:
 
 
 class Completions(NamedTuple):
-    """What was generated, one for each prompt.
+    """Generated completions; those of one prompt are adjacent.
 
     Attributes:
-        tokens: ``[T_i]`` int64 each, on the CPU, with the token that ended it.
-        log_probs: ``[T_i]`` float32 each: of the law at the sampling temperature (greedy: 1) over
-            the whole vocabulary, before ``top_p`` and ``top_k`` cut it.
-        finish: ``"stop"``, or ``"length"`` if ``max_new_tokens`` cut it.
-        version: of the policy that wrote them, where it changes.
+        tokens: ``[T_i]`` int64 for each completion, on the CPU, including the stop token.
+        log_probs: ``[T_i]`` float32 for each completion: log-probabilities at the sampling
+            temperature (greedy: 1) over the full vocabulary, before ``top_p`` and ``top_k``.
+        finish: ``"stop"``, or ``"length"`` at ``max_new_tokens``, for each completion.
+        version: version of the policy that generated them, for a policy in training.
     """
 
     tokens: list[Tensor]
@@ -61,25 +62,30 @@ class Completions(NamedTuple):
 
 
 class Decode(Protocol):
-    """One forward pass over new tokens."""
+    """A forward pass over new tokens."""
 
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
     ) -> Tensor:
-        """Logits ``[B, V]`` after the last of ``input_ids`` ``[B, T]``; ``cache`` is written."""
+        """Extend ``cache``; return logits ``[B, V]`` after the last of ``input_ids`` ``[B, T]``."""
         ...
 
 
-def left_padded(prompts: Sequence[Sequence[int] | Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts that end together: ids ``[B, P]`` int64 and mask ``[B, P]`` bool.
+def left_pad_sequences(
+    prompts: Sequence[Sequence[int] | Tensor], pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the left.
+
+    Returns:
+        Ids ``[B, P]`` int64, and a mask ``[B, P]`` bool, False where padded.
 
     Raises:
-        ValueError: if there are none, or one is empty (which).
+        ValueError: if there is no prompt, or one is empty.
     """
-    lengths = torch.tensor([len(each) for each in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
     if len(lengths) == 0 or int(lengths.min()) == 0:
         empty = (lengths == 0).nonzero().flatten()[:8].tolist()
-        raise ValueError(f"prompts {empty} of {len(lengths)} are empty: give each a token at least")
+        raise ValueError(f"prompts {empty} of {len(lengths)} are empty; each needs a token")
     width = int(lengths.max())
     ids = torch.full((len(lengths), width), pad_id)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -87,30 +93,34 @@ def left_padded(prompts: Sequence[Sequence[int] | Tensor], pad_id: int) -> tuple
     return ids, torch.arange(width) >= width - lengths[:, None]
 
 
-def truncated(logits: Tensor, top_p: float, top_k: int) -> Tensor:
-    """``logits`` ``[B, V]`` with minus infinity for what may not be drawn.
+def mask_logits(logits: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Set ``logits`` ``[B, V]`` of tokens outside ``top_p`` and ``top_k`` to minus infinity.
 
-    The token at which the probability reaches ``top_p`` is still drawn (Holtzman et al., 2020).
+    The token at which the cumulative probability reaches ``top_p`` is kept (Holtzman et al., 2020).
     """
     if top_k and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, -1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        threshold = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
         logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
     return logits
 
 
-def drawn(mass: Tensor, uniform: Tensor) -> Tensor:
-    """A token of each row, as likely as its ``mass`` says, by inverting the law: ``[B]``.
+def sample_tokens(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Sample a token for each row, in proportion to its mass, by inverting the cumulative sum.
 
-    Tiles of the vocabulary are summed up as ``mass`` is, tiles and the entries of the tile that is
-    met in float64.
+    Entries are summed in tiles, in the dtype of ``mass``; sums of tiles, and those within the
+    selected tile, are in float64.
 
     Args:
-        mass: ``[B, V]``, at least 0 and finite, somewhere above 0 in each row.
-        uniform: ``[B]`` in [0, 1), one for each row, so no row's token depends on its neighbours.
+        mass: ``[B, V]``, at least 0 and finite, with a positive entry in each row.
+        uniform: ``[B]`` in [0, 1): a random number for each row.
+
+    Returns:
+        ``[B]`` int64.
     """
     count, size = mass.shape
     width = min(_TILE, size)
@@ -119,20 +129,20 @@ def drawn(mass: Tensor, uniform: Tensor) -> Tensor:
     bounds = sums.cumsum(-1)
     target = uniform.to(bounds)[:, None] * bounds[:, -1:]
     tile = _first_above(sums, bounds, target)
-    own = tiles[torch.arange(count, device=mass.device), tile].double()
+    entries = tiles[torch.arange(count, device=mass.device), tile].double()
     before = (bounds - sums).gather(-1, tile[:, None])
-    return tile * width + _first_above(own, own.cumsum(-1), target - before)
+    return tile * width + _first_above(entries, entries.cumsum(-1), target - before)
 
 
 def _first_above(mass: Tensor, bounds: Tensor, target: Tensor) -> Tensor:
-    """Where ``bounds``, the sums of ``mass`` ``[B, n]``, first exceed ``target`` ``[B, 1]``."""
-    found = torch.searchsorted(bounds, target, right=True)[:, 0]
-    last = (mass > 0).long().cumsum(-1).argmax(-1)  # rounding may lead past the last that counts
-    return torch.minimum(found, last)
+    """First position where ``bounds``, the cumulative sum of ``mass``, exceeds ``target``."""
+    position = torch.searchsorted(bounds, target, right=True)[:, 0]
+    last = (mass > 0).long().cumsum(-1).argmax(-1)  # rounding may lead past the last positive mass
+    return torch.minimum(position, last)
 
 
-class _Rows:
-    """The rows still decoded: which they are, and what the next pass needs of them."""
+class _ActiveRows:
+    """The completions that are still decoded: their numbers, mask and next positions."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask.long()
@@ -140,7 +150,7 @@ class _Rows:
         self.index = torch.arange(len(mask), device=mask.device)
 
     def repeat(self, times: int, cache: Any) -> None:
-        """Each row as so many, one behind another."""
+        """Repeat each row ``times`` times; its copies are adjacent."""
         cache.batch_repeat_interleave(times)
         self.mask = self.mask.repeat_interleave(times, 0)
         self.next = self.next.repeat_interleave(times)
@@ -151,19 +161,20 @@ class _Rows:
         self.index, self.mask, self.next = self.index[kept], self.mask[kept], self.next[kept]
 
 
-def _choose(
+def _next_tokens(
     logits: Tensor, sampling: SamplingParams, uniform: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens ``[B]`` and their log-probabilities ``[B]``."""
+    """Tokens ``[B]`` and their log-probabilities ``[B]``; greedy without ``uniform``."""
     logits = logits.float()
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
-    law = logits.log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
     if uniform is None:
         token = logits.argmax(-1)
     else:
-        token = drawn(truncated(law, sampling.top_p, sampling.top_k).exp(), uniform)
-    return token, law.gather(-1, token[:, None])[:, 0]
+        masked = mask_logits(log_probs, sampling.top_p, sampling.top_k)
+        token = sample_tokens(masked.exp(), uniform)
+    return token, log_probs.gather(-1, token[:, None])[:, 0]
 
 
 def _cache() -> Any:
@@ -182,27 +193,27 @@ def generate(
     *,
     samples: int = 1,
     generator: torch.Generator | None = None,
-    dice: Tensor | None = None,
+    uniforms: Tensor | None = None,
     all_done: Callable[[bool], bool] | None = None,
 ) -> Completions:
-    """Completions of left-padded prompts.
+    """Generate completions of left-padded prompts.
 
-    A prompt is read once, however many completions it gets. Rows that are finished leave the batch
-    when a quarter of it is. Each step draws one uniform number for each completion, finished or
-    not, so a completion depends on the generator and its place in the batch, not on when others
-    end.
+    Each prompt is processed once, for all of its completions. Finished rows are removed from the
+    batch when they are a quarter of it. Each step uses one uniform number per completion, finished
+    or not, so a completion does not depend on the length of others.
 
     Args:
-        decode: see ``Decode``.
+        decode: forward pass of the model.
         prompt_ids: ``[B, P]`` int64.
         prompt_mask: ``[B, P]`` bool, False where padded on the left.
-        sampling: how tokens are chosen.
-        stop_token_ids: tokens that end a completion.
-        samples: completions of each prompt, above 0; those of a prompt follow one another.
-        generator: on the CPU, for what is random; by default torch's global one.
-        dice: ``[B * samples, max_new_tokens]`` in [0, 1): what is random, in place of a generator.
-        all_done: told whether this rank is done, says whether all are; a rank that is done but not
-            alone goes on with a row whose tokens nobody keeps. By default there is one rank.
+        sampling: options of sampling.
+        stop_token_ids: ids of tokens that end a completion.
+        samples: completions per prompt, above 0; those of a prompt are adjacent.
+        generator: random generator on the CPU; by default torch's global one.
+        uniforms: ``[B * samples, max_new_tokens]`` in [0, 1): random numbers to use instead of a
+            generator.
+        all_done: function from whether this rank is done to whether all ranks are; a rank that is
+            done first decodes a dummy row until then. By default there is one rank.
 
     Raises:
         ValueError: if a prompt is empty.
@@ -214,7 +225,7 @@ def generate(
         )
     count, device = len(prompt_ids) * samples, prompt_ids.device
     stops = torch.tensor(list(stop_token_ids), device=device)
-    rows, cache = _Rows(prompt_mask), _cache()
+    rows, cache = _ActiveRows(prompt_mask), _cache()
     tokens = torch.zeros(count, sampling.max_new_tokens, dtype=torch.int64, device=device)
     log_probs = torch.zeros(count, sampling.max_new_tokens, device=device)
     length = torch.zeros(count, dtype=torch.int64, device=device)
@@ -227,22 +238,22 @@ def generate(
     for step in range(sampling.max_new_tokens):
         uniform = None
         if sampling.temperature > 0:
-            if dice is None:
-                thrown = torch.rand(count, dtype=torch.float64, generator=generator).to(device)
+            if uniforms is None:
+                random = torch.rand(count, dtype=torch.float64, generator=generator).to(device)
             else:
-                thrown = dice[:, step]
-            uniform = thrown[rows.index]
-        token, log_prob = _choose(logits, sampling, uniform)
-        going = ~stopped[rows.index]
-        alive = rows.index[going]
-        tokens[alive, step], log_probs[alive, step] = token[going], log_prob[going]
-        length[alive] = step + 1
-        stopped[alive] = torch.isin(token[going], stops)
+                random = uniforms[:, step]
+            uniform = random[rows.index]
+        token, log_prob = _next_tokens(logits, sampling, uniform)
+        active = ~stopped[rows.index]
+        index = rows.index[active]
+        tokens[index, step], log_probs[index, step] = token[active], log_prob[active]
+        length[index] = step + 1
+        stopped[index] = torch.isin(token[active], stops)
         done = bool(stopped.all()) or step + 1 == sampling.max_new_tokens
         if done if all_done is None else all_done(done):
             break
         keep = (~stopped[rows.index]).nonzero().flatten()
-        if len(keep) == 0:  # other ranks are not done: one row keeps them company
+        if len(keep) == 0:  # other ranks are not done: decode a dummy row
             keep = torch.zeros(1, dtype=torch.int64, device=device)
         if len(keep) <= (1 - _COMPACT) * len(rows.index):
             rows.select(keep, cache)
@@ -255,5 +266,5 @@ def generate(
     return Completions(
         [row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
         [row[:n].clone() for row, n in zip(log_probs, lengths, strict=True)],
-        ["stop" if each else "length" for each in stopped.tolist()],
+        ["stop" if is_stopped else "length" for is_stopped in stopped.tolist()],
     )

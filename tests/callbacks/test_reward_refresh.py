@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 import callbacks.reward_refresh
 from callbacks import RewardRefresh
 from lit_adaptive.data import AdaptiveDataModule
-from lit_adaptive.rollout.rewards.base import ExactMatch, Reward
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.matching import ExactMatch
 from lit_adaptive.samplers import CurriculumSampler, RewardWeightedSampler, ShuffledSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")

@@ -1,5 +1,6 @@
-"""Rewards that hang, crash and lie: the completion says how. Worker processes import this file."""
+"""Rewards that hang, crash or return wrong values. Worker processes import this file."""
 
+import contextlib
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ def _hang() -> None:
 
 
 def _hold_the_interpreter() -> None:
-    re.match(r"(a+)+$", "a" * 60 + "b")  # for longer than anyone waits, without a break
+    re.match(r"(a+)+$", "a" * 60 + "b")  # takes centuries and holds the GIL
 
 
 def _start_a_process() -> None:
@@ -28,16 +29,35 @@ def _start_a_process() -> None:
     _hang()
 
 
-ACTS = {
+def _fork() -> None:
+    os.fork()  # both processes return
+
+
+def _write_junk() -> None:
+    print("junk")
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"\x80\x05junk\n[0, 1.0]")
+
+
+ACTIONS = {
+    "fork": _fork,
+    "junk": _write_junk,
+    "kill host": lambda: os.kill(os.getppid(), signal.SIGKILL),
     "hang": _hang,
     "hold": _hold_the_interpreter,
     "child": _start_a_process,
     "exit": lambda: os._exit(3),
+    "exit 0": lambda: os._exit(0),
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "sys.exit": lambda: sys.exit(1),
     "raise": lambda: 1 / 0,
 }
-ANSWERS: dict[str, Any] = {
+OUTPUTS: dict[str, Any] = {
+    "huge": 1e39,
+    "fork": 7.0,
+    "junk": 8.0,
+    "kill host": 9.0,
     "text": "very good",
     "nan": float("nan"),
     "inf": float("inf"),
@@ -49,28 +69,28 @@ ANSWERS: dict[str, Any] = {
 
 
 class Awkward(Reward):
-    """Does what a completion tells; otherwise the reward is the completion's number."""
+    """Performs the action that a completion names; else its reward is the completion's number."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         for completion in completions:
-            ACTS.get(completion, lambda: None)()
-        return [self.one(each) for each in completions if each != "forget"]
+            ACTIONS.get(completion, lambda: None)()
+        return [self.output(each) for each in completions if each != "forget"]
 
-    def one(self, completion: str) -> Any:
-        return ANSWERS[completion] if completion in ANSWERS else float(completion)
+    def output(self, completion: str) -> Any:
+        return OUTPUTS[completion] if completion in OUTPUTS else float(completion)
 
 
-class Who(Reward):
-    """The worker's process, its parent's, its threads, or whether it has loaded a module."""
+class ProcessInfo(Reward):
+    """Ids of the worker and its parent, its number of threads, or whether a module is loaded."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
-        known = {"me": float(os.getpid()), "parent": float(os.getppid())}
-        known["threads"] = float(os.environ.get("OMP_NUM_THREADS", "0"))
-        return [known[c] if c in known else float(c in sys.modules) for c in completions]
+        values = {"process": float(os.getpid()), "parent": float(os.getppid())}
+        values["threads"] = float(os.environ.get("OMP_NUM_THREADS", "0"))
+        return [values[c] if c in values else float(c in sys.modules) for c in completions]
 
 
 class Slow(Reward):
-    """Takes a second to load, and crashes on ``exit``."""
+    """Takes a second to load, and ends its process on ``exit``."""
 
     def prepare(self) -> None:
         time.sleep(1)
@@ -82,7 +102,7 @@ class Slow(Reward):
 
 
 class Calls(Reward):
-    """How many completions it was asked about at once; and what else it finds."""
+    """The number of completions per call, with extras."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         self.extras = {"place": [float(c) for c in completions]}
@@ -92,21 +112,21 @@ class Calls(Reward):
 
 
 class Mean(Reward):
-    """One number for all of them, which is wrong."""
+    """Returns one number for a batch, which is wrong."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         return [1.0]
 
 
 class Scalar(Reward):
-    """Not even a list."""
+    """Returns a float instead of a list."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         return 1.0
 
 
 class Unloadable(Reward):
-    """Is fine here, and nowhere else."""
+    """Cannot be prepared in another process."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         return [1.0] * len(completions)
@@ -115,8 +135,8 @@ class Unloadable(Reward):
         raise FileNotFoundError("no such table: words.txt")
 
 
-class Noting(Reward):
-    """Writes its process into a file, then hangs."""
+class ProcessWriter(Reward):
+    """Writes the ids of host, worker and child into a file, then hangs."""
 
     def __init__(self, file: str) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""Completions against transformers' own, a fresh forward pass, and the laws written out."""
+"""Completions against transformers' generate, fresh forward passes and explicit distributions."""
 
 import warnings
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 from lit_adaptive.rollout.generation import (
     Completions,
     SamplingParams,
-    drawn,
     generate,
-    left_padded,
-    truncated,
+    left_pad_sequences,
+    mask_logits,
+    sample_tokens,
 )
 
 VOCABULARY, PAD, STOP = 23, 0, 1
@@ -35,7 +35,7 @@ def model() -> Any:
 
 
 class Decoder:
-    """What a language model's ``decode`` does; keeps the number of rows of each pass."""
+    """Decodes as a language model does, and records the number of rows of each pass."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -43,16 +43,16 @@ class Decoder:
 
     def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         self.rows.append(len(ids))
-        found = self.model(
+        output = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions,
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
-        logits: Tensor = found.logits[:, -1]
+        logits: Tensor = output.logits[:, -1]
         return logits
 
 
-class Fixed:
-    """Stands in for a model: each row's logits are written down, by row and step."""
+class FixedLogits:
+    """A model with fixed logits for each row and step."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits  # [V], or [B, steps, V] where row b has the prompt [b + 2]
@@ -82,7 +82,7 @@ def run(
     stops: tuple[int, ...] = (STOP,),
     width: int = 0,
 ) -> Completions:
-    ids, mask = left_padded(prompts, PAD)
+    ids, mask = left_pad_sequences(prompts, PAD)
     if width:  # more padding than needed
         ids = torch.nn.functional.pad(ids, (width, 0), value=PAD)
         mask = torch.nn.functional.pad(mask, (width, 0))
@@ -90,173 +90,188 @@ def run(
     return generate(Decoder(model), ids, mask, sampling, stops, generator=generator)
 
 
-def same(one: Completions, other: Completions) -> None:
-    assert [t.tolist() for t in one.tokens] == [t.tolist() for t in other.tokens]
-    assert one.finish == other.finish
-    for mine, its in zip(one.log_probs, other.log_probs, strict=True):
-        torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
+def assert_equal(actual: Completions, expected: Completions) -> None:
+    assert [t.tolist() for t in actual.tokens] == [t.tolist() for t in expected.tokens]
+    assert actual.finish == expected.finish
+    for log_probs, expected_log_probs in zip(actual.log_probs, expected.log_probs, strict=True):
+        torch.testing.assert_close(log_probs, expected_log_probs, atol=1e-4, rtol=1e-4)
 
 
-def law_of(model: Any, prompt: list[int], completion: list[int], temperature: float) -> Tensor:
+def full_log_probs(
+    model: Any, prompt: list[int], completion: list[int], temperature: float
+) -> Tensor:
     """Log-probabilities of a completion's tokens, by one forward pass without padding or cache."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double()
-    law = torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, -1)
-    return law.gather(1, torch.tensor(completion)[:, None])[:, 0]
+    log_probs = torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, -1)
+    return log_probs.gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
-def test_greedy_is_that_of_transformers(model: Any) -> None:
-    found = run(model, PROMPTS, SamplingParams(max_new_tokens=12, temperature=0.0))
-    ids, mask = left_padded(PROMPTS, PAD)
+def test_greedy_completions_are_those_of_transformers(model: Any) -> None:
+    completions = run(model, PROMPTS, SamplingParams(max_new_tokens=12, temperature=0.0))
+    ids, mask = left_pad_sequences(PROMPTS, PAD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
-    for row, tokens, finish in zip(theirs[:, ids.shape[1] :], *found[::2], strict=True):
-        ended = (row == STOP).nonzero().flatten().tolist()
-        expected = row[: ended[0] + 1] if ended else row
+        reference = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    for row, tokens, finish in zip(reference[:, ids.shape[1] :], *completions[::2], strict=True):
+        stops = (row == STOP).nonzero().flatten().tolist()
+        expected = row[: stops[0] + 1] if stops else row
         assert tokens.tolist() == expected.tolist()
-        assert finish == ("stop" if ended else "length")
+        assert finish == ("stop" if stops else "length")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
 def test_log_probs_are_those_of_a_fresh_forward_pass(model: Any, temperature: float) -> None:
-    # Cut by top_p and top_k: the log-probabilities are of the law before the cut.
-    found = run(model, PROMPTS, SamplingParams(10, temperature, top_p=0.9, top_k=7), seed=3)
-    assert len({len(tokens) for tokens in found.tokens}) > 1
-    for prompt, tokens, log_probs in zip(PROMPTS, *found[:2], strict=True):
-        expected = law_of(model, prompt, tokens.tolist(), temperature or 1.0)
+    # The log-probabilities are of the distribution before top_p and top_k.
+    completions = run(model, PROMPTS, SamplingParams(10, temperature, top_p=0.9, top_k=7), seed=3)
+    assert len({len(tokens) for tokens in completions.tokens}) > 1
+    for prompt, tokens, log_probs in zip(PROMPTS, *completions[:2], strict=True):
+        expected = full_log_probs(model, prompt, tokens.tolist(), temperature or 1.0)
         assert log_probs.dtype == torch.float32
         torch.testing.assert_close(log_probs.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_completion_ends_with_the_first_stop_token_or_at_its_length(model: Any) -> None:
     stops = (STOP, 6, 14)
-    found = run(model, PROMPTS * 5, SamplingParams(8), stops=stops)
-    assert set(found.finish) == {"stop", "length"}
-    for tokens, finish in zip(*found[::2], strict=True):
+    completions = run(model, PROMPTS * 5, SamplingParams(8), stops=stops)
+    assert set(completions.finish) == {"stop", "length"}
+    for tokens, finish in zip(*completions[::2], strict=True):
         *before, last = tokens.tolist()
         assert not set(before) & set(stops)
         assert (last in stops) == (finish == "stop")
         assert finish == "stop" or len(tokens) == 8
 
 
-def test_without_stop_tokens_all_run_to_their_length(model: Any) -> None:
-    found = run(model, PROMPTS, SamplingParams(5), stops=())
-    assert [len(tokens) for tokens in found.tokens] == [5] * len(PROMPTS)
-    assert found.finish == ["length"] * len(PROMPTS)
+def test_without_stop_tokens_all_completions_have_full_length(model: Any) -> None:
+    completions = run(model, PROMPTS, SamplingParams(5), stops=())
+    assert [len(tokens) for tokens in completions.tokens] == [5] * len(PROMPTS)
+    assert completions.finish == ["length"] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_amount_of_padding_changes_nothing(model: Any, temperature: float) -> None:
     sampling = SamplingParams(10, temperature)
-    same(run(model, PROMPTS, sampling), run(model, PROMPTS, sampling, width=7))
+    assert_equal(run(model, PROMPTS, sampling), run(model, PROMPTS, sampling, width=7))
 
 
-def test_a_greedy_completion_does_not_depend_on_its_neighbours(model: Any) -> None:
+def test_a_greedy_completion_does_not_depend_on_the_other_prompts(model: Any) -> None:
     sampling = SamplingParams(10, 0.0)
     together = run(model, PROMPTS, sampling)
     for at, prompt in enumerate(PROMPTS):
         alone = run(model, [prompt], sampling)
-        same(alone, Completions(*(part[at : at + 1] for part in together[:3])))
+        assert_equal(alone, Completions(*(part[at : at + 1] for part in together[:3])))
 
 
-def test_the_seed_decides_all_and_the_global_stream_nothing(model: Any) -> None:
+def test_completions_depend_on_the_generator_and_not_on_the_global_stream(model: Any) -> None:
     torch.manual_seed(1)
     first = run(model, PROMPTS, SamplingParams(10), seed=5)
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    same(first, run(model, PROMPTS, SamplingParams(10), seed=5))
+    assert_equal(first, run(model, PROMPTS, SamplingParams(10), seed=5))
     other = run(model, PROMPTS, SamplingParams(10), seed=6)
     assert [t.tolist() for t in first.tokens] != [t.tolist() for t in other.tokens]
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_when_others_end_changes_no_completion() -> None:
-    # Row 2 draws from the same laws in both runs; its neighbours end at once, or never.
+def test_a_completion_does_not_depend_on_the_length_of_others() -> None:
+    # Row 2 samples from the same distributions in both runs; the others end at once, or never.
     steps, rows = 9, 4
     logits = torch.randn(rows, steps, VOCABULARY, generator=torch.Generator().manual_seed(0))
     logits[:, :, STOP] = -torch.inf
     ending = logits.clone()
     ending[[0, 1, 3], 1, STOP] = 100.0
-    found = []
-    for laws in (logits, ending):
-        ids, mask = left_padded([[b + 2] for b in range(rows)], PAD)
+    runs = []
+    for row_logits in (logits, ending):
+        ids, mask = left_pad_sequences([[b + 2] for b in range(rows)], PAD)
         generator = torch.Generator().manual_seed(4)
-        found.append(
-            generate(Fixed(laws), ids, mask, SamplingParams(steps), [STOP], generator=generator)
+        runs.append(
+            generate(
+                FixedLogits(row_logits),
+                ids,
+                mask,
+                SamplingParams(steps),
+                [STOP],
+                generator=generator,
+            )
         )
-    assert [len(tokens) for tokens in found[0].tokens] == [9, 9, 9, 9]
-    assert [len(tokens) for tokens in found[1].tokens] == [2, 2, 9, 2]
-    assert found[0].tokens[2].tolist() == found[1].tokens[2].tolist()
+    assert [len(tokens) for tokens in runs[0].tokens] == [9, 9, 9, 9]
+    assert [len(tokens) for tokens in runs[1].tokens] == [2, 2, 9, 2]
+    assert runs[0].tokens[2].tolist() == runs[1].tokens[2].tolist()
 
 
-def test_rows_that_are_done_leave_the_batch(model: Any) -> None:
-    ids, mask = left_padded(PROMPTS * 4, PAD)
+def test_finished_rows_leave_the_batch(model: Any) -> None:
+    ids, mask = left_pad_sequences(PROMPTS * 4, PAD)
     decoder = Decoder(model)
     generator = torch.Generator().manual_seed(0)
-    found = generate(decoder, ids, mask, SamplingParams(30), [STOP, 5, 6], generator=generator)
-    longest = max(len(tokens) for tokens in found.tokens)
+    completions = generate(
+        decoder, ids, mask, SamplingParams(30), [STOP, 5, 6], generator=generator
+    )
+    longest = max(len(tokens) for tokens in completions.tokens)
     assert len(decoder.rows) == longest  # the last token is not read again
     assert decoder.rows[0] == 24
     assert decoder.rows == sorted(decoder.rows, reverse=True)
     for step, rows in enumerate(decoder.rows[1:], start=1):
-        going = sum(len(tokens) > step for tokens in found.tokens)
-        assert going <= rows <= max(going / 0.75, going + 1)
+        active = sum(len(tokens) > step for tokens in completions.tokens)
+        assert active <= rows <= max(active / 0.75, active + 1)
 
 
-def test_ranks_decode_equally_often_though_one_is_done_first(model: Any) -> None:
+def test_a_rank_that_is_done_first_decodes_until_all_are_done(model: Any) -> None:
     # The other rank needs seven passes; this one's prompts are done after fewer.
-    asked: list[bool] = []
+    states: list[bool] = []
 
     def all_done(done: bool) -> bool:
-        asked.append(done)
-        return done and len(asked) >= 7
+        states.append(done)
+        return done and len(states) >= 7
 
-    ids, mask = left_padded(PROMPTS[:2], PAD)
+    ids, mask = left_pad_sequences(PROMPTS[:2], PAD)
     stops = list(range(VOCABULARY))
     decoder = Decoder(model)
-    found = generate(decoder, ids, mask, SamplingParams(20, 0.0), stops, all_done=all_done)
-    assert asked == [True] * 7
+    completions = generate(decoder, ids, mask, SamplingParams(20, 0.0), stops, all_done=all_done)
+    assert states == [True] * 7
     assert decoder.rows == [2] + [1] * 6
-    same(found, run(model, PROMPTS[:2], SamplingParams(20, 0.0), stops=tuple(stops)))
-    assert [len(tokens) for tokens in found.tokens] == [1, 1]
+    assert_equal(completions, run(model, PROMPTS[:2], SamplingParams(20, 0.0), stops=tuple(stops)))
+    assert [len(tokens) for tokens in completions.tokens] == [1, 1]
 
 
-def chi_square(tokens: Tensor, law: Tensor) -> float:
-    """Sum of (observed - expected)^2 / expected over the tokens that can be drawn."""
-    observed = torch.bincount(tokens, minlength=len(law)).double()
-    assert int(observed[law == 0].sum()) == 0
-    expected = law[law > 0] * len(tokens)
-    return float(((observed[law > 0] - expected).square() / expected).sum())
+def chi_square(tokens: Tensor, probability: Tensor) -> float:
+    """Sum of (observed - expected)^2 / expected over the tokens of positive probability."""
+    observed = torch.bincount(tokens, minlength=len(probability)).double()
+    assert int(observed[probability == 0].sum()) == 0
+    expected = probability[probability > 0] * len(tokens)
+    return float(((observed[probability > 0] - expected).square() / expected).sum())
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"),
     [(1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 0.7, 0), (1.0, 1.0, 4), (1.0, 0.8, 5)],
 )
-def test_samples_follow_the_law(temperature: float, top_p: float, top_k: int) -> None:
+def test_samples_follow_the_distribution(temperature: float, top_p: float, top_k: int) -> None:
     logits = torch.linspace(-1.5, 1.5, 10)[torch.randperm(10)]
-    law = slow_truncated(torch.softmax(logits.double() / temperature, -1), top_p, top_k)
+    probability = torch.softmax(logits.double() / temperature, -1)
+    probability = truncate_slowly(probability, top_p, top_k)
     rows, steps = 500, 40
-    ids, mask = left_padded([[2]] * rows, PAD)
+    ids, mask = left_pad_sequences([[2]] * rows, PAD)
     sampling = SamplingParams(steps, temperature, top_p, top_k)
     generator = torch.Generator().manual_seed(1)
-    found = generate(Fixed(logits), ids, mask, sampling, [], generator=generator)
-    degrees = int((law > 0).sum()) - 1
+    completions = generate(FixedLogits(logits), ids, mask, sampling, [], generator=generator)
+    degrees = int((probability > 0).sum()) - 1
     # Mean `degrees`, variance twice that: five standard deviations above.
-    assert chi_square(torch.cat(found.tokens), law) < degrees + 5 * (2 * degrees) ** 0.5
-    expected = torch.log_softmax(logits / temperature, -1)[torch.cat(found.tokens)]
-    torch.testing.assert_close(torch.cat(found.log_probs), expected)
+    assert (
+        chi_square(torch.cat(completions.tokens), probability) < degrees + 5 * (2 * degrees) ** 0.5
+    )
+    expected = torch.log_softmax(logits / temperature, -1)[torch.cat(completions.tokens)]
+    torch.testing.assert_close(torch.cat(completions.log_probs), expected)
 
 
-def slow_truncated(law: Tensor, top_p: float, top_k: int) -> Tensor:
-    """One law ``[V]`` cut token by token, the likeliest first, and renormalised."""
-    kept = torch.zeros_like(law)
-    for token in law.argsort(descending=True).tolist()[: top_k or len(law)]:
-        top = law.sort(descending=True).values[: top_k or len(law)]
+def truncate_slowly(probability: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Truncate one distribution ``[V]`` token by token, and renormalize it."""
+    kept = torch.zeros_like(probability)
+    size = top_k or len(probability)
+    top = probability.sort(descending=True).values[:size]
+    for token in probability.argsort(descending=True).tolist()[:size]:
         if float(kept.sum() / top.sum()) < top_p:
-            kept[token] = law[token]
+            kept[token] = probability[token]
     return kept / kept.sum()
 
 
@@ -267,21 +282,21 @@ def slow_truncated(law: Tensor, top_p: float, top_k: int) -> Tensor:
     top_k=st.integers(0, 13),
     seed=st.integers(0, 10_000),
 )
-def test_top_p_and_top_k_keep_what_the_slow_twin_keeps(
+def test_top_p_and_top_k_keep_the_tokens_of_the_slow_twin(
     size: int, top_p: float, top_k: int, seed: int
 ) -> None:
     logits = 2 * torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).double()
-    found = truncated(logits, top_p, top_k).softmax(-1)
-    for row, logit in zip(found, logits, strict=True):
-        torch.testing.assert_close(row, slow_truncated(logit.softmax(-1), top_p, top_k))
+    masked = mask_logits(logits, top_p, top_k).softmax(-1)
+    for row, logit in zip(masked, logits, strict=True):
+        torch.testing.assert_close(row, truncate_slowly(logit.softmax(-1), top_p, top_k))
 
 
-def test_a_token_is_drawn_where_its_part_of_the_unit_interval_holds_the_number() -> None:
+def test_a_uniform_number_selects_the_token_whose_interval_contains_it() -> None:
     mass = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0])
-    # 1.0 stands for sums that round differently, as a GPU's: still a token that has probability.
+    # 1.0 stands for sums that round differently, as on a GPU: still a token of positive mass.
     uniform = torch.tensor([0.0, 0.2, 0.26, 0.7, 0.76, 1 - 2**-53, 1.0], dtype=torch.float64)
-    found = drawn(mass.expand(7, -1), uniform)
-    assert found.tolist() == [1, 1, 2, 2, 4, 4, 4]
+    tokens = sample_tokens(mass.expand(7, -1), uniform)
+    assert tokens.tolist() == [1, 1, 2, 2, 4, 4, 4]
 
 
 @given(
@@ -290,7 +305,7 @@ def test_a_token_is_drawn_where_its_part_of_the_unit_interval_holds_the_number()
     support=st.floats(0.001, 1.0),
     seed=st.integers(0, 10_000),
 )
-def test_draws_by_tiles_are_those_of_one_sum(size: int, support: float, seed: int) -> None:
+def test_sampling_by_tiles_equals_sampling_by_one_sum(size: int, support: float, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     # Whole numbers: every sum is exact, so the two must agree to the last bit.
     mass = torch.randint(1, 100, (20, size), generator=source).float()
@@ -299,4 +314,4 @@ def test_draws_by_tiles_are_those_of_one_sum(size: int, support: float, seed: in
     uniform = torch.rand(20, generator=source, dtype=torch.float64)
     total = mass.double().sum(-1, keepdim=True)
     expected = (mass.double().cumsum(-1) <= uniform[:, None] * total).sum(-1)
-    assert drawn(mass, uniform).equal(expected)
+    assert sample_tokens(mass, uniform).equal(expected)

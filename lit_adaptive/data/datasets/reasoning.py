@@ -20,7 +20,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 
 from lit_adaptive.data.sources.rows import HubRows, Rows, read_rows
-from lit_adaptive.rollout.rewards.reasoning_gym import load_reasoning_gym, packed
+from lit_adaptive.rollout.rewards.reasoning_gym import load_reasoning_gym, pack_metadata
 
 Split = Literal["train", "validation", "test"]
 
@@ -110,7 +110,9 @@ class ReasoningTask(QuestionRows):
                 "id": [f"{name}-{seed}-{at}" for at, _ in found.values()],
                 "prompt": [*found],
                 "answer": [entry["answer"] for _, entry in found.values()],
-                "metadata": [packed(entry["metadata"] | known) for _, entry in found.values()],
+                "metadata": [
+                    pack_metadata(entry["metadata"] | known) for _, entry in found.values()
+                ],
             },
             source,
         )

@@ -16,7 +16,7 @@ from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
-from lit_adaptive.rollout.rewards.scorer import Scorer, Scores
+from lit_adaptive.rollout.rewards.scorer import RewardScores, Scorer
 from lit_adaptive.samplers import Draw, IndexSampler, rank_share
 
 
@@ -79,7 +79,7 @@ class RolloutCollector:
             "seconds/generation": seconds,
         }
         groups = replace(groups, reward=reward, advantage=advantage)
-        return groups, metrics | scores.logged()
+        return groups, metrics | scores.metrics()
 
     def _group(
         self,
@@ -125,7 +125,7 @@ class RolloutCollector:
             advantage=torch.zeros(len(tokens)),
         )
 
-    def _score(self, groups: RolloutGroups, index: Tensor) -> Scores:
+    def _score(self, groups: RolloutGroups, index: Tensor) -> RewardScores:
         rows = self.dataset.texts(index)
         group = groups.group
         repeated = [rows[g] for g in group.tolist()]

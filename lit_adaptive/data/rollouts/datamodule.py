@@ -38,7 +38,8 @@ from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import ExactMatch, NumericMatch, Reward
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.matching import ExactMatch, NumericMatch
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lit_adaptive.rollout.models.tokenizers import end_of_turn, prepared
+from lit_adaptive.rollout.models.tokenizers import end_of_turn, prepare_tokenizer
 
 Turns = Literal["last", "all"]
 Message = dict[str, Any]
@@ -54,7 +54,7 @@ def resolve_tokenizer(given: Any, chat_template: str | None) -> Any:
         from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
         given = load_tokenizer(given)
-    found = prepared(given)
+    found = prepare_tokenizer(given)
     return found if chat_template is None else with_template(found, chat_template)
 
 

@@ -1,1 +1,1 @@
-"""Engines: generate completions from the policy that is trained."""
+"""Engines: generate completions from the policy in training."""

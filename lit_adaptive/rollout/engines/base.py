@@ -1,8 +1,7 @@
-"""Engines: what turns prompts into completions while a policy is trained.
+"""The interface between a policy in training and the engine that generates its completions.
 
-An engine is asked for tokens only. Whoever trains tells it, before each step, that the policy has
-changed (``sync``); an engine with weights of its own fetches them then, one that decodes with the
-policy itself has nothing to do.
+The trainer calls ``sync`` before each step, after the policy has changed. An engine with its own
+copy of the weights fetches them then; an engine that decodes with the policy itself does nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -16,21 +15,21 @@ from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 
 class Policy(Protocol):
-    """A policy as engines see it; ``lit_adaptive.modules.PolicyModule`` is one."""
+    """The parts of a policy that engines use; ``lit_adaptive.modules.PolicyModule`` has them."""
 
     @property
     def device(self) -> Any:
-        """Where it computes."""
+        """Device of the model."""
         ...
 
     @property
     def tokenizer(self) -> Any:
-        """Of transformers, with a pad token."""
+        """A transformers tokenizer with a pad token."""
         ...
 
     @property
     def transformer(self) -> Any:
-        """The transformers model itself; adapters, if any, are in it."""
+        """The transformers model, including adapters."""
         ...
 
     def decode(
@@ -40,32 +39,51 @@ class Policy(Protocol):
         ...
 
     def stops(self) -> list[int]:
-        """Tokens that end a completion."""
+        """Ids of tokens that end a completion."""
         ...
 
     def all_done(self, done: bool) -> bool:
-        """Whether every rank that decodes together is done, told whether this one is."""
+        """Whether all ranks that decode together are done; ``done`` is this rank's state."""
         ...
 
     def decoding(self) -> AbstractContextManager[None]:
-        """Within, the policy is ready to decode: without dropout, in the run's precision."""
+        """Context for decoding: without dropout, in the precision of the run."""
         ...
 
 
 class Engine(ABC):
-    """Completes prompts, and says with which log-probability each token was drawn."""
+    """Generates completions of prompts, with the log-probability of each token.
+
+    Attributes:
+        version: version of the policy at the last ``sync``.
+    """
 
     def __init__(self) -> None:
         self.version = 0
+        self._policy: Policy | None = None
 
-    @abstractmethod
+    @property
+    def policy(self) -> Policy:
+        """The policy in training.
+
+        Raises:
+            RuntimeError: before ``attach``.
+        """
+        if self._policy is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no policy; call attach(policy), as RolloutDataModule "
+                "does before training"
+            )
+        return self._policy
+
     def attach(self, policy: Policy) -> None:
-        """The policy that is trained; told once, before anything else."""
+        """Set the policy in training; called once, before anything else."""
+        self._policy = policy
 
     def sync(self, version: int) -> None:
-        """The policy is now at ``version``: from now on its completions are wanted.
+        """Use the policy's current weights, which are version ``version``.
 
-        Under several ranks all call it together.
+        All ranks call it together.
         """
         self.version = version
 
@@ -77,23 +95,22 @@ class Engine(ABC):
         sampling: SamplingParams,
         seeds: Sequence[int],
     ) -> Completions:
-        """``samples`` completions of each prompt; those of a prompt follow one another.
+        """Generate ``samples`` completions of each prompt; those of a prompt are adjacent.
 
-        The same weights, prompt and seed give the same completions, whatever else is asked for:
-        so a run on several ranks writes what a run on one writes.
+        The same weights, prompt and seed give the same completions, whatever the other prompts, so
+        that a run on several ranks generates what a run on one generates.
 
         Args:
-            prompts: token ids, at least one each. May be none at all on a rank: where ranks decode
-                together, it still takes part.
-            samples: above 0.
-            sampling: how tokens are chosen.
-            seeds: of what is random, one for each prompt; others at each step.
+            prompts: token ids, at least one for each prompt. A rank may have no prompts; where
+                ranks decode together, it still takes part.
+            samples: completions per prompt, above 0.
+            sampling: options of sampling.
+            seeds: random seed of each prompt, different at each step.
 
         Returns:
-            ``len(prompts) * samples`` completions, each with its tokens, log-probabilities (at the
-            sampling temperature, so that they are the behaviour policy's), its finish, and the
-            version of the policy that wrote it.
+            ``len(prompts) * samples`` completions with the log-probabilities of the behavior
+            policy, that is at the sampling temperature, and the version of the policy.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Let go of what it holds; most hold nothing."""
+        """Release resources; by default there are none."""

@@ -1,14 +1,15 @@
 """Continuous batching: transformers' paged cache and scheduler, with the policy's own weights.
 
-A completion that ends makes room for the next at once, prompts are read in parts between the tokens
-of others, and the cache is as large as the device's memory allows: made for a GPU and many long
-completions of uneven length. It runs on a CPU as well, where ``TransformersEngine`` is faster.
+A completion that ends makes room for the next at once, prompts are processed in parts between the
+tokens of others, and the cache is as large as the device's memory allows: suited to a GPU and many
+long completions of uneven length. On a CPU ``TransformersEngine`` is faster.
 
-Where it departs from what an engine promises:
-  1. One seed is made of those of all prompts, for transformers draws for all of them together. The
-     same request gives the same completions; among other prompts, a prompt's differ.
-  2. It computes in the precision of the weights, without the Trainer's autocast: with mixed
-     precision, ``mismatch: truncate`` of the objective sees to the difference.
+Where this departs from the interface of ``Engine``:
+  1. The seeds of all prompts are combined into one, since transformers samples for all of them
+     together. The same request gives the same completions, but a prompt's completions depend on the
+     other prompts.
+  2. It computes in the precision of the weights, without the Trainer's autocast; with mixed
+     precision, set ``mismatch: truncate`` in the objective to correct the difference.
 """
 
 from collections.abc import Sequence
@@ -27,22 +28,21 @@ class ContinuousBatchingEngine(Engine):
     """Decodes with the policy itself, by transformers' continuous batching.
 
     Args:
-        options: of transformers' ``ContinuousBatchingConfig``, such as ``max_batch_tokens``,
-            ``page_size``, ``max_memory_percent`` or ``use_cuda_graph``; the seed and the
-            log-probabilities are set here.
+        options: arguments of transformers' ``ContinuousBatchingConfig``, such as
+            ``max_batch_tokens``, ``page_size``, ``max_memory_percent`` or ``use_cuda_graph``; not
+            ``seed`` and ``return_logprobs``, which the engine sets.
 
     Raises:
-        ValueError: if transformers knows no such option, or one is set here.
+        ValueError: if transformers has no such option, or the engine sets it.
     """
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.options = dict(options or {})
-        own = sorted({"seed", "return_logprobs"} & {*self.options})
-        if own:
-            raise ValueError(f"options has {own}, which the engine sets itself: leave them out")
+        reserved = sorted({"seed", "return_logprobs"} & {*self.options})
+        if reserved:
+            raise ValueError(f"options has {reserved}, which the engine sets; leave them out")
         self._config(0)
-        self._policy: Policy | None = None
 
     def attach(self, policy: Policy) -> None:
         """See ``Engine``.
@@ -50,12 +50,12 @@ class ContinuousBatchingEngine(Engine):
         Raises:
             ValueError: if the model is sharded.
         """
-        if any(hasattr(each, "full_tensor") for each in policy.transformer.parameters()):
+        if any(hasattr(weight, "full_tensor") for weight in policy.transformer.parameters()):
             raise ValueError(
-                "the model is sharded, and transformers' continuous batching reads whole weights: "
-                "use lit_adaptive.rollout.TransformersEngine"
+                "the model is sharded, and transformers' continuous batching needs complete "
+                "weights: use lit_adaptive.rollout.TransformersEngine"
             )
-        self._policy = policy
+        super().attach(policy)
 
     def generate(
         self,
@@ -67,41 +67,40 @@ class ContinuousBatchingEngine(Engine):
         """See ``Engine``.
 
         Raises:
-            ValueError: if ``top_p`` or ``top_k`` would cut the law.
-            RuntimeError: if transformers gave up on some of them.
+            ValueError: if ``top_p`` or ``top_k`` would truncate the distribution.
+            RuntimeError: if transformers failed on some prompts.
         """
         if sampling.top_p < 1 or sampling.top_k:
             raise ValueError(
-                f"top_p is {sampling.top_p} and top_k {sampling.top_k}; continuous batching tells "
-                "log-probabilities of the law that they cut, not of the policy's: leave them at 1 "
-                "and 0, or use TransformersEngine"
+                f"top_p is {sampling.top_p} and top_k {sampling.top_k}; continuous batching "
+                "returns log-probabilities of the truncated distribution, not of the policy: leave "
+                "them at 1 and 0, or use TransformersEngine"
             )
         if len(prompts) == 0:
             return Completions([], [], [], self.version)
-        assert self._policy is not None  # attached by the datamodule before training
-        policy, stops = self._policy, set(self._policy.stops())
-        asked = samples if sampling.temperature > 0 else 1  # greedy ones are all alike
+        policy, stops = self.policy, set(self.policy.stops())
+        distinct = samples if sampling.temperature > 0 else 1  # greedy completions are all equal
         with policy.decoding():
-            found = policy.transformer.generate_batch(
-                [torch.as_tensor(each).tolist() for each in prompts],
-                generation_config=_asked(policy, asked, sampling),
-                continuous_batching_config=self._config(_one(seeds)),
+            outputs = policy.transformer.generate_batch(
+                [torch.as_tensor(prompt).tolist() for prompt in prompts],
+                generation_config=_generation_config(policy, distinct, sampling),
+                continuous_batching_config=self._config(_combined_seed(seeds)),
                 warmup=False,
-            )
-        given = [each for each in found.values() if each.error is None]
-        if len(given) != len(prompts) * asked:
-            errors = sorted({str(each.error) for each in found.values() if each.error})
+            ).values()
+        completed = [output for output in outputs if output.error is None]
+        if len(completed) != len(prompts) * distinct:
+            errors = sorted({str(output.error) for output in outputs if output.error})
             raise RuntimeError(
-                f"continuous batching gave {len(given)} of {len(prompts) * asked} completions "
-                f"{errors[:3]}: see its messages above; less memory is needed with a lower "
-                "max_batch_tokens or max_memory_percent in options"
+                f"continuous batching gave {len(completed)} of {len(prompts) * distinct} "
+                f"completions {errors[:3]}; see its messages above. Lower max_batch_tokens or "
+                "max_memory_percent in options to need less memory"
             )
-        given = [each for each in given for _ in range(samples // asked)]
-        tokens = [torch.tensor(each.generated_tokens) for each in given]
+        completed = [output for output in completed for _ in range(samples // distinct)]
+        tokens = [torch.tensor(output.generated_tokens) for output in completed]
         return Completions(
             tokens,
-            [torch.tensor(each.logprobs) for each in given],
-            ["stop" if int(each[-1]) in stops else "length" for each in tokens],
+            [torch.tensor(output.logprobs) for output in completed],
+            ["stop" if int(row[-1]) in stops else "length" for row in tokens],
             self.version,
         )
 
@@ -117,14 +116,14 @@ class ContinuousBatchingEngine(Engine):
             ) from error
 
 
-def _asked(policy: Policy, samples: int, sampling: SamplingParams) -> Any:
+def _generation_config(policy: Policy, samples: int, sampling: SamplingParams) -> Any:
     from transformers import GenerationConfig
 
-    drawn: dict[str, Any] = {"do_sample": False}
+    options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        options = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
-        **drawn,
+        **options,
         max_new_tokens=sampling.max_new_tokens,
         num_return_sequences=samples,
         eos_token_id=policy.stops(),
@@ -132,9 +131,9 @@ def _asked(policy: Policy, samples: int, sampling: SamplingParams) -> Any:
     )
 
 
-def _one(seeds: Sequence[int]) -> int:
-    """A seed below 2^31 that depends on all of them and on their order."""
-    found = 0
+def _combined_seed(seeds: Sequence[int]) -> int:
+    """A seed below 2^31 that depends on all seeds and their order."""
+    combined = 0
     for seed in seeds:
-        found = (found * 1_000_003 + seed + 1) % _PRIME
-    return found
+        combined = (combined * 1_000_003 + seed + 1) % _PRIME
+    return combined

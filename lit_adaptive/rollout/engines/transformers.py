@@ -1,24 +1,30 @@
-"""The default engine: the policy decodes for itself."""
+"""The default engine: the policy itself decodes, in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_adaptive.rollout.engines.base import Engine, Policy
-from lit_adaptive.rollout.generation import Completions, SamplingParams, generate, left_padded
+from lit_adaptive.rollout.generation import (
+    Completions,
+    SamplingParams,
+    generate,
+    left_pad_sequences,
+)
 
 
 class TransformersEngine(Engine):
-    """Decodes with the policy itself: no second copy of the weights, nothing to synchronise.
+    """Decodes with the policy itself: without a second copy of the weights or synchronization.
 
-    Prompts are sorted by length and decoded some at a time, so that short ones do not wait for long
-    ones; each is read once for all of its completions; what is finished leaves the batch.
+    Prompts are sorted by length and decoded in batches, so that short ones do not wait for long
+    ones. Each prompt is processed once for all of its completions, and finished completions leave
+    the batch.
 
     Args:
-        max_rows: completions decoded together, above 0; more are faster and need more memory for
-            keys and values. At least one prompt's completions are.
+        max_rows: completions per batch, above 0, but at least those of one prompt; more are faster
+            and need more memory for keys and values.
 
     Raises:
         ValueError: if ``max_rows`` is not above 0.
@@ -29,11 +35,6 @@ class TransformersEngine(Engine):
         if max_rows <= 0:
             raise ValueError(f"max_rows is {max_rows}; it must be above 0")
         self.max_rows = max_rows
-        self._policy: Policy | None = None
-
-    def attach(self, policy: Policy) -> None:
-        """See ``Engine``."""
-        self._policy = policy
 
     def generate(
         self,
@@ -43,63 +44,68 @@ class TransformersEngine(Engine):
         seeds: Sequence[int],
     ) -> Completions:
         """See ``Engine``."""
-        assert self._policy is not None  # attached by the datamodule before training
-        policy = self._policy
-        each = max(1, self.max_rows // samples)
+        policy = self.policy
+        batch_size = max(1, self.max_rows // samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        parts = [order[at : at + each] for at in range(0, len(order), each)]
-        found: list[Completions] = []
+        batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
+        outputs: list[Completions] = []
         with policy.decoding():
-            while not policy.all_done(len(found) >= len(parts)):
-                part = parts[len(found)] if len(found) < len(parts) else []
-                some, own = [prompts[i] for i in part], [seeds[i] for i in part]
-                found.append(self._part(policy, some, samples, sampling, own))
+            while not policy.all_done(len(outputs) >= len(batches)):
+                batch = batches[len(outputs)] if len(outputs) < len(batches) else []
+                outputs.append(
+                    _generate_batch(
+                        policy,
+                        [prompts[i] for i in batch],
+                        samples,
+                        sampling,
+                        [seeds[i] for i in batch],
+                    )
+                )
         tokens: list[Any] = [None] * (len(prompts) * samples)
         log_probs, finish = [*tokens], [*tokens]
-        for part, one in zip(parts, found, strict=False):
-            for k, i in enumerate(part):
-                here, there = (
-                    slice(k * samples, (k + 1) * samples),
-                    slice(i * samples, (i + 1) * samples),
-                )
-                tokens[there], log_probs[there] = one.tokens[here], one.log_probs[here]
-                finish[there] = one.finish[here]
+        for batch, output in zip(batches, outputs, strict=False):
+            for k, i in enumerate(batch):
+                source = slice(k * samples, (k + 1) * samples)
+                target = slice(i * samples, (i + 1) * samples)
+                tokens[target] = output.tokens[source]
+                log_probs[target] = output.log_probs[source]
+                finish[target] = output.finish[source]
         return Completions(tokens, log_probs, finish, self.version)
 
-    def _part(
-        self,
-        policy: Policy,
-        prompts: list[Any],
-        samples: int,
-        sampling: SamplingParams,
-        seeds: list[int],
-    ) -> Completions:
-        """Some of the prompts; a rank that has none left keeps the others company with a token."""
-        if not prompts:
-            sampling = SamplingParams(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-            prompts, samples = [[int(policy.tokenizer.eos_token_id)]], 1
-            stops: Callable[[], list[int]] = lambda: [*range(len(policy.tokenizer))]  # noqa: E731
-        else:
-            stops = policy.stops
-        dice = _dice(seeds, samples, sampling.max_new_tokens).to(policy.device)
-        ids, mask = left_padded(prompts, policy.tokenizer.pad_token_id)
-        return generate(
-            policy.decode,
-            ids.to(policy.device),
-            mask.to(policy.device),
-            sampling,
-            stops(),
-            samples=samples,
-            dice=dice,
-            all_done=policy.all_done,
-        )
+
+def _generate_batch(
+    policy: Policy,
+    prompts: list[Any],
+    samples: int,
+    sampling: SamplingParams,
+    seeds: list[int],
+) -> Completions:
+    """Completions of a batch of prompts.
+
+    A rank without prompts decodes a dummy token, so that sharded forward passes stay in step.
+    """
+    stops = policy.stops()
+    if not prompts:
+        sampling = SamplingParams(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+        prompts, samples = [[int(policy.tokenizer.eos_token_id)]], 1
+        stops = [*range(len(policy.tokenizer))]
+    ids, mask = left_pad_sequences(prompts, policy.tokenizer.pad_token_id)
+    return generate(
+        policy.decode,
+        ids.to(policy.device),
+        mask.to(policy.device),
+        sampling,
+        stops,
+        samples=samples,
+        uniforms=_uniforms(seeds, samples, sampling.max_new_tokens).to(policy.device),
+        all_done=policy.all_done,
+    )
 
 
-def _dice(seeds: Sequence[int], samples: int, tokens: int) -> Tensor:
-    """What is random about each completion: ``[len(seeds) * samples, tokens]`` in [0, 1)."""
-    source = torch.Generator()
-    dice = torch.empty(len(seeds) * samples, tokens, dtype=torch.float64)
-    for at, seed in enumerate(seeds):
-        own = dice[at * samples : (at + 1) * samples]
-        torch.rand(own.shape, dtype=own.dtype, generator=source.manual_seed(seed), out=own)
-    return dice
+def _uniforms(seeds: Sequence[int], samples: int, tokens: int) -> Tensor:
+    """Random numbers in [0, 1), seeded by prompt: ``[len(seeds) * samples, tokens]``."""
+    generator = torch.Generator()
+    uniforms = torch.empty(len(seeds), samples, tokens, dtype=torch.float64)
+    for prompt, seed in zip(uniforms, seeds, strict=True):
+        prompt.uniform_(generator=generator.manual_seed(seed))
+    return uniforms.flatten(0, 1)

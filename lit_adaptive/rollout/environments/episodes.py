@@ -1,4 +1,4 @@
-"""Whole episodes, played side by side."""
+"""Play complete episodes, several in parallel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,37 +17,40 @@ def play_episodes(
     max_steps: int = 108_000,
     keep_going: Callable[[bool], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One episode for each seed; all that still run share one forward pass a step.
+    """Play one episode for each seed; all unfinished ones share one forward pass per step.
 
     Args:
-        act: actions ``[n]`` int64 for observations ``[n, ...]``.
-        make_environment: builds one environment; its ``reset(seed)`` decides the episode.
+        act: function from observations ``[n, ...]`` to actions ``[n]`` int64.
+        make_environment: builds one environment; its ``reset(seed)`` determines the episode.
         seeds: ``[n]`` int64.
-        max_steps: an episode is cut here, above 0 (half an hour of Atari at 60 Hz).
-        keep_going: told whether this process still plays, says whether any does. Where ``act`` is
-            a joint computation of several processes, those that are done must go on calling it.
+        max_steps: greatest length of an episode, above 0 (half an hour of Atari at 60 Hz).
+        keep_going: function from whether this process still plays to whether any does. Where
+            ``act`` is a joint computation of processes, those that are done keep calling it.
 
     Returns:
-        Returns ``[n]`` float64 (undiscounted) and lengths ``[n]`` int64, in the order of the seeds.
+        Undiscounted returns ``[n]`` float64 and lengths ``[n]`` int64, in the order of the seeds.
     """
     environments = [make_environment() for _ in range(len(seeds))]
-    shown = [env.reset(seed=int(seed))[0] for env, seed in zip(environments, seeds, strict=True)]
+    observations = [
+        environment.reset(seed=int(seed))[0]
+        for environment, seed in zip(environments, seeds, strict=True)
+    ]
     returns = torch.zeros(len(seeds), dtype=torch.float64)
     lengths = torch.zeros(len(seeds), dtype=torch.int64)
     playing = list(range(len(seeds)))
-    any_plays = keep_going or bool
-    while any_plays(bool(playing)):
-        # One that has finished shows its last observation again, so that its ranks stay in step.
-        asked = playing or [0]
-        actions = act(torch.as_tensor(np.stack([shown[i] for i in asked])))
-        going: list[int] = []
+    any_playing = keep_going or bool
+    while any_playing(bool(playing)):
+        # Without an unfinished episode, act on the first one's last observation to stay in step.
+        batch = np.stack([observations[i] for i in playing or [0]])
+        actions = act(torch.as_tensor(batch))
+        unfinished: list[int] = []
         for i, action in zip(playing, actions.tolist(), strict=False):
-            shown[i], reward, terminated, truncated, _ = environments[i].step(action)
+            observations[i], reward, terminated, truncated, _ = environments[i].step(action)
             returns[i] += float(reward)
             lengths[i] += 1
             if not (terminated or truncated or lengths[i] >= max_steps):
-                going.append(i)
-        playing = going
+                unfinished.append(i)
+        playing = unfinished
     for environment in environments:
         environment.close()
     return returns, lengths

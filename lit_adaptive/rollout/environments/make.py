@@ -1,11 +1,12 @@
-"""One environment by its Gymnasium id, wrapped as the papers wrap it.
+"""Make an environment by its Gymnasium id, with the papers' preprocessing.
 
-Where an environment differs from its package's own:
-  1. MinAtar shows ``[channels, 10, 10]`` (its package: channels last), and a reset forgets the last
-     action, so that a seed decides the whole episode (its package lets the sticky action through).
-  2. ``ALE/...`` is preprocessed as in Mnih et al. (2015): every 4th frame, the last two of them
-     maximised, 84 x 84 grey, up to 30 no-ops at the start, 4 frames stacked. Sticky actions are
-     off, as in the papers; ``repeat_action_probability=0.25`` brings them back.
+Where an environment differs from its package's:
+  1. MinAtar's observations are ``[channels, 10, 10]`` (in its package channels are last), and a
+     reset clears the last action, so that a seed determines the complete episode (in its package
+     the sticky action reaches into the next one).
+  2. ``ALE/...`` is preprocessed as in Mnih et al. (2015): every 4th frame, the maximum of the last
+     two, 84 x 84 gray, up to 30 no-ops at the start, 4 frames stacked. Sticky actions are off, as
+     in the papers; ``repeat_action_probability=0.25`` enables them.
 """
 
 import difflib
@@ -29,9 +30,9 @@ _EXTRAS = {"MinAtar": ("minatar.gym", "minatar"), "ALE": ("ale_py", "atari")}
 
 
 def _register(environment: str) -> None:
-    """Let Gymnasium know the packages whose environments are asked for."""
+    """Register the package of the environment with Gymnasium."""
     family = environment.partition("/")[0]
-    if family not in _EXTRAS or any(known.startswith(family) for known in gymnasium.registry):
+    if family not in _EXTRAS or any(name.startswith(family) for name in gymnasium.registry):
         return
     module, extra = _EXTRAS[family]
     try:
@@ -45,8 +46,8 @@ def _register(environment: str) -> None:
     register()  # ale_py registers on import
 
 
-class _ForgetLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """MinAtar's sticky action must not reach from one episode into the next."""
+class _ClearLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Clears MinAtar's sticky action at the start of an episode."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -56,11 +57,11 @@ class _ForgetLastAction(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _minatar(environment: str, **kwargs: Any) -> Environment:
-    made = _ForgetLastAction(gymnasium.make(environment, disable_env_checker=True, **kwargs))
-    height, width, channels = made.observation_space.shape or (0, 0, 0)
-    boolean: Any = np.bool_  # which Gymnasium's stubs do not know of
-    shown = spaces.Box(0, 1, (channels, height, width), boolean)
-    return TransformObservation(made, _channels_first, shown)
+    base = _ClearLastAction(gymnasium.make(environment, disable_env_checker=True, **kwargs))
+    height, width, channels = base.observation_space.shape or (0, 0, 0)
+    boolean: Any = np.bool_  # missing in Gymnasium's stubs
+    space = spaces.Box(0, 1, (channels, height, width), boolean)
+    return TransformObservation(base, _channels_first, space)
 
 
 def _channels_first(observation: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -85,66 +86,68 @@ def _atari(
         repeat_action_probability=repeat_action_probability,
         **kwargs,
     )
-    made: Environment = AtariPreprocessing(
+    preprocessed: Environment = AtariPreprocessing(
         base,
         noop_max=noop_max,
         frame_skip=frame_skip,
         terminal_on_life_loss=terminal_on_life_loss,
     )
     if clip_reward:
-        made = ClipReward(made, -1, 1)
-    return FrameStackObservation(made, frame_stack)
+        preprocessed = ClipReward(preprocessed, -1, 1)
+    return FrameStackObservation(preprocessed, frame_stack)
 
 
 def make_environment(environment: str, **kwargs: Any) -> Environment:
-    """One environment with discrete actions and array observations.
+    """Make an environment with discrete actions and array observations.
 
     Args:
         environment: a Gymnasium id, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` or
             ``ALE/Breakout-v5``.
-        kwargs: for the environment; for ``ALE/...`` also ``clip_reward``, ``frame_skip``,
+        kwargs: arguments of the environment; for ``ALE/...`` also ``clip_reward``, ``frame_skip``,
             ``frame_stack``, ``noop_max`` and ``terminal_on_life_loss``.
 
     Raises:
-        ValueError: if there is no such environment, its package is missing, an argument is not one
-            of its own, or its spaces are of another kind.
+        ValueError: if there is no such environment, its package is missing, it does not accept an
+            argument, or its spaces are of another type.
     """
     _register(environment)
     family = environment.partition("/")[0]
-    make: Callable[..., Environment] = _any
+    make: Callable[..., Environment] = _plain
     if family in _EXTRAS:
         make = _minatar if family == "MinAtar" else _atari
     try:
-        made = make(environment, **kwargs)
+        instance = make(environment, **kwargs)
     except gymnasium.error.Error as error:
         close = difflib.get_close_matches(environment, gymnasium.registry, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see gymnasium.pprint_registry()"
         raise ValueError(f"environment {environment!r} cannot be made ({error}): {hint}") from error
     except TypeError as error:
         raise ValueError(
-            f"environment {environment} does not take {kwargs}: {error}; mend environment_kwargs"
+            f"environment {environment} does not accept {kwargs}: {error}; "
+            "correct environment_kwargs"
         ) from error
-    return _checked(environment, made)
+    _check_spaces(environment, instance)
+    return instance
 
 
-def _any(environment: str, **kwargs: Any) -> Environment:
+def _plain(environment: str, **kwargs: Any) -> Environment:
     return gymnasium.make(environment, disable_env_checker=True, **kwargs)
 
 
-def _checked(environment: str, made: Environment) -> Environment:
-    if not isinstance(made.action_space, spaces.Discrete):
+def _check_spaces(environment: str, instance: Environment) -> None:
+    action_space, observation_space = instance.action_space, instance.observation_space
+    if not isinstance(action_space, spaces.Discrete):
         raise ValueError(
-            f"environment {environment} has actions {made.action_space}; "
-            "a Q-network needs a Discrete space: choose another environment or discretise it"
+            f"environment {environment} has actions {action_space}; "
+            "a Q-network needs a Discrete space: choose another environment or discretize it"
         )
-    if made.action_space.start != 0:
+    if action_space.start != 0:
         raise ValueError(
-            f"environment {environment} numbers its actions from {made.action_space.start}; "
+            f"environment {environment} numbers its actions from {action_space.start}; "
             "they must start at 0: wrap it"
         )
-    if not isinstance(made.observation_space, spaces.Box):
+    if not isinstance(observation_space, spaces.Box):
         raise ValueError(
-            f"environment {environment} shows {made.observation_space}; "
-            "the networks here take a Box: wrap it in gymnasium.wrappers.FlattenObservation"
+            f"environment {environment} has observations {observation_space}; "
+            "the networks here need a Box: wrap it in gymnasium.wrappers.FlattenObservation"
         )
-    return made

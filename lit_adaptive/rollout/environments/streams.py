@@ -1,11 +1,11 @@
-"""Environments that step together, restart one by one, and come back exactly after a crash.
+"""Environments that step together, restart one by one, and resume exactly from a checkpoint.
 
-Gymnasium offers no way to save an environment. But an environment is a function of the seed it was
-reset with and the actions it was given since, so those two, which are plain integers, *are* its
-state: ``load_state_dict`` resets each environment with its seed and plays its actions again.
+Gymnasium cannot save an environment. But its state is a function of the seed of the last reset and
+the actions since, so those are saved: ``load_state_dict`` resets each environment with its seed and
+replays its actions.
 
-Exact wherever ``reset(seed)`` decides everything that follows (all of Gymnasium's classic control,
-MinAtar and ALE do; an environment that reads a clock or the network does not).
+This is exact if ``reset(seed)`` determines everything that follows, as in Gymnasium's classic
+control, MinAtar and ALE; not if an environment reads a clock or the network.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from torch import Tensor
 Vectorization = Literal["sync", "async"]
 
 
-class Step(NamedTuple):
-    """What one step of ``n`` environments gave; ``next_observation`` is the true final one."""
+class EnvironmentStep(NamedTuple):
+    """One step of ``n`` environments; ``next_observation`` is that before any restart."""
 
     observation: Tensor
     next_observation: Tensor
@@ -31,14 +31,14 @@ class Step(NamedTuple):
 
 
 class EnvironmentStreams:
-    """``len(streams)`` environments out of ``total``; a rank owns a slice of all streams.
+    """The environments of this process, a subset of the ``total`` streams of all ranks.
 
     Args:
         make_environment: builds one environment.
-        streams: which of the ``total`` streams live in this process.
+        streams: numbers of the streams in this process, in [0, total).
         total: number of streams over all ranks, at least ``len(streams)``.
-        seed: stream ``i``'s ``k``-th episode is reset with ``seed + i + total * k``.
-        vectorization: ``"sync"`` steps them in turn, ``"async"`` in a process each.
+        seed: base seed; episode ``k`` of stream ``i`` is reset with ``seed + i + total * k``.
+        vectorization: ``"sync"`` to step in turn, ``"async"`` to use a process per environment.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class EnvironmentStreams:
 
     @property
     def observation(self) -> Tensor:
-        """What the environments show now: ``[n, ...]``."""
+        """Current observations: ``[n, ...]``."""
         return self._observation
 
     def _seeds(self) -> list[int | None]:
         return [self.seed + stream + self.total * self._episode[stream] for stream in self.streams]
 
-    def step(self, action: Tensor) -> Step:
-        """Step all environments of this process and restart those whose episode is over.
+    def step(self, action: Tensor) -> EnvironmentStep:
+        """Step all environments of this process.
 
         Args:
             action: ``[n]`` int64.
         """
-        before = self._observation
-        shown, reward, terminated, truncated, _ = self._vector.step(action.numpy())
-        step = Step(
-            before,
-            torch.as_tensor(shown),
+        observation = self._observation
+        next_observation, reward, terminated, truncated, _ = self._vector.step(action.numpy())
+        step = EnvironmentStep(
+            observation,
+            torch.as_tensor(next_observation),
             torch.as_tensor(reward, dtype=torch.float32),
             torch.from_numpy(terminated.copy()),
             torch.from_numpy(truncated & ~terminated),
@@ -91,36 +91,36 @@ class EnvironmentStreams:
         return step
 
     def record(self, action: Tensor, ended: Tensor) -> None:
-        """Note the step of *all* ``total`` streams, and restart this process' ended ones.
+        """Record the step of *all* ``total`` streams, and restart those here that have ended.
 
         Args:
-            action: ``[total]`` int64, what was just played in every stream.
-            ended: ``[total]`` bool, whose episode is over.
+            action: ``[total]`` int64, the last action of every stream.
+            ended: ``[total]`` bool, True where the episode is over.
         """
-        for stream, played in enumerate(action.tolist()):
-            self._actions[stream].append(played)
+        for stream, number in enumerate(action.tolist()):
+            self._actions[stream].append(number)
         for stream in ended.nonzero().flatten().tolist():
             self._actions[stream].clear()
             self._episode[stream] += 1
-        own = ended[self.streams]
-        if own.any():
-            self._restart(own.numpy())
+        local = ended[self.streams]
+        if local.any():
+            self._restart(local.numpy())
 
     def _restart(self, mask: np.ndarray[Any, Any]) -> None:
         observation, _ = self._vector.reset(seed=self._seeds(), options={"reset_mask": mask})
         self._observation = torch.as_tensor(observation)
 
     def state_dict(self) -> dict[str, Any]:
-        """Episodes begun and actions played since, of all ``total`` streams."""
+        """Episode numbers, and actions in the current episode, of all ``total`` streams."""
         return {
             "seed": self.seed,
             "total": self.total,
             "episode": torch.tensor(self._episode),
-            "actions": [torch.tensor(played, dtype=torch.int64) for played in self._actions],
+            "actions": [torch.tensor(actions, dtype=torch.int64) for actions in self._actions],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Bring every environment back to where it was: same seed, same actions.
+        """Restore every environment: reset it with its seed, and replay its actions.
 
         Raises:
             ValueError: if the state has another number of streams.
@@ -132,14 +132,13 @@ class EnvironmentStreams:
             )
         self.seed = state["seed"]
         self._episode = state["episode"].tolist()
-        self._actions = [played.tolist() for played in state["actions"]]
+        self._actions = [actions.tolist() for actions in state["actions"]]
         histories = [self._actions[stream] for stream in self.streams]
         longest = max(map(len, histories))
-        # All environments step together, so one with a shorter history starts later; what it does
-        # before that is thrown away.
+        # All environments step together, so one with a shorter history starts later; its earlier
+        # steps are discarded by a restart.
         start = np.array([longest - len(history) for history in histories])
-        everyone = np.ones(len(histories), dtype=np.bool_)
-        self._restart(everyone)
+        self._restart(np.ones(len(histories), dtype=np.bool_))
         for time in range(longest):
             if time and (begins := start == time).any():
                 self._restart(begins)
@@ -147,10 +146,10 @@ class EnvironmentStreams:
                 history[time - first] if time >= first else 0
                 for history, first in zip(histories, start, strict=True)
             ]
-            shown, _, terminated, truncated, _ = self._vector.step(np.array(action))
-            self._observation = torch.as_tensor(shown)
-            if (over := terminated | truncated).any():
-                self._restart(over)
+            observation, _, terminated, truncated, _ = self._vector.step(np.array(action))
+            self._observation = torch.as_tensor(observation)
+            if (ended := terminated | truncated).any():
+                self._restart(ended)
         if longest and (begins := start == longest).any():
             self._restart(begins)
 

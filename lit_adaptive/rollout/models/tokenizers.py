@@ -1,4 +1,4 @@
-"""Tokenizers: one of single characters that needs no download, and where a completion stops."""
+"""A character tokenizer, pad tokens, and the tokens that end a completion."""
 
 import copy
 import string
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 CHARACTERS = "\n " + string.digits + string.ascii_letters + string.punctuation
-"""What ``character_tokenizer`` knows by default: printable ASCII, space and newline."""
+"""Default vocabulary of ``character_tokenizer``: printable ASCII, space and newline."""
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-_SAID = "what-was-said"  # a message that no template changes
+_MESSAGE = "message-of-the-assistant"  # a text that no template changes
 
 
 class EndOfTurn(NamedTuple):
-    """What a chat template writes after a message of the assistant.
+    """The text that a chat template adds after a message of the assistant.
 
     Attributes:
-        closing: up to and with the token that ends the turn, such as ``<|im_end|>``; empty if the
-            template ends turns with no token of its own.
-        rest: what follows it in the text, such as a newline; a policy never writes that.
-        token: the id of the token that ends the turn, or None.
+        closing: text up to and including the token that ends the turn, such as ``<|im_end|>``;
+            empty if the template has no such token.
+        rest: text after that token, such as a newline, which a policy never generates.
+        token: id of the token that ends the turn, or None.
     """
 
     closing: str
@@ -28,29 +28,31 @@ class EndOfTurn(NamedTuple):
 
 
 def character_tokenizer(characters: Iterable[str] = CHARACTERS) -> Any:
-    """A tokenizer whose tokens are single characters, made without a download.
+    """Make a tokenizer whose tokens are single characters, without a download.
 
-    Ids 0 to 3 are ``<pad>``, ``<bos>``, ``<eos>`` and ``<unk>``; then come the characters, sorted,
-    so equal characters make equal tokenizers. Texts of these characters come back exactly; another
-    character is read as ``<unk>``. None of the four is added to a text.
+    Ids 0 to 3 are ``<pad>``, ``<bos>``, ``<eos>`` and ``<unk>``; then come the characters in sorted
+    order. Texts of these characters are decoded exactly; any other character becomes ``<unk>``.
+    None of the four special tokens is added to a text.
 
     Args:
-        characters: each a string of length 1; repeated ones count once.
+        characters: strings of length 1; repeated ones count once.
 
     Returns:
-        A ``transformers.PreTrainedTokenizerFast``, which ``save_pretrained`` writes.
+        A ``transformers.PreTrainedTokenizerFast``.
 
     Raises:
-        ValueError: if there are none, or one is longer than a character (which).
+        ValueError: if there are none, or one is longer than a character.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = sorted(set(characters))
-    odd = [each for each in known if len(each) != 1]
-    if odd or not known:
-        raise ValueError(f"characters contain {odd}; give at least one, each a single character")
-    vocabulary = {name: number for number, name in enumerate([*_SPECIAL, *known])}
+    distinct = sorted(set(characters))
+    invalid = [text for text in distinct if len(text) != 1]
+    if invalid or not distinct:
+        raise ValueError(
+            f"characters contain {invalid}; give at least one, each a single character"
+        )
+    vocabulary = {name: number for number, name in enumerate([*_SPECIAL, *distinct])}
     tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL[3]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -59,14 +61,14 @@ def character_tokenizer(characters: Iterable[str] = CHARACTERS) -> Any:
     return make(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
-def prepared(tokenizer: Any) -> Any:
-    """The tokenizer with a pad token; a copy if it had none.
+def prepare_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer with a pad token: itself, or a copy that pads with its eos token.
 
-    Without one ``<eos>`` stands in, and the copy's ``pad_stands_in`` is True. Lengths tell what is
-    padding, never the pad token's id, so real ends of texts stay targets.
+    Padding is recognized by lengths, never by the pad token's id, so eos tokens of texts stay
+    targets.
 
     Args:
-        tokenizer: any of transformers; its padding side does not matter.
+        tokenizer: a transformers tokenizer, with any padding side.
 
     Raises:
         ValueError: if it has no eos token.
@@ -81,43 +83,44 @@ def prepared(tokenizer: Any) -> Any:
         return tokenizer
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = padded.eos_token
-    padded.pad_stands_in = True
     return padded
 
 
 def end_of_turn(tokenizer: Any) -> EndOfTurn:
-    """What the tokenizer's chat template writes after an answer; all empty without a template."""
+    """Find the text that the chat template adds after an answer; empty without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return EndOfTurn("", "", None)
-    asked = [{"role": "user", "content": "question"}]
-    said = [*asked, {"role": "assistant", "content": _SAID}]
+    messages = [
+        {"role": "user", "content": "question"},
+        {"role": "assistant", "content": _MESSAGE},
+    ]
     try:
-        text = str(tokenizer.apply_chat_template(said, tokenize=False))
-    except Exception:  # templates are programs: any of them may refuse these two messages
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # templates are programs, and may reject these two messages
         return EndOfTurn("", "", None)
-    _, found, tail = text.rpartition(_SAID)
-    if not found:
+    _, message, tail = text.rpartition(_MESSAGE)
+    if not message:
         return EndOfTurn("", "", None)
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     start = len(tail) - len(tail.lstrip())
-    fitting = [name for name in added if tail.startswith(name, start)]
-    if not fitting:
+    matches = [name for name in added if tail.startswith(name, start)]
+    if not matches:
         return EndOfTurn("", tail, None)
-    name = max(fitting, key=len)
+    name = max(matches, key=len)
     return EndOfTurn(tail[: start + len(name)], tail[start + len(name) :], added[name])
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
-    """The tokens that end a completion, sorted.
+    """Return the sorted ids of tokens that end a completion.
 
-    The tokenizer's eos token, those of the generation config, and the token with which the chat
-    template ends a turn. A model of chats often has two: with eos alone its answers would look cut.
+    These are the tokenizer's eos token, those of the generation config, and the token with which
+    the chat template ends a turn, which in chat models often differs from eos.
 
     Args:
-        tokenizer: any of transformers.
-        generation_config: of the model; its ``eos_token_id`` is one id or several.
+        tokenizer: a transformers tokenizer.
+        generation_config: the model's; its ``eos_token_id`` is one id or several.
     """
-    found = {tokenizer.eos_token_id, end_of_turn(tokenizer).token}
-    more = getattr(generation_config, "eos_token_id", None)
-    found |= set(more) if isinstance(more, (list, tuple, set)) else {more}
-    return sorted(int(each) for each in found if each is not None)
+    stops = {tokenizer.eos_token_id, end_of_turn(tokenizer).token}
+    configured = getattr(generation_config, "eos_token_id", None)
+    stops |= set(configured) if isinstance(configured, (list, tuple, set)) else {configured}
+    return sorted(int(stop) for stop in stops if stop is not None)

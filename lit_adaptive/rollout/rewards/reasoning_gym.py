@@ -1,4 +1,4 @@
-"""reasoning-gym's own scorers as a reward, and its metadata as text."""
+"""reasoning-gym's own scorers as a reward, and its metadata as JSON."""
 
 import json
 import re
@@ -6,26 +6,26 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from lit_adaptive.rollout.rewards.base import Reward, asked_column
+from lit_adaptive.rollout.rewards.base import Reward, require_column
 
 
 class ReasoningGym(Reward):
-    """What reasoning-gym's own scorer gives for an answer, in [0, 1].
+    """The score of reasoning-gym's own scorer, in [0, 1].
 
     The rows are those of ``ReasoningTask``, or others with reasoning-gym's metadata. Needs
     ``pip install lit-adaptive[text]``.
 
     Args:
-        column: holds reasoning-gym's own answers, or None for a task that has several right ones.
-        metadata: column of each question's metadata, a dictionary or JSON text. It names the task
+        column: column of reasoning-gym's own answers; None for a task with several right ones.
+        metadata: column of each question's metadata, a dictionary or JSON. It names the task
             (``source_dataset``), and may hold the task's settings (``task_config``).
-        tag: the completion's answer is what stands in the last ``<answer>...</answer>``; None: all
-            of it.
-        strict: without these tags a completion is worth 0. Else all of it is its answer.
+        tag: name of the tag around the answer: the last ``<answer>...</answer>`` counts; None to
+            take the complete completion as the answer.
+        strict: True to score a completion without the tag 0; False to take all of it as the answer.
 
     Raises:
-        ModuleNotFoundError: when asked, if reasoning-gym is not installed.
-        ValueError: when asked, if the metadata do not name a task that there is.
+        ModuleNotFoundError: when called, if reasoning-gym is not installed.
+        ValueError: when called, if the metadata name no known task.
     """
 
     def __init__(
@@ -47,39 +47,39 @@ class ReasoningGym(Reward):
     def __call__(
         self, prompts: list[str], completions: list[str], **columns: list[Any]
     ) -> list[float | None]:
-        """A number in [0, 1] for each completion, or None without metadata."""
-        answers = asked_column(columns, self.column, self)
-        metadata = asked_column(columns, self.metadata, self)
+        """Return a number in [0, 1] for each completion, or None without metadata."""
+        answers = require_column(columns, self.column, self)
+        metadata = require_column(columns, self.metadata, self)
         rows = zip(prompts, completions, answers, metadata, strict=True)
-        return [self._one(*row) for row in rows]
+        return [self._score(*row) for row in rows]
 
-    def _one(self, prompt: str, completion: str, answer: Any, metadata: Any) -> float | None:
+    def _score(self, prompt: str, completion: str, answer: Any, metadata: Any) -> float | None:
         if metadata is None:
             return None
-        known = dict(unpacked(metadata) if isinstance(metadata, str) else metadata)
-        settings = known.pop("task_config", {})
-        task = known.get("source_dataset")
+        fields = dict(unpack_metadata(metadata) if isinstance(metadata, str) else metadata)
+        settings = fields.pop("task_config", {})
+        task = fields.get("source_dataset")
         if not isinstance(task, str):
             raise ValueError(
-                f"the column {self.metadata!r} has {sorted(known)} but no source_dataset, which "
+                f"the column {self.metadata!r} has {sorted(fields)} but no source_dataset, which "
                 "names the task; read the questions with lit_adaptive.data.ReasoningTask"
             )
-        entry = {"question": prompt, "answer": answer, "metadata": known}
-        scorer = _scorer(task, packed(settings))
-        return float(scorer(self._answer(completion), entry))
+        entry = {"question": prompt, "answer": answer, "metadata": fields}
+        scorer = _scorer(task, pack_metadata(settings))
+        return float(scorer(self._extract_answer(completion), entry))
 
-    def _answer(self, completion: str) -> str | None:
+    def _extract_answer(self, completion: str) -> str | None:
         if self.tag is None:
             return completion.strip()
         tag = re.escape(self.tag)
-        found = re.findall(rf"<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", completion, re.DOTALL)
-        if found:
-            return str(found[-1]).strip()
+        answers = re.findall(rf"<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", completion, re.DOTALL)
+        if answers:
+            return str(answers[-1]).strip()
         return None if self.strict else completion.strip()
 
 
 def load_reasoning_gym() -> Any:
-    """The package.
+    """Import reasoning-gym.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
@@ -95,34 +95,34 @@ def load_reasoning_gym() -> Any:
 
 @lru_cache(256)
 def _scorer(task: str, settings: str) -> Callable[[str | None, dict[str, Any]], float]:
-    scorer: Callable[[str | None, dict[str, Any]], float]
-    scorer = load_reasoning_gym().create_dataset(task, **unpacked(settings)).score_answer
+    dataset = load_reasoning_gym().create_dataset(task, **unpack_metadata(settings))
+    scorer: Callable[[str | None, dict[str, Any]], float] = dataset.score_answer
     return scorer
 
 
-def packed(value: Any) -> str:
-    """As JSON, tuples and dictionaries of any keys included; ``unpacked`` gives the same again."""
-    return json.dumps(_plain(value))
+def pack_metadata(value: Any) -> str:
+    """Write JSON that keeps tuples and dictionaries with any keys; see ``unpack_metadata``."""
+    return json.dumps(_encoded(value))
 
 
-def unpacked(text: str) -> Any:
-    """What ``packed`` packed; other JSON as it is."""
-    return json.loads(text, object_hook=_rebuilt)
+def unpack_metadata(text: str) -> Any:
+    """Read what ``pack_metadata`` wrote, or any other JSON."""
+    return json.loads(text, object_hook=_decoded)
 
 
-def _plain(value: Any) -> Any:
+def _encoded(value: Any) -> Any:
     if isinstance(value, tuple):
-        return {"__tuple__": [_plain(each) for each in value]}
+        return {"__tuple__": [_encoded(item) for item in value]}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_encoded(item) for item in value]
     if isinstance(value, dict):
         if all(isinstance(name, str) for name in value):
-            return {name: _plain(each) for name, each in value.items()}
-        return {"__items__": [[_plain(name), _plain(each)] for name, each in value.items()]}
+            return {name: _encoded(item) for name, item in value.items()}
+        return {"__items__": [[_encoded(name), _encoded(item)] for name, item in value.items()]}
     return value
 
 
-def _rebuilt(found: dict[str, Any]) -> Any:
-    if found.keys() == {"__tuple__"}:
-        return tuple(found["__tuple__"])
-    return dict(found["__items__"]) if found.keys() == {"__items__"} else found
+def _decoded(value: dict[str, Any]) -> Any:
+    if value.keys() == {"__tuple__"}:
+        return tuple(value["__tuple__"])
+    return dict(value["__items__"]) if value.keys() == {"__items__"} else value

@@ -1,7 +1,7 @@
-"""Several rewards, one number for each completion.
+"""Several rewards, combined into one number for each completion.
 
 Each reward runs in processes of its own (``RewardPool``), all of them at the same time. A reward
-that does not apply to a completion takes no part in its sum.
+that does not apply to a completion is left out of its sum.
 """
 
 import math
@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_adaptive.rollout.rewards.base import Reward
-from lit_adaptive.rollout.rewards.pool import Failure, OnError, RewardPool
+from lit_adaptive.core.segments import center_segments, segment_std
+from lit_adaptive.rollout.rewards._host import Failure
+from lit_adaptive.rollout.rewards.base import Reward, reward_name
+from lit_adaptive.rollout.rewards.pool import OnError, RewardPool
 
 Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
 
@@ -25,14 +27,14 @@ _EPSILON = 1e-4  # added to a standard deviation, as in TRL
 
 @dataclass
 class WeightedReward:
-    """A reward and how much it counts.
+    """A reward and its weight in the sum.
 
     Args:
-        reward: asked about every completion.
-        weight: finite; negative for what is to be avoided, 0 to log it only.
-        name: in the logs; by default its class's, or its function's. Names are all different.
-        timeout_s: seconds for one call; by default the scorer's.
-        chunk: completions asked about at once, or null: all (see ``RewardPool``).
+        reward: called with every completion.
+        weight: factor of the reward, finite; negative for a penalty, 0 to log it only.
+        name: name in the logs, unique; by default that of its class or function.
+        timeout_s: greatest duration of one call, in seconds; by default the scorer's.
+        chunk: greatest number of completions per call, or null for all (see ``RewardPool``).
 
     Raises:
         ValueError: if the weight is not finite.
@@ -50,22 +52,22 @@ class WeightedReward:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What completions are worth.
+class RewardScores:
+    """The rewards of a batch of completions.
 
     Attributes:
-        reward: ``[N]`` float32, all rewards together; NaN where none applies.
-        each: ``[R, N]`` float32, every reward by itself, unweighted; NaN where it does not apply.
-        names: of the R rewards, all different.
-        seconds: that it took.
-        errors: completions that a reward failed on, all rewards together.
-        timeouts: completions that a reward took too long for.
-        extras: ``[N]`` float32 by ``reward/number``: what else rewards found; NaN: nothing.
-        failures: the last completions lost, by the name of the reward.
+        reward: ``[N]`` float32, the aggregate of all rewards; NaN where none applies.
+        per_reward: ``[R, N]`` float32, each reward, unweighted; NaN where it does not apply.
+        names: the R names of the rewards.
+        seconds: duration of the call.
+        errors: number of completions lost to errors, over all rewards.
+        timeouts: number of completions lost to time-outs, over all rewards.
+        extras: ``[N]`` float32 by ``reward/number``: the rewards' further numbers; NaN for none.
+        failures: the completions lost, by name of the reward.
     """
 
     reward: Tensor
-    each: Tensor
+    per_reward: Tensor
     names: tuple[str, ...]
     seconds: float
     errors: int
@@ -73,22 +75,22 @@ class Scores:
     extras: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     failures: dict[str, list[Failure]] = field(default_factory=dict[str, list[Failure]])
 
-    def logged(self) -> dict[str, float]:
-        """Means and standard deviations, by TRL's names; nothing for what applies nowhere.
+    def metrics(self) -> dict[str, float]:
+        """Means and standard deviations, by TRL's names; none for a reward that applies nowhere.
 
-        ``rewards/{name}/mean`` and ``/std`` of each, ``rewards/{name}/{number}`` of its extras,
-        ``reward`` and ``reward_std`` of all together, and ours: ``reward/not_applicable`` (a
-        share), ``reward_fn/errors``, ``reward_fn/timeouts`` and ``reward_fn/seconds``.
+        ``rewards/{name}/mean`` and ``/std`` of each reward, ``rewards/{name}/{number}`` of its
+        extras, ``reward`` and ``reward_std`` of the aggregate, and ours: ``reward/not_applicable``
+        (a fraction), ``reward_fn/errors``, ``reward_fn/timeouts`` and ``reward_fn/seconds``.
         """
-        found: dict[str, float] = {}
-        for name, values in zip(self.names, self.each, strict=True):
-            found |= _moments(values, f"rewards/{name}/mean", f"rewards/{name}/std")
+        metrics: dict[str, float] = {}
+        for name, values in zip(self.names, self.per_reward, strict=True):
+            metrics |= _moments(values, f"rewards/{name}/mean", f"rewards/{name}/std")
         for name, values in self.extras.items():
-            found |= _moments(values, f"rewards/{name}", None)
-        found |= _moments(self.reward, "reward", "reward_std")
+            metrics |= _moments(values, f"rewards/{name}", None)
+        metrics |= _moments(self.reward, "reward", "reward_std")
         if self.reward.numel():
-            found["reward/not_applicable"] = float(self.reward.isnan().float().mean())
-        return found | {
+            metrics["reward/not_applicable"] = float(self.reward.isnan().float().mean())
+        return metrics | {
             "reward_fn/errors": float(self.errors),
             "reward_fn/timeouts": float(self.timeouts),
             "reward_fn/seconds": self.seconds,
@@ -96,34 +98,35 @@ class Scores:
 
 
 class Scorer:
-    r"""Asks several rewards at once and adds them up.
+    r"""Calls several rewards at the same time and combines them.
 
     With ``sum_then_normalize`` the reward of completion i is :math:`r_i = \sum_k w_k r_{k,i}` over
-    the rewards that apply; the advantage normalises it afterwards. With ``normalize_then_sum`` each
-    reward is normalised within its group first, :math:`r_i = \sum_k w_k (r_{k,i} - \bar r_k) /
-    (s_k + 10^{-4})`, so that no reward drowns another by its scale: GDPO (Liu et al. 2026,
-    arXiv:2601.05242, its equations of the advantage), in which the sums are then normalised over
-    the batch. Mean and standard deviation (of the sample, n - 1) are over those to which the reward
-    applies; a group of one, or of equal rewards, gets 0.
+    the rewards that apply; the advantage normalizes it afterwards. With ``normalize_then_sum`` each
+    reward is normalized within its group first, :math:`r_i = \sum_k w_k (r_{k,i} - \bar r_k) /
+    (s_k + 10^{-4})`, so that rewards of different scales count alike: GDPO (Liu et al. 2026,
+    arXiv:2601.05242), in which the sums are then normalized over the batch. Mean and standard
+    deviation (of the sample, n - 1) are over the completions to which the reward applies; in a
+    group of one, or of equal rewards, the normalized reward is 0.
 
-    Use it as a context, or call ``close()``: the rewards' processes end then, and in any case with
-    this process.
+    Use it as a context, or call ``close()`` to end the rewards' processes; they end with this
+    process in any case.
 
     Args:
-        rewards: at least one; a plain reward counts once.
-        timeout_s: seconds for a call of a reward (see ``RewardPool``), or null: in this process.
-        workers: processes for each reward; 0: in this process.
-        on_error: what becomes of a completion that a reward fails on: ``raise`` an error, count it
-            as ``zero``, or ``skip`` this reward for it.
+        rewards: at least one; a plain reward has weight 1.
+        timeout_s: greatest duration of a call of a reward, in seconds (see ``RewardPool``), or
+            null to run in this process.
+        workers: number of processes for each reward; 0 to run in this process.
+        on_error: for a completion that a reward fails on: ``raise`` an error, count it as ``zero``,
+            or ``skip`` this reward.
         aggregate: ``sum_then_normalize`` or ``normalize_then_sum``.
 
     Attributes:
-        names: of the rewards, all different.
+        names: unique names of the rewards.
         weights: ``[R]`` float32.
-        pools: what the rewards run in.
+        pools: the pools that run the rewards.
 
     Raises:
-        ValueError: if there is no reward, two are given the same name, or an argument is out of its
+        ValueError: if there is no reward, two have the same name, or an argument is out of its
             range.
     """
 
@@ -144,21 +147,22 @@ class Scorer:
                 "'normalize_then_sum'"
             )
         weighted = [
-            each if isinstance(each, WeightedReward) else WeightedReward(each) for each in rewards
+            reward if isinstance(reward, WeightedReward) else WeightedReward(reward)
+            for reward in rewards
         ]
-        self.names = _names(weighted)
-        self.weights = torch.tensor([each.weight for each in weighted], dtype=torch.float32)
+        self.names = _unique_names(weighted)
+        self.weights = torch.tensor([reward.weight for reward in weighted], dtype=torch.float32)
         self.aggregate = aggregate
         self.pools = [
             RewardPool(
-                each.reward,
+                reward.reward,
                 workers=workers,
-                timeout_s=timeout_s if each.timeout_s is None else each.timeout_s,
+                timeout_s=timeout_s if reward.timeout_s is None else reward.timeout_s,
                 on_error=on_error,
-                chunk=each.chunk,
+                chunk=reward.chunk,
                 name=name,
             )
-            for each, name in zip(weighted, self.names, strict=True)
+            for reward, name in zip(weighted, self.names, strict=True)
         ]
 
     def __call__(
@@ -167,47 +171,44 @@ class Scorer:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]] | None = None,
         group: Tensor | None = None,
-    ) -> Scores:
-        """What the completions are worth.
+    ) -> RewardScores:
+        """Score completions.
 
         Args:
             prompts: N of them, one for each completion.
             completions: N texts.
             columns: further columns of the dataset by name, each of N rows.
-            group: ``[N]`` int64, whose completion each is; needed for ``normalize_then_sum``.
+            group: ``[N]`` int64, the group of each completion; needed for ``normalize_then_sum``.
 
         Raises:
             RewardError: if a reward fails, with ``on_error: raise``.
             ValueError: if lengths differ, or ``group`` is missing.
         """
         if self.aggregate == "normalize_then_sum" and group is None:
-            raise ValueError("group is None; normalize_then_sum needs to know whose each is")
+            raise ValueError("group is None; normalize_then_sum needs the group of each completion")
         if group is not None and len(group) != len(completions):
             raise ValueError(
                 f"group has {len(group)} entries for {len(completions)} completions; give one each"
             )
-        before = [(pool.errors, pool.timeouts) for pool in self.pools]
-        began = time.perf_counter()
-        found = self._asked(prompts, completions, columns or {})
-        seconds = time.perf_counter() - began
-        each = torch.stack([_tensor(values) for values in found])
-        errors, timeouts = (
-            sum(getattr(pool, kind) - old[at] for pool, old in zip(self.pools, before, strict=True))
-            for at, kind in enumerate(("errors", "timeouts"))
-        )
-        return Scores(
-            reward=self._together(each, group),
-            each=each,
+        start = time.perf_counter()
+        values = self._call_pools(prompts, completions, columns or {})
+        seconds = time.perf_counter() - start
+        per_reward = torch.stack([_tensor(row) for row in values])
+        lost = {name: pool.lost for name, pool in zip(self.names, self.pools, strict=True)}
+        timeouts = sum(failure.timeout for failures in lost.values() for failure in failures)
+        return RewardScores(
+            reward=self._combine(per_reward, group),
+            per_reward=per_reward,
             names=self.names,
             seconds=seconds,
-            errors=errors,
+            errors=sum(map(len, lost.values())) - timeouts,
             timeouts=timeouts,
-            extras=self._extras(),
-            failures={
-                name: lost
+            extras={
+                f"{name}/{extra}": _tensor(numbers)
                 for name, pool in zip(self.names, self.pools, strict=True)
-                if (lost := list(pool.lost))
+                for extra, numbers in pool.extras.items()
             },
+            failures={name: list(failures) for name, failures in lost.items() if failures},
         )
 
     def close(self) -> None:
@@ -221,87 +222,72 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _asked(
+    def _call_pools(
         self,
         prompts: Sequence[str],
         completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
     ) -> list[list[float | None]]:
-        """Those in other processes at the same time, those in this one meanwhile."""
-        aside = [k for k, pool in enumerate(self.pools) if not pool.in_process]
-        here = [k for k in range(len(self.pools)) if k not in aside]
-        if not here and len(aside) == 1:
-            here, aside = aside, []
-        with ThreadPoolExecutor(max(1, len(aside))) as threads:
-            asked = {
-                k: threads.submit(self.pools[k], prompts, completions, **columns) for k in aside
+        """Call pools with processes in threads, and meanwhile the others in this one."""
+        remote = [k for k, pool in enumerate(self.pools) if not pool.in_process]
+        local = [k for k, pool in enumerate(self.pools) if pool.in_process]
+        if not local and len(remote) == 1:
+            local, remote = remote, []
+        with ThreadPoolExecutor(max(1, len(remote))) as threads:
+            futures = {
+                k: threads.submit(self.pools[k], prompts, completions, **columns) for k in remote
             }
-            found = {k: self.pools[k](prompts, completions, **columns) for k in here}
-            found |= {k: each.result() for k, each in asked.items()}
-        return [found[k] for k in range(len(self.pools))]
+            values = {k: self.pools[k](prompts, completions, **columns) for k in local}
+            values |= {k: future.result() for k, future in futures.items()}
+        return [values[k] for k in range(len(self.pools))]
 
-    def _together(self, each: Tensor, group: Tensor | None) -> Tensor:
-        applies = ~each.isnan()
+    def _combine(self, per_reward: Tensor, group: Tensor | None) -> Tensor:
+        applies = ~per_reward.isnan()
         if self.aggregate == "normalize_then_sum":
             assert group is not None
-            each = normalized(each, group.to(each.device))
-        summed = (each.nan_to_num(nan=0.0) * self.weights[:, None]).sum(0)
-        return summed.masked_fill(~applies.any(0), torch.nan)
-
-    def _extras(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{extra}": _tensor(values)
-            for name, pool in zip(self.names, self.pools, strict=True)
-            for extra, values in pool.extras.items()
-        }
+            per_reward = normalize_rewards(per_reward, group.to(per_reward.device))
+        total = (per_reward.nan_to_num(nan=0.0) * self.weights[:, None]).sum(0)
+        return total.masked_fill(~applies.any(0), torch.nan)
 
 
-def normalized(each: Tensor, group: Tensor) -> Tensor:
-    """Every reward less its group's mean, divided by its standard deviation plus 1e-4.
+def normalize_rewards(per_reward: Tensor, group: Tensor) -> Tensor:
+    """Subtract from each reward its group's mean, and divide by the standard deviation plus 1e-4.
 
     Args:
-        each: ``[R, N]`` float; NaN takes no part, and stays NaN.
+        per_reward: ``[R, N]`` float; NaN is left out, and stays NaN.
         group: ``[N]`` int64, not negative.
 
     Returns:
         ``[R, N]``; 0 in groups in which a reward is always the same, or applies once.
     """
-    groups = int(group.max()) + 1 if group.numel() else 0
-    applies = ~each.isnan()
-    index = group.expand(each.shape)
-
-    def summed(values: Tensor) -> Tensor:
-        empty = torch.zeros(len(each), groups, dtype=torch.float64, device=each.device)
-        return empty.scatter_add(1, index, values.double())
-
-    count = summed(applies)
-    mean = summed(each.nan_to_num(nan=0.0)) / count
-    mean = mean.gather(1, index)
-    centered = each.double() - mean
-    # Equal rewards, whose mean is off by rounding, would come out above 0.
-    centered = centered.masked_fill(centered.abs() <= 1e-12 * mean.abs(), 0.0)
-    variance = summed(centered.nan_to_num(nan=0.0).square()) / (count - 1).clamp(min=1)
-    return (centered / (variance.sqrt().gather(1, index) + _EPSILON)).to(each.dtype)
+    size = int(group.max()) + 1 if group.numel() else 0
+    normalized = per_reward.clone()
+    for row in normalized:
+        known = ~row.isnan()
+        value, index = row[known].double(), group[known]
+        deviation = segment_std(value, index, size)[index]
+        row[known] = (center_segments(value, index, size) / (deviation + _EPSILON)).to(row.dtype)
+    return normalized
 
 
-def _names(rewards: Sequence[WeightedReward]) -> tuple[str, ...]:
-    """The names given, and of the others their class's or function's, numbered if need be."""
-    given = [each.name for each in rewards if each.name is not None]
-    twice = sorted({name for name in given if given.count(name) > 1})
-    if twice:
-        raise ValueError(f"rewards have the names {twice} more than once; name each differently")
-    taken = set(given)
-    found: list[str] = []
-    for each in rewards:
-        name = each.name
+def _unique_names(rewards: Sequence[WeightedReward]) -> tuple[str, ...]:
+    """The configured names; for the others, names of class or function, numbered if need be."""
+    configured = [reward.name for reward in rewards if reward.name is not None]
+    repeated = sorted({name for name in configured if configured.count(name) > 1})
+    if repeated:
+        raise ValueError(f"rewards have the names {repeated} more than once; name each differently")
+    used = set(configured)
+    names: list[str] = []
+    for reward in rewards:
+        name = reward.name
         if name is None:
-            kind = str(getattr(each.reward, "path", type(each.reward).__name__)).rsplit(".", 1)[-1]
-            kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
-            kinds = [kind, *(f"{kind}_{number}" for number in range(2, len(rewards) + 2))]
-            name = next(each for each in kinds if each not in taken)
-            taken.add(name)
-        found.append(name)
-    return tuple(found)
+            default = reward_name(reward.reward).rsplit(".", 1)[-1]
+            default = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", default).lower()
+            numbered = (f"{default}_{number}" for number in range(2, len(rewards) + 2))
+            name = next(each for each in (default, *numbered) if each not in used)
+            used.add(name)
+        names.append(name)
+    return tuple(names)
 
 
 def _tensor(values: Sequence[float | None]) -> Tensor:
@@ -314,7 +300,7 @@ def _moments(values: Tensor, mean: str, std: str | None) -> dict[str, float]:
     known = values[~values.isnan()].double()
     if not known.numel():
         return {}
-    found = {mean: float(known.mean())}
+    moments = {mean: float(known.mean())}
     if std is not None:
-        found[std] = float(known.std()) if len(known) > 1 else 0.0
-    return found
+        moments[std] = float(known.std()) if len(known) > 1 else 0.0
+    return moments

@@ -10,7 +10,9 @@ from pyarrow import parquet
 
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
 from lit_adaptive.data.sources.rows import read_rows
-from lit_adaptive.rollout.rewards.verifiers import GSM8KMatch, MathVerify, ReasoningGym
+from lit_adaptive.rollout.rewards.matching import GSM8KMatch
+from lit_adaptive.rollout.rewards.math import MathVerify
+from lit_adaptive.rollout.rewards.reasoning_gym import ReasoningGym
 
 DATA = Path("/work/shared/data")
 

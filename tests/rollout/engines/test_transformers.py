@@ -1,4 +1,4 @@
-"""Engines: what they write depends on the prompt, its seed and the weights, and on nothing else."""
+"""Completions of the default engine depend on the prompt, its seed and the weights only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 
 class Policy:
-    """A tiny model, counting how many tokens it reads."""
+    """A tiny model that records the shapes of its inputs."""
 
     def __init__(self, language: LanguageModel, tokenizer: Any) -> None:
         self.language, self.tokenizer, self.device = language, tokenizer, torch.device("cpu")
-        self.read: list[tuple[int, int]] = []
+        self.inputs: list[tuple[int, int]] = []
         self.entered = 0
 
     def decode(self, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        self.read.append((input_ids.shape[0], input_ids.shape[1]))
+        self.inputs.append((input_ids.shape[0], input_ids.shape[1]))
         assert mask.shape[1] == positions[0, -1] + 1 or bool((mask == 0).any())
         return self.language.decode(input_ids, mask, positions, cache)
 
@@ -57,82 +57,91 @@ def _engine(language: LanguageModel, prompts: PromptDataset, rows: int) -> Trans
     return engine
 
 
-def _ask(engine: TransformersEngine, prompts: PromptDataset, index: list[int]) -> Completions:
-    asked = prompts.tokens(torch.tensor(index, dtype=torch.int64))
-    return engine.generate(asked, 3, SamplingParams(9, temperature=0.8), [100 + i for i in index])
+def _generate(engine: TransformersEngine, prompts: PromptDataset, index: list[int]) -> Completions:
+    tokens = prompts.tokens(torch.tensor(index, dtype=torch.int64))
+    return engine.generate(tokens, 3, SamplingParams(9, temperature=0.8), [100 + i for i in index])
 
 
 def test_log_probs_are_those_of_a_full_forward_pass_at_the_sampling_temperature(
     language: LanguageModel, prompts: PromptDataset
 ) -> None:
     index = [0, 3, 5, 8]
-    found = _ask(_engine(language, prompts, 512), prompts, index)
-    for row, (tokens, log_probs) in enumerate(zip(found.tokens, found.log_probs, strict=True)):
+    completions = _generate(_engine(language, prompts, 512), prompts, index)
+    rows = zip(completions.tokens, completions.log_probs, strict=True)
+    for row, (tokens, log_probs) in enumerate(rows):
         prompt = prompts.tokens(torch.tensor([index[row // 3]]))[0].long()
-        whole = torch.cat([prompt, tokens])
-        logits = language.model(input_ids=whole[None]).logits[0] / 0.8
-        law = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-        torch.testing.assert_close(law.gather(-1, tokens[:, None])[:, 0], log_probs)
+        logits = language.model(input_ids=torch.cat([prompt, tokens])[None]).logits[0] / 0.8
+        full = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        torch.testing.assert_close(full.gather(-1, tokens[:, None])[:, 0], log_probs)
 
 
-def test_a_completion_depends_on_its_prompt_and_seed_not_on_its_company(
+def test_a_completion_depends_on_its_prompt_and_seed_not_on_other_prompts(
     language: LanguageModel, prompts: PromptDataset
 ) -> None:
-    everyone = [*range(24)]
-    whole = _ask(_engine(language, prompts, 512), prompts, everyone)
-    parted = _ask(_engine(language, prompts, 6), prompts, everyone)  # two prompts at a time
-    backwards = _ask(_engine(language, prompts, 512), prompts, everyone[::-1])
-    alone = _ask(_engine(language, prompts, 512), prompts, [7])
+    index = [*range(24)]
+    together = _generate(_engine(language, prompts, 512), prompts, index)
+    batched = _generate(_engine(language, prompts, 6), prompts, index)  # two prompts at a time
+    reverse = _generate(_engine(language, prompts, 512), prompts, index[::-1])
+    alone = _generate(_engine(language, prompts, 512), prompts, [7])
     for row in range(72):
         prompt, sample = divmod(row, 3)
-        other = (23 - prompt) * 3 + sample
-        assert whole.tokens[row].equal(parted.tokens[row])
-        assert whole.tokens[row].equal(backwards.tokens[other])
-        assert whole.finish[row] == parted.finish[row] == backwards.finish[other]
-        torch.testing.assert_close(whole.log_probs[row], backwards.log_probs[other])
+        mirrored = (23 - prompt) * 3 + sample
+        assert together.tokens[row].equal(batched.tokens[row])
+        assert together.tokens[row].equal(reverse.tokens[mirrored])
+        assert together.finish[row] == batched.finish[row] == reverse.finish[mirrored]
+        torch.testing.assert_close(together.log_probs[row], reverse.log_probs[mirrored])
     for sample in range(3):
-        assert alone.tokens[sample].equal(whole.tokens[21 + sample])
-    assert len({tuple(tokens.tolist()) for tokens in whole.tokens[:3]}) > 1  # samples differ
+        assert alone.tokens[sample].equal(together.tokens[21 + sample])
+    assert len({tuple(tokens.tolist()) for tokens in together.tokens[:3]}) > 1  # samples differ
 
 
-def test_a_prompt_is_read_once_for_all_its_completions_and_short_ones_do_not_wait(
+def test_a_prompt_is_processed_once_in_a_batch_of_similar_length(
     language: LanguageModel, prompts: PromptDataset
 ) -> None:
     engine = _engine(language, prompts, 12)
-    policy = engine._policy
+    policy = engine.policy
     assert isinstance(policy, Policy)
     order = prompts.lengths.argsort()
     index = [*order[:4].tolist(), *order[-4:].tolist()]
-    _ask(engine, prompts, index[::-1])
-    read = [shape for shape in policy.read if shape[1] > 1]
+    _generate(engine, prompts, index[::-1])
+    shapes = [shape for shape in policy.inputs if shape[1] > 1]
     lengths = prompts.lengths[index].tolist()
-    assert read == [(4, max(lengths[:4])), (4, max(lengths[4:]))]
-    assert all(rows <= 12 for rows, width in policy.read if width == 1)
+    assert shapes == [(4, max(lengths[:4])), (4, max(lengths[4:]))]
+    assert all(rows <= 12 for rows, width in policy.inputs if width == 1)
 
 
-def test_nothing_asked_is_nothing_written(language: LanguageModel, prompts: PromptDataset) -> None:
-    found = _ask(_engine(language, prompts, 12), prompts, [])
-    assert found.tokens == found.log_probs == found.finish == []
+def test_without_prompts_there_are_no_completions(
+    language: LanguageModel, prompts: PromptDataset
+) -> None:
+    completions = _generate(_engine(language, prompts, 12), prompts, [])
+    assert completions.tokens == completions.log_probs == completions.finish == []
 
 
-def test_it_says_which_policy_wrote(language: LanguageModel, prompts: PromptDataset) -> None:
-    engine = _engine(language, prompts, 12)
-    engine.sync(5)
-    assert _ask(engine, prompts, [0]).version == 5
-
-
-def test_a_rank_without_prompts_keeps_the_others_company(
+def test_completions_have_the_version_of_the_last_sync(
     language: LanguageModel, prompts: PromptDataset
 ) -> None:
     engine = _engine(language, prompts, 12)
-    policy = engine._policy
+    engine.sync(5)
+    assert _generate(engine, prompts, [0]).version == 5
+
+
+def test_a_rank_without_prompts_decodes_until_all_ranks_are_done(
+    language: LanguageModel, prompts: PromptDataset
+) -> None:
+    engine = _engine(language, prompts, 12)
+    policy = engine.policy
     assert isinstance(policy, Policy)
-    waits = iter([False, False, False, False, True, True])  # the others need four passes more
-    policy.all_done = lambda done: next(waits)  # type: ignore[method-assign]
-    assert _ask(engine, prompts, []).tokens == []
-    assert len(policy.read) >= 2
+    states = iter([False, False, False, False, True, True])  # other ranks need four more passes
+    policy.all_done = lambda done: next(states)  # type: ignore[method-assign]
+    assert _generate(engine, prompts, []).tokens == []
+    assert len(policy.inputs) >= 2
 
 
-def test_refuses_no_rows() -> None:
+def test_an_engine_without_a_policy_names_the_remedy() -> None:
+    with pytest.raises(RuntimeError, match=r"TransformersEngine has no policy; call attach"):
+        TransformersEngine().generate([[1]], 1, SamplingParams(1), [0])
+
+
+def test_max_rows_must_be_positive() -> None:
     with pytest.raises(ValueError, match="max_rows is 0; it must be above 0"):
         TransformersEngine(max_rows=0)

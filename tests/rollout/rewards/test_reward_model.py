@@ -1,4 +1,4 @@
-"""A reward model's numbers are the network's, whatever the batch, and random ones are refused."""
+"""A reward model returns the network's outputs; an untrained head is rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ PROMPTS = ["1+1=", "12+3=", "7-5=", "99-1=", "2="]
 COMPLETIONS = ["2", "15 or so, I think", "2", "", "2" * 30]
 
 
-def saved(folder: Path, *, labels: int = 1, head: bool = True) -> Path:
+def save_model(folder: Path, *, labels: int = 1, head: bool = True) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     tokenizer = character_tokenizer()
@@ -37,11 +37,11 @@ def saved(folder: Path, *, labels: int = 1, head: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("reward"))
+    return save_model(tmp_path_factory.mktemp("reward"))
 
 
-def by_hand(folder: Path, texts: list[str], **tokenizing: Any) -> torch.Tensor:
-    """One text at a time: nothing is padded."""
+def unpadded_outputs(folder: Path, texts: list[str], **tokenizing: Any) -> torch.Tensor:
+    """Outputs of the network for one text at a time."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -53,17 +53,19 @@ def by_hand(folder: Path, texts: list[str], **tokenizing: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_gives_what_the_network_says_of_prompt_and_completion(
+def test_the_reward_is_the_networks_output_for_prompt_and_completion(
     folder: Path, batch_size: int
 ) -> None:
-    found = RewardModel(str(folder), batch_size=batch_size)(PROMPTS, COMPLETIONS)
-    expected = by_hand(folder, [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])[:, 0]
-    torch.testing.assert_close(torch.tensor(found), expected)
-    assert len(set(found)) == 5
+    rewards = RewardModel(str(folder), batch_size=batch_size)(PROMPTS, COMPLETIONS)
+    expected = unpadded_outputs(folder, [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])[
+        :, 0
+    ]
+    torch.testing.assert_close(torch.tensor(rewards), expected)
+    assert len(set(rewards)) == 5
     assert RewardModel(str(folder))([], []) == []
 
 
-def test_padding_counts_for_nothing_in_a_model_that_looks_both_ways(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_output_of_a_bidirectional_model(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     tokenizer = character_tokenizer()
@@ -79,34 +81,40 @@ def test_padding_counts_for_nothing_in_a_model_that_looks_both_ways(tmp_path: Pa
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = RewardModel(str(tmp_path))(PROMPTS, COMPLETIONS)
-    expected = by_hand(
+    rewards = RewardModel(str(tmp_path))(PROMPTS, COMPLETIONS)
+    expected = unpadded_outputs(
         tmp_path,
         [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)],
         return_token_type_ids=False,
     )
-    torch.testing.assert_close(torch.tensor(found), expected[:, 0])
+    torch.testing.assert_close(torch.tensor(rewards), expected[:, 0])
 
 
-def test_of_several_classes_it_is_the_chosen_ones_log_probability(tmp_path: Path) -> None:
-    folder = saved(tmp_path, labels=3)
+def test_with_several_classes_the_reward_is_the_log_probability_of_the_label(
+    tmp_path: Path,
+) -> None:
+    folder = save_model(tmp_path, labels=3)
     texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    expected = by_hand(folder, texts).log_softmax(-1)[:, 1]
+    expected = unpadded_outputs(folder, texts).log_softmax(-1)[:, 1]
     for label in (1, "LABEL_1"):
-        found = RewardModel(str(folder), label=label)(PROMPTS, COMPLETIONS)
-        torch.testing.assert_close(torch.tensor(found), expected)
-    for label in (None, 3, "good"):
-        with pytest.raises(ValueError, match=r"label is .*LABEL_2"):
-            RewardModel(str(folder), label=label)(PROMPTS, COMPLETIONS)
+        rewards = RewardModel(str(folder), label=label)(PROMPTS, COMPLETIONS)
+        torch.testing.assert_close(torch.tensor(rewards), expected)
 
 
-def test_of_a_long_text_the_end_is_read(folder: Path) -> None:
-    found = RewardModel(str(folder), max_length=4)(["123456"], ["789"])
-    expected = by_hand(folder, ["6789"], add_special_tokens=False)[:, 0]
-    torch.testing.assert_close(torch.tensor(found), expected)
+@pytest.mark.parametrize("label", [None, 3, "good"])
+def test_an_unknown_label_is_rejected_with_the_classes(label: Any, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, labels=3)
+    with pytest.raises(ValueError, match=r"label is .*LABEL_2"):
+        RewardModel(str(folder), label=label)(PROMPTS, COMPLETIONS)
 
 
-def test_chats_go_by_the_tokenizers_template(folder: Path) -> None:
+def test_a_long_text_loses_its_beginning(folder: Path) -> None:
+    rewards = RewardModel(str(folder), max_length=4)(["123456"], ["789"])
+    expected = unpadded_outputs(folder, ["6789"], add_special_tokens=False)[:, 0]
+    torch.testing.assert_close(torch.tensor(rewards), expected)
+
+
+def test_a_chat_is_rendered_with_the_tokenizers_template(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     reward = RewardModel(str(folder), chat=True)
@@ -114,15 +122,15 @@ def test_chats_go_by_the_tokenizers_template(folder: Path) -> None:
     if tokenizer.chat_template is None:
         with pytest.raises(ValueError, match="no chat template; set chat: false"):
             reward(["1"], ["2"])
-    model = reward._model()
-    model[
-        1
-    ].chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
-    expected = by_hand(folder, ["u:1+1;a:2;"], add_special_tokens=False)[:, 0]
+    _, tokenizer, _ = reward._model()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    )
+    expected = unpadded_outputs(folder, ["u:1+1;a:2;"], add_special_tokens=False)[:, 0]
     torch.testing.assert_close(torch.tensor(reward(["1+1"], ["2"])), expected)
 
 
-def test_it_is_loaded_once_when_asked_and_has_no_gradients(folder: Path) -> None:
+def test_the_model_is_loaded_at_the_first_call_and_has_no_gradients(folder: Path) -> None:
     reward = RewardModel(str(folder))
     assert reward._loaded is None
     with Scorer([reward]) as scorer:
@@ -137,19 +145,19 @@ def test_it_is_loaded_once_when_asked_and_has_no_gradients(folder: Path) -> None
     assert RewardPool(reward).in_process
 
 
-def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path, head=False)
+def test_a_model_without_a_trained_head_is_rejected(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, head=False)
     with pytest.raises(ValueError, match=r"no weights for .*score.weight.*would be random"):
         RewardModel(str(folder))(PROMPTS, COMPLETIONS)
 
 
-def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     with pytest.raises(ValueError, match="here"):
         RewardModel(str(tmp_path / "here"))(PROMPTS, COMPLETIONS)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_length": 0}])
-def test_arguments_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"max_length": 0}])
+def test_sizes_must_be_positive(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is 0; it must be above 0"):
-        RewardModel("x", **wrong)  # type: ignore[arg-type]
+        RewardModel("x", **arguments)  # type: ignore[arg-type]
