@@ -190,5 +190,5 @@ MORE = {
     "kl_cov": {"data.init_args.minibatches"},
     "tis": {"data.init_args.engine"},
     "icepop": {"data.init_args.engine"},
-    "luffy": {"data.init_args.dataset.init_args.demonstration"},
+    "luffy": {"data.init_args.dataset.demonstration"},
 }
