@@ -1,8 +1,8 @@
 """Log-probabilities of tokens in tiles, against a log-softmax over all logits at once.
 
-    python benchmarks/logprobs.py                 # about seven minutes; 4 GB
-    python benchmarks/logprobs.py --rounds 5      # more rounds
-    python benchmarks/logprobs.py --threads 1
+    python benchmarks/log_probs.py                 # about seven minutes; 4 GB
+    python benchmarks/log_probs.py --rounds 5      # more rounds
+    python benchmarks/log_probs.py --threads 1
 
 Forward and backward pass on the CPU, each variant in a process of its own, in turns; the table has
 the median over rounds of the seconds, and the greatest peak of memory above the inputs (resident
@@ -181,7 +181,7 @@ def main() -> None:
         show(name, found)
     results["load_after"] = os.getloadavg()[0]
     if not options.only:
-        (options.out / "logprobs.json").write_text(json.dumps(results, indent=1))
+        (options.out / "log_probs.json").write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
