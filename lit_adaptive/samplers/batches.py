@@ -47,7 +47,7 @@ def rank_share(draw: Draw, rank: int, world_size: int) -> Draw:
 
 
 class DrawBatches(Sampler[BatchDraw]):
-    """The draws of an epoch, made on demand: ``DataLoader(..., sampler=this, batch_size=None)``.
+    """The draws of an epoch, on demand: ``DataLoader(..., sampler=this, batch_size=None)``.
 
     Each batch is drawn as one global batch, the same on every rank, of which this rank yields its
     share. A ``DataLoader`` with workers requests draws ahead of their use; so each draw is kept

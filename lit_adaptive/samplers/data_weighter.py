@@ -14,7 +14,7 @@ class AdaptiveDataWeighter(AdaptiveBatchSampler):
     """Draws every sample equally often, and multiplies its loss by its AdaBoost-like weight.
 
     A step has the same expectation as one of ``AdaptiveBatchSampler`` without correction
-    (``beta=0``); its variance is higher where weights differ much, but no sample is seen less.
+    (``beta=0``); its variance is higher where weights differ much, but every sample is drawn.
 
     Args:
         dataset_size: number of samples, above 0.

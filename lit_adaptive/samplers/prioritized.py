@@ -2,7 +2,7 @@
 
 Departures from the paper:
   1. Draws are stratified over the whole batch, as in the paper's appendix B.2.1; the probability
-     returned is that of a single draw, which the weights of section 3.4 are made of.
+     returned is that of a single draw, as in the weights of section 3.4.
   2. The "maximal priority" of new items is the running maximum of all priorities ever set, starting
      at 1 (p_1 of algorithm 1), not the maximum of those stored now: it needs no search and never
      falls, so a new item never has less priority than one inserted before it.

@@ -52,7 +52,6 @@ OTHER_SETTINGS: dict[Any, dict[str, Any]] = {
 # A minimal sampler --------------------------------------------------------------------------------
 
 
-# --8<-- [start:minimal]
 class SoftmaxSampler(AdaptiveSampler):
     """Draws samples in proportion to exp(loss / temperature)."""
 
@@ -75,9 +74,6 @@ class SoftmaxSampler(AdaptiveSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.loss.copy_(state["loss"])
-
-
-# --8<-- [end:minimal]
 
 
 class Batches(Callback):
@@ -212,15 +208,15 @@ def test_draws_follow_the_probabilities_reported(cls: Class) -> None:
     assert probability.shape == (40,)
     torch.testing.assert_close(probability.sum(), torch.tensor(1.0, dtype=torch.float64))
     assert sampler.min_probability() == probability[probability > 0].min()
-    seen = torch.zeros(40, dtype=torch.float64)
+    counts = torch.zeros(40, dtype=torch.float64)
     for _ in range(8000):
         draw = sampler.draw(1)
         assert draw.probability.equal(probability[draw.index])
-        seen[draw.index] += 1
+        counts[draw.index] += 1
     drawable = probability > 0
-    assert seen[~drawable].sum() == 0
+    assert counts[~drawable].sum() == 0
     expected = probability[drawable] * 8000
-    assert stats.chisquare(seen[drawable].numpy(), expected.numpy()).pvalue > 1e-3
+    assert stats.chisquare(counts[drawable].numpy(), expected.numpy()).pvalue > 1e-3
 
 
 @every_sampler

@@ -121,10 +121,10 @@ def test_removed_samples_leave_the_pending_draws() -> None:
 
 def test_another_batch_size_splits_the_pending_draws_anew_and_loses_less_than_a_batch() -> None:
     sampler = make(batches=4)
-    seen = sampler.draw(10).index.tolist()
+    drawn = sampler.draw(10).index.tolist()
     more = [sampler.draw(7).index for _ in range(4)]  # of the 30 pending
-    seen += torch.cat(more).tolist()
-    assert len(set(seen)) == 38
+    drawn += torch.cat(more).tolist()
+    assert len(set(drawn)) == 38
     lengths = torch.cat(sorted((LENGTHS[index] for index in more), key=lambda batch: batch.max()))
     assert lengths.equal(lengths.sort().values)
     assert len(sampler.draw(50).index) == 50  # more than is pending

@@ -20,19 +20,19 @@ def test_half_of_the_easy_samples_are_pruned_and_the_others_weighted_double() ->
     loss = torch.linspace(0, 1, size)  # mean 0.5: 500 are easy
     assert sampler.draw(size).index.sort().values.equal(torch.arange(size))  # no loss is known yet
     sampler.update(torch.arange(size), loss)
-    seen = torch.zeros(size)
+    counts = torch.zeros(size)
     epochs = 40
     for _ in range(epochs):
         length = epoch_length(sampler)
         assert 700 < length < 800
         draw = sampler.draw(length)
-        seen[draw.index] += 1
+        counts[draw.index] += 1
         weight = 1 / (sampler.count * draw.probability)
         assert weight[loss[draw.index] < 0.5].eq(2).all()
         assert weight[loss[draw.index] >= 0.5].eq(1).all()
         assert float(weight.sum()) == pytest.approx(size, rel=0.06)
-    assert seen[500:].eq(epochs).all()
-    assert float(seen[:500].mean()) == pytest.approx(epochs / 2, rel=0.02)
+    assert counts[500:].eq(epochs).all()
+    assert float(counts[:500].mean()) == pytest.approx(epochs / 2, rel=0.02)
 
 
 def test_the_final_epochs_are_complete() -> None:

@@ -84,8 +84,8 @@ def test_draws_follow_the_scheme_with_exact_probabilities(name: str) -> None:
     draw = sampler.draw(5000)
     assert draw.probability.equal(sampler.probabilities()[draw.index])
     assert draw.probability.equal(sampler.probability_of(draw.index))
-    seen = torch.bincount(draw.index, minlength=SIZE).double()
-    assert (seen - 5000 * expected).abs().max() <= 2  # stratified
+    counts = torch.bincount(draw.index, minlength=SIZE).double()
+    assert (counts - 5000 * expected).abs().max() <= 2  # stratified
     single = torch.bincount(torch.cat([sampler.draw(1).index for _ in range(2000)]), minlength=SIZE)
     drawable = expected > 0
     assert single[~drawable].sum() == 0

@@ -66,29 +66,3 @@ def remove(heap: Floats, item: Ints, place: Ints, count: int, index: Ints) -> in
             heap[here], item[here] = heap[count], item[count]
             _settle(heap, item, place, count, here)
     return count
-
-
-@compiled
-def sample(
-    cumulative: Floats,
-    item: Ints,
-    count: int,
-    alpha: float,
-    uniform: Floats,
-    index: Ints,
-    probability: Floats,
-) -> None:
-    """One rank from each of K ranges of equal probability: the law's exact inverse."""
-    total = cumulative[count - 1]
-    share = 1.0 / uniform.size
-    for k in range(uniform.size):
-        target = (k + uniform[k]) * share * total
-        low, high = 0, count - 1
-        while low < high:
-            middle = (low + high) >> 1
-            if cumulative[middle] <= target:
-                low = middle + 1
-            else:
-                high = middle
-        index[k] = item[low]
-        probability[k] = (low + 1.0) ** -alpha / total
