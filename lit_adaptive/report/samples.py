@@ -186,7 +186,7 @@ def _example(record: SampleRecord, index: int, fetch: Fetch) -> _Example:
     return _Example(index, "?" if target < 0 else str(target), loss, draws, content)
 
 
-def shorten(text: str, width: int) -> str:
+def single_line(text: str, width: int) -> str:
     """One line of at most ``width`` characters, all of them printable."""
     head = text[: 4 * width]
     line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
@@ -324,7 +324,7 @@ def _write_lines(figure: "Figure", y: float, examples: list[_Example]) -> None:
     """Write a line per example, the first ``y`` inches above the bottom of the page."""
     lines = [f"{'index':>10}{'class':>10}{'last loss':>12}{'draws':>10}"]
     for index, target, loss, draws, content in examples:
-        text = shorten(content, 150) if isinstance(content, str) else ""
+        text = single_line(content, 150) if isinstance(content, str) else ""
         lines.append(f"{index:>10}{target:>10}{loss:>12}{draws:>10}   {text}")
     for row, line in enumerate(lines):
         figure.text(
@@ -341,7 +341,7 @@ def _show_grid(figure: "Figure", y: float, examples: list[_Example]) -> None:
         axes = figure.add_axes((left / WIDTH, (top - side) / high, side / WIDTH, side / high))
         axes.set_axis_off()
         if isinstance(content, str):
-            _write_centered(axes, textwrap.fill(shorten(content, 100), 20))
+            _write_centered(axes, textwrap.fill(single_line(content, 100), 20))
         elif content is not None:
             axes.imshow(content, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         caption = f"#{index}, class {target}\nloss {loss}, {draws} draws"

@@ -27,7 +27,7 @@ from lit_adaptive.report.samples import (
     hardest_samples,
     most_drawn_samples,
     probability_histogram,
-    shorten,
+    single_line,
     write_sample_table,
 )
 
@@ -207,7 +207,7 @@ def test_image_values_are_scaled_only_where_outside_0_1() -> None:
 
 @given(st.text(), st.integers(2, 30))
 def test_a_shortened_text_is_one_printable_line(text: str, width: int) -> None:
-    line = shorten(text, width)
+    line = single_line(text, width)
     assert len(line) <= width
     assert line.isprintable()
     if len(text) <= width and text.isprintable() and text.split() == text.split(" "):
