@@ -139,10 +139,10 @@ def scores(module: IWSFT, datamodule: DemonstrationsDataModule) -> dict[str, flo
     found = {}
     torch.manual_seed(0)
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        answers = module.answers(
+        answers = module.generate(
             batch["prompt_ids"], batch["prompt_mask"], SamplingParams(5, temperature=temperature)
         )
-        texts = module.texts(answers.tokens)
+        texts = module.detokenize(answers.tokens)
         right = [a == b for a, b in zip(texts, batch["answer"], strict=True)]
         found[name] = sum(right) / len(right)
     return found

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
-from lit_adaptive.modules.language_model import read
+from lit_adaptive.modules.language_model import score_targets
 
 _STREAM = 7  # of random numbers, beside those of the datamodule
 _CLIP_NORM = 1.0
@@ -90,7 +90,7 @@ class SupervisedWarmup(Callback):
         for index in BatchSampler(order, self.batch_size, drop_last=True):
             cpu_batch = demonstrations.gather(torch.tensor(index))
             batch: Any = trainer.strategy.batch_to_device(cpu_batch)
-            loss = -read(model.policy, batch)[0].log_prob.mean()
+            loss = -score_targets(model.policy, batch)[0].log_prob.mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)

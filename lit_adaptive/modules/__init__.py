@@ -1,17 +1,16 @@
 """LightningModules: a loss, and a per-sample signal beside it."""
 
-from lit_adaptive.modules.adapters import LoRA
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
-from lit_adaptive.modules.configured import ConfiguredLM
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.iw_sft import IWSFT
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.model_builders import CausalLM, PretrainedLM
+from lit_adaptive.modules.model_builders import CausalLM, ConfiguredLM, LoRA, PretrainedLM
 from lit_adaptive.modules.objective import PolicyObjective
 from lit_adaptive.modules.optimization import Optimization
+from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.modules.q_networks import MLP, MinAtarConv, NatureConv, QNetwork
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "MinAtarConv",
     "NatureConv",
     "Optimization",
+    "PolicyModule",
     "PolicyObjective",
     "PretrainedLM",
     "QNetwork",

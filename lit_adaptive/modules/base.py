@@ -1,5 +1,6 @@
-"""Base class of the LightningModules, and evaluation mode as a context."""
+"""Base classes of the LightningModules, and evaluation mode as a context."""
 
+from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,39 @@ class AdaptiveModule(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def _logs_now(self) -> bool:
+        """Whether this training step is logged; each ``self.log`` costs as much as a layer."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.global_step + 1) % every == 0
+
+
+class EvaluatedModule(AdaptiveModule):
+    """A module that is evaluated on validation and test batches in the same way."""
+
+    @abstractmethod
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        """Update the metrics of ``stage`` (``val`` or ``test``) with a batch."""
+
+    @abstractmethod
+    def _report(self, stage: str) -> None:
+        """Log the metrics of ``stage`` over all ranks, and reset them."""
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics over all ranks."""
+        self._report("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics over all ranks."""
+        self._report("test")
 
 
 @contextmanager

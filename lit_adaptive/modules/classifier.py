@@ -1,13 +1,10 @@
-"""Classification with any network, and a loss for each sample, as a LightningModule."""
+"""Classification with any network, as a LightningModule that returns a loss per sample."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -17,33 +14,32 @@ from torchmetrics.classification import (
 )
 
 from lit_adaptive.core.hard_examples import focal_loss
-from lit_adaptive.modules.base import AdaptiveModule
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
+from lit_adaptive.modules.base import EvaluatedModule
+from lit_adaptive.modules.optimization import OptimizerFactory, SchedulerFactory
 
 
-class Classifier(AdaptiveModule):
-    """Learns classes with a weighted cross-entropy; returns each sample's own.
+class Classifier(EvaluatedModule):
+    """Minimizes a weighted cross-entropy; the signal is each sample's cross-entropy.
 
     Logs ``train/loss`` (weighted) and ``train/accuracy``; on validation and test sets ``loss``,
     ``accuracy``, ``macro_f1``, ``ece`` (expected calibration error, 15 bins) and ``recall_C`` of
     each class C, over all ranks.
 
     Args:
-        network: gives logits ``[B, num_classes]`` of a batch's ``input``; any module by its class
-            path, such as ``lit_adaptive.modules.Dense`` or ``torchvision.models.resnet18``.
-        num_classes: above 1.
-        learning_rate: of AdamW, above 0.
-        weight_decay: of AdamW, at least 0.
-        label_smoothing: in [0, 1).
-        focal_gamma: train on the focal loss with this exponent (Lin et al., 2017); the signal
-            stays the cross-entropy.
-        optimizer: builds another one; ``learning_rate`` and ``weight_decay`` are its own then.
-        lr_scheduler: builds a scheduler, stepped after each epoch.
+        network: module that maps a batch's ``input`` to logits ``[B, num_classes]``, such as
+            ``lit_adaptive.modules.Dense`` or ``torchvision.models.resnet18``.
+        num_classes: number of classes, above 1.
+        learning_rate: learning rate of AdamW, above 0.
+        weight_decay: decoupled weight decay of AdamW, at least 0.
+        label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
+        focal_gamma: exponent of the focal loss to train on (Lin et al., 2017), at least 0; the
+            signal stays the cross-entropy. By default the cross-entropy is trained on.
+        optimizer: optimizer to use instead of AdamW; ``learning_rate`` and ``weight_decay`` are
+            then ignored.
+        lr_scheduler: scheduler, stepped after each epoch.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     needs = frozenset({"batch.input", "batch.target", "batch.weight"})
@@ -67,9 +63,7 @@ class Classifier(AdaptiveModule):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(
-                f"num_classes is {num_classes}; there must be at least 2 to tell apart"
-            )
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
         if not learning_rate > 0:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
         if not weight_decay >= 0:
@@ -77,7 +71,7 @@ class Classifier(AdaptiveModule):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if focal_gamma is not None and not focal_gamma >= 0:
-            raise ValueError(f"focal_gamma is {focal_gamma}; it must not be negative, or null")
+            raise ValueError(f"focal_gamma is {focal_gamma}; it must be at least 0, or null")
         self.network = network
         self.num_classes = num_classes
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -115,25 +109,25 @@ class Classifier(AdaptiveModule):
         logits: Tensor = self(batch["input"])
         target: Tensor = batch["target"]
         if not self._checked:
-            self._refuse(logits, target)
+            self._check_shapes(logits, target)
             self._checked = True
         return logits
 
-    def _refuse(self, logits: Tensor, target: Tensor) -> None:
+    def _check_shapes(self, logits: Tensor, target: Tensor) -> None:
         if logits.shape != (len(target), self.num_classes):
             raise ValueError(
-                f"the network gives {tuple(logits.shape)} for {len(target)} samples; it must give "
-                f"[{len(target)}, {self.num_classes}], num_classes logits each"
+                f"the network returns {tuple(logits.shape)} for {len(target)} samples; it must "
+                f"return [{len(target)}, {self.num_classes}]: set its outputs to num_classes"
             )
         least, greatest = (int(bound) for bound in target.aminmax())
         if least < 0 or greatest >= self.num_classes:
             raise ValueError(
                 f"targets range from {least} to {greatest}; with num_classes {self.num_classes} "
-                f"they lie in [0, {self.num_classes - 1}]"
+                f"they must lie in [0, {self.num_classes - 1}]"
             )
 
     def per_sample_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy ``[B]`` of each sample, unweighted, with gradients if they are on."""
+        """Unweighted cross-entropy ``[B]`` of each sample."""
         return self._losses(self._logits(batch), batch["target"])
 
     def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -149,8 +143,7 @@ class Classifier(AdaptiveModule):
         if self.focal_gamma is not None:
             trained = focal_loss(logits.float(), target, gamma=self.focal_gamma)
         loss = (batch["weight"] * trained).mean()
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
+        if self._logs_now():
             correct = (logits.detach().argmax(1) == target).float().mean()
             self.log_dict({"train/loss": loss.detach(), "train/accuracy": correct})
         return {"loss": loss, "losses": losses.detach()}
@@ -165,48 +158,32 @@ class Classifier(AdaptiveModule):
 
     def _report(self, stage: str) -> None:
         metrics: MetricCollection = self.metrics[stage]  # type: ignore[assignment]
-        found = metrics.compute()
+        values = metrics.compute()
         metrics.reset()
         for name in ("accuracy", "macro_f1", "ece"):
-            self.log(f"{stage}/{name}", found[name], prog_bar=name == "macro_f1")
-        recall: Tensor = found["recall"]
+            self.log(f"{stage}/{name}", values[name], prog_bar=name == "macro_f1")
+        recall: Tensor = values["recall"]
         self.log_dict({f"{stage}/recall_{c}": recall[c] for c in range(self.num_classes)})
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add to the metrics what counts of this batch."""
-        self._evaluate(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log them over all ranks."""
-        self._report("val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add to the metrics what counts of this batch."""
-        self._evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        """Log them over all ranks."""
-        self._report("test")
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Index, predicted class and its probability of each sample that counts."""
+        """Index, predicted class and its probability of each sample that is not padding."""
         probability, predicted = self(batch["input"]).float().softmax(1).max(1)
         counted = batch["counted"]
-        found = {"index": batch["index"], "predicted": predicted, "probability": probability}
-        return {name: value[counted].cpu() for name, value in found.items()}
+        rows = {"index": batch["index"], "predicted": predicted, "probability": probability}
+        return {name: value[counted].cpu() for name, value in rows.items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW, or what ``optimizer`` builds."""
-        parameters = [each for each in self.network.parameters() if each.requires_grad]
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
         if self.optimizer is not None:
-            built = self.optimizer(parameters)
+            optimizer = self.optimizer(parameters)
         else:
-            built = torch.optim.AdamW(
+            optimizer = torch.optim.AdamW(
                 parameters,
                 lr=self.learning_rate,
                 weight_decay=self.weight_decay,
                 fused=self.device_mesh is None,
             )
         if self.lr_scheduler is None:
-            return built
-        return {"optimizer": built, "lr_scheduler": self.lr_scheduler(built)}
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}

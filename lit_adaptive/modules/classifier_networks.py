@@ -1,4 +1,4 @@
-"""Networks for ``Classifier``: logits ``[B, C]`` of a batch's ``input``."""
+"""Networks of ``Classifier``: from a batch's ``input`` to logits ``[B, C]``."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class Dense(nn.Sequential):
-    """Fully connected layers with ReLU over the flattened input; without hidden ones, linear.
+    """Fully connected layers with ReLU over the flattened input.
 
     Args:
-        in_features: numbers in one input, above 0.
-        num_classes: above 0.
-        hidden: widths of the hidden layers.
-        dropout: share of each hidden layer's outputs that is dropped in training, in [0, 1).
+        in_features: numbers in one flattened input, above 0.
+        num_classes: number of classes, above 0.
+        hidden: widths of the hidden layers; empty for a linear classifier.
+        dropout: dropout probability of the hidden layers, in [0, 1).
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class Dense(nn.Sequential):
         if min(*widths, num_classes) <= 0:
             raise ValueError(f"widths are {[*widths, num_classes]}; each must be above 0")
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU()]
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))
@@ -39,14 +39,14 @@ class Dense(nn.Sequential):
 class TransformersClassifier(nn.Module):
     """A transformers model with a classification head, from a folder or the hub.
 
-    The batch's ``input`` is a mapping of what the model takes (``input_ids``, ``attention_mask``,
+    The batch's ``input`` is a mapping of the model's arguments (``input_ids``, ``attention_mask``,
     ``pixel_values``), or the tensor that is its first argument.
 
     Args:
-        path: of the pretrained model.
-        num_classes: above 1.
+        path: folder or hub name of the pretrained model.
+        num_classes: number of classes, above 1.
         task: ``text`` or ``image``.
-        frozen_backbone: train the head alone.
+        frozen_backbone: whether to train only the head.
     """
 
     def __init__(

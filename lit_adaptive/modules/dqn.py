@@ -1,12 +1,13 @@
 """DQN (Mnih et al., 2015) with double Q-learning (van Hasselt et al., 2016), as a LightningModule.
 
 Where this departs from the papers, and why:
-  1. Adam for RMSProp, at PyTorch's epsilon: the usual choice since; ``optimizer`` takes any other.
-  2. The loss is Huber's, weighted per sample, and averaged over the batch: Schaul et al. (2016)
-     accumulate ``w * delta`` of a minibatch, which is the same up to the learning rate.
+  1. Adam with PyTorch's epsilon instead of RMSProp, the usual choice since; ``optimizer`` takes any
+     other.
+  2. The Huber loss is weighted per sample and averaged over the batch. Schaul et al. (2016)
+     accumulate ``w * delta`` over a minibatch, which is the same up to the learning rate.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,25 +16,26 @@ from torch.optim import Optimizer
 
 from lit_adaptive.core.td import double_q_errors, huber_losses, q_errors
 from lit_adaptive.modules.base import AdaptiveModule
+from lit_adaptive.modules.optimization import OptimizerFactory
 from lit_adaptive.modules.q_networks import MLP, QNetwork
 
 NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
-"""Given an observation's shape and the number of actions, a network (``class_path`` in YAML)."""
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+"""From an observation's shape and the number of actions to a network (``class_path`` in YAML)."""
 
 
 class DQN(AdaptiveModule):
-    """Learns action values from replayed transitions; returns each one's TD error.
+    """Learns action values from replayed transitions; the signal is each transition's TD error.
 
     Args:
         network: builds the online and the target network.
-        learning_rate: of Adam, above 0.
-        double: the online network picks the next action, the target network rates it.
-        huber_delta: where the loss turns linear, above 0; None for squared errors.
-        optimizer: builds another optimizer than Adam; ``learning_rate`` is its own then.
-        observation_shape: by default the environment's.
-        num_actions: by default the environment's.
+        learning_rate: learning rate of Adam, above 0.
+        double: whether the online network chooses the next action and the target network evaluates
+            it (double Q-learning).
+        huber_delta: absolute TD error from which the loss is linear, above 0; None for the squared
+            error.
+        optimizer: optimizer to use instead of Adam; ``learning_rate`` is then ignored.
+        observation_shape: shape of an observation; by default the environment's.
+        num_actions: number of actions; by default the environment's.
     """
 
     needs = frozenset(
@@ -46,7 +48,7 @@ class DQN(AdaptiveModule):
     remedies = {  # noqa: RUF012
         "duty.target_sync": "add callbacks.TargetSync to trainer.callbacks, "
         "or the target network never learns",
-        "batch.next_observation": "serve transitions: lit_adaptive.data.ReplayDataModule does",
+        "batch.next_observation": "use lit_adaptive.data.TransitionsDataModule",
     }
 
     def __init__(
@@ -99,13 +101,13 @@ class DQN(AdaptiveModule):
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.observation_shape = list(data.observation_space.shape)
             self.num_actions = int(data.action_space.n)
-            # So that load_from_checkpoint needs no environment.
+            # load_from_checkpoint then needs no environment
             self.hparams["observation_shape"] = self.observation_shape
             self.hparams["num_actions"] = self.num_actions
         return tuple(self.observation_shape), self.num_actions
 
     def td_errors(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """TD errors ``[B]`` and the values ``[B, A]`` they were measured on."""
+        """TD errors ``[B]``, and the action values ``[B, A]`` of the observations."""
         assert self.q_net is not None  # built in configure_model
         assert self.target_net is not None
         q = self.q_net(batch["observation"])
@@ -122,8 +124,7 @@ class DQN(AdaptiveModule):
         td_error, q = self.td_errors(batch)
         loss = (batch["weight"] * huber_losses(td_error, self.huber_delta)).mean()
         td_error = td_error.detach()
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:  # each self.log costs as much as a layer
+        if self._logs_now():
             self.log_dict(
                 {
                     "train/loss": loss.detach(),
@@ -135,7 +136,7 @@ class DQN(AdaptiveModule):
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:
-        """The greedy actions ``[n]`` int64 for ``observation`` ``[n, ...]``, on the CPU.
+        """Greedy actions ``[n]`` int64 for ``observation`` ``[n, ...]``, on the CPU.
 
         Under sharding, all ranks must call this together.
         """
@@ -144,20 +145,20 @@ class DQN(AdaptiveModule):
         return values.argmax(1).cpu()
 
     def configure_optimizers(self) -> Optimizer:
-        """Adam, or what ``optimizer`` builds, over the online network."""
+        """Adam, or ``optimizer``, over the online network."""
         assert self.q_net is not None
         parameters = list(self.q_net.parameters())
         if self.optimizer is not None:
-            built = self.optimizer(parameters)
+            optimizer = self.optimizer(parameters)
         else:
-            # The fused loop is the fastest by far on small networks; it takes no sharded ones.
+            # the fused loop is by far the fastest on small networks, but takes no sharded ones
             fused = self.device_mesh is None
-            built = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
-        self._configured_rates = [group["lr"] for group in built.param_groups]
-        return built
+            optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
+        self._configured_rates = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
 
     def on_train_start(self) -> None:
-        """A learning rate given beside ``--ckpt_path`` wins over the checkpoint's."""
+        """Use the configured learning rate rather than the checkpoint's."""
         if self.lr_schedulers() is None:
             optimizer: Any = self.optimizers()
             for group, rate in zip(optimizer.param_groups, self._configured_rates, strict=True):
@@ -167,8 +168,8 @@ class DQN(AdaptiveModule):
         """Nothing: ``callbacks.EpisodeEvaluation`` plays the batch's seeds."""
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nothing, as above."""
+        """Nothing, as in validation."""
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The seeds whose episodes ``callbacks.EpisodeEvaluation`` writes down."""
+        """The seeds whose episodes ``callbacks.EpisodeEvaluation`` writes to a file."""
         return batch["seed"]

@@ -1,11 +1,11 @@
 """Importance-weighted supervised fine-tuning of a causal language model, as a LightningModule.
 
-The equations, and which ratio is whose, are told in ``lit_adaptive.core.iw_sft``. Where this
-departs from the paper's code, and why:
-  1. The reference's log-probabilities are computed once, before training, so no second model stays
-     in memory (``reference: cached``).
-  2. Loss is averaged over the tokens of all ranks; under accumulation each micro-batch is averaged
-     on its own, unless ``reduction`` is ``fixed``.
+``lit_adaptive.core.iw_sft`` has the equations, and the origin of each ratio. Where this departs
+from the paper's code, and why:
+  1. The reference's log-probabilities are computed once, before training, so that no second model
+     stays in memory (``reference: cached``).
+  2. The loss is averaged over the tokens of all ranks; under accumulation each micro-batch is
+     averaged separately, unless ``reduction`` is ``fixed``.
 """
 
 from typing import Any, Literal
@@ -29,10 +29,10 @@ from lit_adaptive.core.iw_sft import (
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
-from lit_adaptive.modules.language_model import LanguageModel, read
+from lit_adaptive.modules.language_model import LanguageModel, score_targets
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.optimization import Optimization
-from lit_adaptive.modules.referenced import ReferencedModule
+from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.rewards.base import Reward
 
 Batch = dict[str, Any]
@@ -43,36 +43,39 @@ IWSFT_OPTIMIZATION = Optimization(
 )
 
 
-class IWSFT(ReferencedModule):
-    """Fine-tunes on demonstrations with iw-SFT, DFT or plain SFT; returns each sample's own loss.
+class IWSFT(PolicyModule):
+    """Fine-tunes on demonstrations with iw-SFT, DFT or plain SFT; the signal is each sample's loss.
 
-    Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy`` and, of the weights of tokens,
-    ``iw/mean``, ``iw/max``, ``iw/clamped`` (share) and ``iw/ess`` (share); ``tokens`` counts what
-    was trained on. On validation sets ``nll``, ``perplexity``, ``token_accuracy`` and, with
-    ``max_new_tokens``, ``exact_match``: the mean reward of greedy answers.
+    Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy``, ``tokens`` (trained so far)
+    and, of the token weights, ``iw/mean``, ``iw/max``, ``iw/clamped`` (fraction) and ``iw/ess``
+    (fraction). On validation sets ``nll``, ``perplexity``, ``token_accuracy`` and, if
+    ``max_new_tokens`` is above 0, ``exact_match``: the mean reward of greedy completions.
 
     Args:
-        model: how the language model comes to be.
+        model: recipe of the language model.
         objective: ``iw``, ``dft`` or ``nll`` (plain SFT).
-        ratio: of ``iw``: the paper's ``policy_over_ref``, or the specification's.
-        level: of ``iw``: one weight for each ``sequence``, or for each ``token``.
-        temperature: log ratios are divided by it; above 0.
-        clamp: bounds of the weights; ``default`` are the paper's.
-        normalize: divide weights by their mean over the batch, of all ranks.
-        reference: ``cached``: scored once by ``callbacks.ReferenceLogProbs`` (until then weights
-            are 1); ``frozen``: a second copy of the model as it begins; ``adapter_off``: the model
-            without its LoRA.
-        q_decay: weights by a moving average of the policy, with this decay per step, in [0, 1).
-        label_smoothing: share in [0, 1).
+        ratio: ratio of ``iw``: the paper's ``policy_over_ref``, or the specification's
+            ``ref_over_policy``.
+        level: one weight of ``iw`` per ``sequence`` or per ``token``.
+        temperature: divisor of the log ratios, above 0.
+        clamp: lower and upper bound of the weights; ``default`` for the paper's.
+        normalize: whether to divide the weights by their mean over the batch of all ranks.
+        reference: ``cached``: log-probabilities computed once by ``callbacks.ReferenceLogProbs``
+            (until then all weights are 1); ``frozen``: a second copy of the initial model;
+            ``adapter_off``: the model without its LoRA.
+        q_decay: decay per step of a moving average of the policy that the weights are computed
+            with, in [0, 1); by default they are computed with the policy itself.
+        label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
         reduction: ``token``, ``sequence``, or ``fixed``: the sum divided by ``count``.
-        count: of ``fixed``, per rank and micro-batch.
+        count: divisor of ``fixed``, per rank and micro-batch.
         optimization: optimizer and learning-rate schedule.
-        weights: a checkpoint of such a module to begin with, in place of the model's own weights.
-        max_new_tokens: of greedy answers on validation sets and of ``predict``; 0: none.
-        reward: judges greedy answers; by default whether they equal the column ``answer``.
+        weights: path of a checkpoint of ``IWSFT`` or ``GRPO`` to start from.
+        max_new_tokens: maximum length of greedy completions in validation and ``predict``, in
+            tokens; 0 for none.
+        reward: scores greedy completions; by default whether they equal the column ``answer``.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range, or ``adapter_off`` is set without LoRA.
     """
 
     provides = frozenset(
@@ -99,11 +102,16 @@ class IWSFT(ReferencedModule):
         max_new_tokens: int = 32,
         reward: Reward | None = None,
     ) -> None:
-        super().__init__(model, weights=weights, max_new_tokens=max_new_tokens, reward=reward)
+        super().__init__(
+            model,
+            optimization=optimization,
+            weights=weights,
+            max_new_tokens=max_new_tokens,
+            reward=reward,
+        )
         check_options(objective, ratio, level, reduction, count=count)
         check_temperature(temperature)
         resolve_clamp(clamp, ratio, level)
-        self.optimization = optimization
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if q_decay is not None and not 0 <= q_decay < 1:
@@ -127,7 +135,7 @@ class IWSFT(ReferencedModule):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Keys of the batch; the reference's log-probabilities if they are to be cached."""
+        """Keys of the batch; with a cached reference, its log-probabilities too."""
         names = {"input_ids", "position_ids", "position", "target", "sequence", "weight"}
         if self.objective == "iw" and self.reference == "cached":
             names.add("ref_log_probs")
@@ -139,45 +147,43 @@ class IWSFT(ReferencedModule):
         "batch.target": "use lit_adaptive.data.DemonstrationsDataModule",
     }
 
-    # The models ----------------------------------------------------------------------------------
-
     def configure_model(self) -> None:
-        """Build the model, the frozen reference and the moving average that are asked for."""
+        """Build the model, and the frozen reference and the moving average if they are used."""
         if self.language is not None:
             return
-        self.language = self.built()
-        parts = [self.language]
+        self.language = self.build()
+        models = [self.language]
         if self.objective == "iw" and self.reference == "frozen":
-            parts.append(self._freeze())
+            models.append(self._build_frozen())
         if self.objective == "iw" and self.q_decay is not None:
-            self.average = self.built().requires_grad_(requires_grad=False)
-            self.average.load_state_dict(self.language.state_dict())  # adapters begin at random
-            parts.append(self.average)
-        for part in parts:
-            if self.device_mesh is not None:
-                part.shard(self.device_mesh["data_parallel"])
+            self.average = self.build().requires_grad_(requires_grad=False)
+            self.average.load_state_dict(self.language.state_dict())  # adapters are random
+            models.append(self.average)
+        if self.device_mesh is not None:
+            for model in models:
+                model.shard(self.device_mesh["data_parallel"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, and the moving average after it."""
+        """Take a step, and update the moving average."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and self.q_decay is not None:
             with torch.no_grad():
                 pairs = zip(self.average.parameters(), self.policy.parameters(), strict=True)
-                for mean, now in pairs:
-                    mean.lerp_(now, 1 - self.q_decay)
+                for average, current in pairs:
+                    average.lerp_(current, 1 - self.q_decay)
 
     # The objective -------------------------------------------------------------------------------
 
     def token_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of each completion token: ``[K]``."""
-        return read(self.policy, batch)[0].log_prob
+        return score_targets(self.policy, batch)[0].log_prob
 
     def per_sample_loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of each sample's tokens: ``[B]``."""
         return segment_mean(-self.token_log_probs(batch), batch["sequence"], len(batch["index"]))
 
     def _reference(self, batch: Batch) -> Tensor | None:
-        """The reference's log-probabilities ``[K]``; None before they were scored."""
+        """The reference's log-probabilities ``[K]``; None until they are cached."""
         if self.reference == "cached":
             return batch.get("ref_log_probs")
         return self._reference_log_probs(batch, self.reference)
@@ -192,8 +198,8 @@ class IWSFT(ReferencedModule):
         if reference is None:
             return None
         if self.average is not None:
-            # Whoever switches this module to evaluation and back leaves it with dropout.
-            log_prob = read(self.average.eval(), batch)[0].log_prob
+            # module.train() of a callback would give the average dropout: eval() each time
+            log_prob = score_targets(self.average.eval(), batch)[0].log_prob
         return iw_sft_weights(
             log_prob,
             reference,
@@ -205,27 +211,27 @@ class IWSFT(ReferencedModule):
             clamp=self.clamp,
         )
 
-    def _over_ranks(self, *values: Tensor | float) -> list[Tensor]:
-        """Each value's mean over the ranks."""
-        found = torch.stack([torch.as_tensor(v, device=self.device).float() for v in values])
+    def _mean_over_ranks(self, *values: Tensor | float) -> list[Tensor]:
+        """Mean of each value over the ranks."""
+        means = torch.stack([torch.as_tensor(v, device=self.device).float() for v in values])
         if self.trainer.world_size > 1:
-            found = self.trainer.strategy.reduce(found, reduce_op="mean")
-        return list(found)
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        return list(means)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The weighted loss, and each sample's own."""
+        """The weighted loss, and the mean negative log-likelihood of each sample."""
         logging = self._logs_now()
-        found, mean = read(
+        scores, mean = score_targets(
             self.policy, batch, top_k=int(logging), smoothing=self.label_smoothing > 0
         )
-        losses = label_smoothed_losses(found.log_prob, mean, self.label_smoothing)
-        weights = self._weights(found.log_prob.detach(), batch)
-        trained = self._over_ranks(float(len(losses)))[0]  # tokens of a rank, on average
+        losses = label_smoothed_losses(scores.log_prob, mean, self.label_smoothing)
+        weights = self._weights(scores.log_prob.detach(), batch)
+        trained = self._mean_over_ranks(float(len(losses)))[0]  # mean tokens per rank
         count = max(float(trained), 1.0) if self.reduction == "token" else self.count
         if weights is not None:
             weight = weights.weight
             if self.normalize:
-                total, tokens = self._over_ranks(weight.sum(), float(len(weight)))
+                total, tokens = self._mean_over_ranks(weight.sum(), float(len(weight)))
                 weight = self_normalize(weight, total / tokens.clamp(min=1))
             weights = TokenWeights(weight, weights.clamped)
             losses = losses * weight
@@ -240,20 +246,20 @@ class IWSFT(ReferencedModule):
         )
         self.tokens += (trained * self.trainer.world_size).round().long()  # type: ignore[operator]
         if logging:
-            self._log_step(loss.detach(), found, weights, batch)
-        nll = segment_mean(-found.log_prob.detach(), batch["sequence"], size)
+            self._log_step(loss.detach(), scores, weights, batch)
+        nll = segment_mean(-scores.log_prob.detach(), batch["sequence"], size)
         return {"loss": loss, "losses": nll}
 
     def _log_step(
-        self, loss: Tensor, found: TokenLogProbs, weights: TokenWeights | None, batch: Batch
+        self, loss: Tensor, scores: TokenLogProbs, weights: TokenWeights | None, batch: Batch
     ) -> None:
-        nll = -found.log_prob.detach().mean()
-        assert found.top_token is not None
+        nll = -scores.log_prob.detach().mean()
+        assert scores.top_token is not None
         values = {
             "train/loss": loss,
             "train/nll": nll,
             "train/perplexity": nll.exp(),
-            "train/token_accuracy": (found.top_token[:, 0] == batch["target"]).float().mean(),
+            "train/token_accuracy": (scores.top_token[:, 0] == batch["target"]).float().mean(),
             "train/tokens": torch.as_tensor(self.tokens).float(),
         }
         if weights is not None and len(weights.weight):

@@ -1,4 +1,4 @@
-"""A causal language model, as training and decoding ask it."""
+"""A causal language model that scores given tokens and decodes the next one."""
 
 from typing import Any
 
@@ -9,16 +9,17 @@ from lit_adaptive.core.log_probs import TokenLogProbs, token_log_probs
 
 
 class LanguageModel(nn.Module):
-    """A transformers model asked for log-probabilities of given tokens, or for the next token.
+    """A transformers model that returns log-probabilities of given tokens, or next-token logits.
 
-    The logits of a whole batch are never held (``core.logprobs``); those of prompts are not even
-    computed.
+    The logits of a whole batch are never held in memory (``core.log_probs``), and those of prompts
+    are not computed.
 
     Args:
         model: a causal language model of transformers, with or without peft's adapters.
 
     Attributes:
-        pair_cost: see ``modules.shared_reading``; None: it does not read shared prompts.
+        attention_cost_ratio: see ``model_builders.attention_cost_ratio``; None if the model cannot
+            read rows with shared prompts.
     """
 
     def __init__(self, model: Any) -> None:
@@ -33,19 +34,18 @@ class LanguageModel(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The transformers model itself, under the adapters."""
+        """The transformers model under the adapters."""
         return self.model.get_base_model() if self.adapted else self.model
 
     @property
     def adapted(self) -> bool:
-        """Whether it has adapters, which can be switched off."""
+        """Whether the model has adapters, which can be switched off."""
         return hasattr(self.model, "disable_adapter")
 
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order."""
-        modules = self.base.modules()
-        lists = [list(each) for each in modules if isinstance(each, nn.ModuleList)]
+        lists = [list(m) for m in self.base.modules() if isinstance(m, nn.ModuleList)]
         return max(lists, key=len, default=[])
 
     def forward(
@@ -65,27 +65,29 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: ``[R, T]`` int64, right-padded.
-            position_ids: ``[R, T]`` int64; where it does not go on by 1, another sequence begins.
-            position: ``[K]`` int64, flat places in ``[R * T]`` whose hidden state predicts.
-            target: ``[K]`` int64, what follows there.
-            segment: ``[R, T]`` int64 of rows with shared prompts (``data.shared_prompts``).
-            entropy: also the entropy ``[K]``.
-            top_k: also so many of the likeliest tokens.
-            smoothing: also the mean log-probability over the vocabulary ``[K]``, with gradient.
-            temperature: logits are divided by it, above 0; not those of ``smoothing``.
+            position_ids: ``[R, T]`` int64; a new sequence starts wherever it does not increase
+                by 1.
+            position: ``[K]`` int64, flat indices in ``[R * T]`` of the hidden states that predict.
+            target: ``[K]`` int64, the token after each position.
+            segment: ``[R, T]`` int64, for rows with shared prompts (``data.text.shared_prompts``).
+            entropy: whether to return the entropy ``[K]``.
+            top_k: number of most likely tokens to return.
+            smoothing: whether to return the mean log-probability over the vocabulary ``[K]``, with
+                gradient.
+            temperature: divisor of the logits, above 0; not applied to ``smoothing``.
         """
         base = self.base
         body = getattr(base, base.base_model_prefix)
         hidden = body(
             input_ids=input_ids,
-            attention_mask=None if segment is None else _seen(segment),
+            attention_mask=None if segment is None else _attention_mask(segment),
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
-        chosen = hidden.flatten(0, 1)[position]
+        hidden = hidden.flatten(0, 1)[position]
         head = base.get_output_embeddings()
-        found = token_log_probs(
-            chosen,
+        scores = token_log_probs(
+            hidden,
             head.weight,
             target,
             bias=getattr(head, "bias", None),
@@ -95,19 +97,18 @@ class LanguageModel(nn.Module):
             entropy=entropy,
             top_k=top_k,
         )
-        return found, self._mean_log_prob(chosen, head, target, found) if smoothing else None
+        mean = self._mean_log_prob(hidden, head, target, scores.log_prob) if smoothing else None
+        return scores, mean
 
-    def _mean_log_prob(
-        self, hidden: Tensor, head: Any, target: Tensor, found: TokenLogProbs
-    ) -> Tensor:
-        """Mean over the vocabulary: linear in the logits, so no logits are needed."""
+    def _mean_log_prob(self, hidden: Tensor, head: Any, target: Tensor, log_prob: Tensor) -> Tensor:
+        """Mean log-probability over the vocabulary; linear in the logits, so it needs none."""
         if self._softcap is not None:
             raise ValueError(
                 "label smoothing is not possible with capped logits (final_logit_softcapping of "
                 f"{type(self.base).__name__}): set label_smoothing to 0"
             )
         difference = head.weight.mean(0) - head.weight[target]
-        mean: Tensor = found.log_prob + self._scale * (hidden * difference).sum(-1).float()
+        mean: Tensor = log_prob + self._scale * (hidden * difference).sum(-1).float()
         if getattr(head, "bias", None) is not None:
             mean = mean + self._scale * (head.bias.mean() - head.bias[target])
         return mean
@@ -115,8 +116,8 @@ class LanguageModel(nn.Module):
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
     ) -> Tensor:
-        """Logits ``[B, V]`` of what follows ``input_ids`` ``[B, T]``; ``cache`` is written."""
-        found: Tensor = self.model(
+        """Logits ``[B, V]`` of the token after ``input_ids`` ``[B, T]``; updates ``cache``."""
+        logits: Tensor = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -124,7 +125,7 @@ class LanguageModel(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        return found
+        return logits
 
     def shard(self, mesh: Any) -> None:
         """Shard each layer and the rest over ``mesh`` (FSDP2)."""
@@ -136,21 +137,21 @@ class LanguageModel(nn.Module):
         register_fsdp_forward_method(self, "decode")
 
 
-def read(
-    language: LanguageModel, batch: dict[str, Any], **more: Any
+def score_targets(
+    language: LanguageModel, batch: dict[str, Any], **options: Any
 ) -> tuple[TokenLogProbs, Tensor | None]:
-    """What a model says of a batch's targets; ``more`` as ``LanguageModel.forward`` has it."""
-    found: tuple[TokenLogProbs, Tensor | None] = language(
+    """Log-probabilities of a batch's targets; options as ``LanguageModel.forward`` has them."""
+    scores: tuple[TokenLogProbs, Tensor | None] = language(
         *(batch[name] for name in ("input_ids", "position_ids", "position", "target")),
         segment=batch.get("segment"),
-        **more,
+        **options,
     )
-    return found
+    return scores
 
 
-def _seen(segment: Tensor) -> Tensor:
-    """What each token attends to, ``[R, 1, T, T]`` bool: its prompt, its answer so far, itself."""
+def _attention_mask(segment: Tensor) -> Tensor:
+    """``[R, 1, T, T]`` bool: each token attends to its prompt and its completion so far."""
     width = segment.shape[1]
-    before = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
+    causal = torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()
     key = segment[:, None, :]
-    return (before & ((key == 0) | (key == segment[:, :, None])))[:, None]
+    return (causal & ((key == 0) | (key == segment[:, :, None])))[:, None]

@@ -1,25 +1,85 @@
-"""How a causal language model comes to be: loaded or drawn at random, with or without adapters."""
+"""Recipes of causal language models: pretrained or random weights, with or without LoRA.
 
+A recipe is built when the strategy is ready for the model. Building checks that the model computes
+its logits as ``LanguageModel`` assumes, and whether it can read rows with shared prompts.
+"""
+
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
 
-from lit_adaptive.modules.adapters import LoRA
-from lit_adaptive.modules.head_check import check_head
+from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.shared_reading import attention_cost_ratio
 from lit_adaptive.rollout.models.pretrained import load_model
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
+# Cost of one attention pair in tokens of a decoder layer, times the hidden size. Measured on CPU as
+# 1/4 to 1/6: a mask discards half of the products, and attention kernels are less efficient than a
+# layer's other products.
+_TOKENS_PER_PAIR = 0.25
+
+
+class LoRA:
+    """Low-rank adapters (Hu et al., 2022, arXiv:2106.09685), trained instead of all weights.
+
+    Args:
+        rank: rank of the adapters, above 0.
+        alpha: the adapters' output is multiplied by alpha / rank.
+        dropout: dropout probability of the adapters' input, in [0, 1).
+        targets: names of the modules that get an adapter; by default all linear ones except the
+            output head.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        rank: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: list[str] | None = None,
+    ) -> None:
+        if rank <= 0:
+            raise ValueError(f"rank is {rank}; it must be above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+
+    def apply(self, model: Any) -> Any:
+        """``model`` with adapters, which are its only trainable weights.
+
+        Raises:
+            ModuleNotFoundError: if peft is not installed.
+        """
+        try:
+            import peft
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "LoRA needs the package `peft`: pip install 'lit-adaptive[lora]'"
+            ) from error
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self.targets or "all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with warnings.catch_warnings():
+            # peft uses a name that transformers deprecates
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            return peft.get_peft_model(model, config)
+
 
 class CausalLM(ABC):
-    """A recipe for a causal language model; built when the strategy is ready for it.
+    """A recipe of a causal language model.
 
     Args:
         gradient_checkpointing: recompute each layer in the backward pass, to save memory.
-        lora: train adapters only.
+        lora: adapters to train instead of all weights.
     """
 
     def __init__(self, *, gradient_checkpointing: bool = False, lora: LoRA | None = None) -> None:
@@ -31,24 +91,24 @@ class CausalLM(ABC):
         """The transformers model."""
 
     def build(self, tokenizer: Any) -> LanguageModel:
-        """The model, with adapters if asked for, fit for ``tokenizer``.
+        """The model with its adapters, checked against ``tokenizer``.
 
         Raises:
-            ValueError: if the tokenizer has tokens that the model does not know, or the model makes
-                its logits in a way that is not known here.
+            ValueError: if the tokenizer has more tokens than the model embeds, or the model
+                computes its logits in an unsupported way.
         """
         model = self.make(tokenizer)
-        known = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known:
+        embedded = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > embedded:
             raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model embeds {known}: take the "
-                "tokenizer that belongs to the model"
+                f"the tokenizer has {len(tokenizer)} tokens, the model embeds {embedded}: use the "
+                "model's own tokenizer"
             )
         if self.gradient_checkpointing:
-            newer = getattr(model, "activation_checkpointing_enable", None)  # named so since 5.2x
-            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+            renamed = getattr(model, "activation_checkpointing_enable", None)  # since 5.2x
+            (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
         if self.lora is not None:
-            model = self.lora.applied(model)
+            model = self.lora.apply(model)
         language = LanguageModel(model)
         check_head(language)
         language.attention_cost_ratio = attention_cost_ratio(language)
@@ -56,11 +116,11 @@ class CausalLM(ABC):
 
 
 class PretrainedLM(CausalLM):
-    """Weights from a folder, a GGUF file, a hub, or a package (``smollm2``).
+    """A pretrained model from a folder, a GGUF file, the hub, or a package (``smollm2``).
 
     Args:
         name: see ``lit_adaptive.rollout.models.pretrained``.
-        dtype: of the weights.
+        dtype: data type of the weights.
         attention: transformers' name of an attention implementation.
         gradient_checkpointing: see ``CausalLM``.
         lora: see ``CausalLM``.
@@ -80,5 +140,161 @@ class PretrainedLM(CausalLM):
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     def make(self, tokenizer: Any) -> Any:
-        """Load it."""
+        """Load the model."""
         return load_model(self.name, dtype=self.dtype, attention=self.attention)
+
+
+class ConfiguredLM(CausalLM):
+    """A model of any transformers architecture with random weights, to train from scratch.
+
+    Args:
+        architecture: transformers' ``model_type``, such as ``llama``, ``qwen2`` or ``gpt2``.
+        hidden_size: width of the hidden states, above 0.
+        layers: number of decoder layers, above 0.
+        heads: number of attention heads, above 0 and a divisor of ``hidden_size``.
+        max_positions: maximum length of a sequence in tokens, above 0.
+        options: any other fields of the architecture's config.
+        seed: seed of the weights; by default that of the run.
+        gradient_checkpointing: see ``CausalLM``.
+        lora: see ``CausalLM``.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "llama",
+        *,
+        hidden_size: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        max_positions: int = 256,
+        options: dict[str, Any] | None = None,
+        seed: int | None = None,
+        gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+    ) -> None:
+        super().__init__(gradient_checkpointing=gradient_checkpointing, lora=lora)
+        for name, value in (
+            ("hidden_size", hidden_size),
+            ("layers", layers),
+            ("heads", heads),
+            ("max_positions", max_positions),
+        ):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if hidden_size % heads:
+            raise ValueError(
+                f"heads is {heads}; it must divide hidden_size, which is {hidden_size}"
+            )
+        self.architecture = architecture
+        self.seed = seed
+        self.options: dict[str, Any] = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "max_position_embeddings": max_positions,
+        }
+        if architecture != "gpt2":
+            self.options |= {
+                "num_key_value_heads": heads,
+                "intermediate_size": 4 * hidden_size,
+                "tie_word_embeddings": True,
+            }
+        self.options |= options or {}
+
+    def make(self, tokenizer: Any) -> Any:
+        """Initialize the model at random."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            config = AutoConfig.for_model(
+                self.architecture,
+                **{
+                    "vocab_size": len(tokenizer),
+                    "bos_token_id": tokenizer.bos_token_id,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "pad_token_id": tokenizer.pad_token_id,
+                    **self.options,
+                },
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"architecture is {self.architecture!r}, which transformers does not know: give a "
+                "model_type such as llama, qwen2 or gpt2"
+            ) from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+            from_config: Any = AutoModelForCausalLM.from_config
+            model = from_config(config)
+        return model.train()
+
+
+def check_head(language: LanguageModel) -> None:
+    """Check on four tokens that ``language`` and the model's own logits agree.
+
+    Raises:
+        ValueError: if they do not, as for an architecture that transforms its logits further.
+    """
+    base = language.base
+    device = base.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return
+    ids = torch.arange(4, device=device).remainder(base.config.vocab_size)[None]
+    position = torch.arange(3, device=device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with evaluation_mode(language):
+        scores, _ = language(ids, torch.arange(4, device=device)[None], position, ids[0, 1:])
+        logits = language.model(**inputs, use_cache=False).logits[0, :-1].float()
+    expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    if not torch.allclose(scores.log_prob, expected, atol=0.1, rtol=0.02):
+        raise ValueError(
+            f"{type(base).__name__} computes its logits in an unsupported way: its log-"
+            f"probabilities are {expected.tolist()}, its head alone gives "
+            f"{scores.log_prob.tolist()}: choose another architecture, or report this one"
+        )
+
+
+def attention_cost_ratio(language: LanguageModel) -> float | None:
+    """Cost of one attention pair of tokens, in tokens of a decoder layer.
+
+    Returns:
+        None if the model does not read rows of several completions behind one prompt as it reads
+        one row per completion: models with sliding windows or recurrent layers, and attention
+        implementations without a mask.
+    """
+    config = language.base.config.get_text_config()
+    if language.base.config._attn_implementation != "sdpa":
+        return None
+    if getattr(config, "alibi", False):  # counts positions along the row
+        return None
+    layers = getattr(config, "layer_types", None)
+    if layers is not None and set(layers) != {"full_attention"}:
+        return None
+    if layers is None and getattr(config, "sliding_window", None) is not None:
+        return None
+    return _TOKENS_PER_PAIR / config.hidden_size if _reads_shared_prompts(language) else None
+
+
+def _reads_shared_prompts(language: LanguageModel) -> bool:
+    """Score two completions of two tokens behind a prompt of three, in one row and in two."""
+    device = language.base.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return True
+    size = language.base.config.get_text_config().vocab_size
+    ids = torch.arange(7, device=device).remainder(size)
+    one_row = [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 1, 1, 2, 2]
+    order, positions, segment = (torch.tensor([row], device=device) for row in one_row)
+    target, position = ids[:4], torch.tensor([3, 4, 5, 6], device=device)
+    two_rows = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]], device=device)
+    position_ids = torch.arange(5, device=device).expand(2, -1)
+    with evaluation_mode(language):
+        try:
+            shared, _ = language(ids[order], positions, position, target, segment=segment)
+        except (TypeError, ValueError, RuntimeError, IndexError):  # does not accept such a mask
+            return False
+        position = torch.tensor([3, 4, 8, 9], device=device)
+        separate, _ = language(ids[two_rows], position_ids, position, target)
+    tolerance = 1e-4 if language.base.dtype == torch.float32 else 0.05
+    return torch.allclose(shared.log_prob, separate.log_prob, atol=tolerance, rtol=tolerance)

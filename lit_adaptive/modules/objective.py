@@ -1,8 +1,9 @@
-"""The objective of GRPO and its kin as one set of options: advantages, and the loss of a batch.
+"""The objective of GRPO and its variants as one set of options: advantages and the loss of a batch.
 
-The equations are in ``core.advantages``, ``core.grpo`` and ``core.entropy``. With replayed rollouts
-the ratio's denominator is what the policy of then said (``behavior_log_probs``); for fresh ones
-that is the policy at the start of the step, so that GRPO is the case without replay.
+The equations are in ``core.advantages``, ``core.policy_losses``, ``core.policy_ratios`` and
+``core.token_entropy``. The denominator of a replayed token's ratio is its probability under the
+policy that generated it (``behavior_log_probs``); for fresh tokens that is the policy at the start
+of the step, so GRPO is the case without replay.
 """
 
 from dataclasses import dataclass
@@ -44,14 +45,14 @@ Batch = dict[str, Any]
 
 
 class ObjectiveOutput(NamedTuple):
-    """A batch's loss and what is told of it.
+    """Loss of a batch, and what is logged about it.
 
     Attributes:
-        loss: scalar, with gradient; divided so that an update's micro-batches add up.
-        policy: of each token.
-        counted: ``[K]`` bool, tokens that the objective counts.
-        kl: ``[K]`` to the reference, or None.
-        shares: of tokens that something was done to, by name.
+        loss: scalar with gradient; divided so that the micro-batches of an update add up.
+        policy: losses, ratios and clipping per token.
+        counted: ``[K]`` bool, the tokens that the objective counts.
+        kl: ``[K]``, KL to the reference; None without one.
+        shares: mask of affected tokens or sequences, by name; the mean is the fraction affected.
     """
 
     loss: Tensor
@@ -67,41 +68,46 @@ class PolicyObjective:
 
     Args:
         loss_type: ``grpo``, ``dr_grpo``, ``dapo``, ``bnpo``, ``gspo`` or ``cispo``.
-        advantage: ``group``: less the group's mean; ``signs``: +1 for right answers, -1 for wrong
-            ones, times the weights below (PSR, NSR, W-REINFORCE).
-        scale: of ``group``: over the standard deviation of the ``group`` or ``batch``, or ``none``
-            (Dr. GRPO, DOTS).
-        leave_one_out: of ``group``: less the mean of the others (RLOO).
-        positive_weight: of advantages above 0, at least 0.
-        negative_weight: of those below, at least 0.
-        clip_low: 1 - it is the ratio's least, in [0, 1].
-        clip_high: 1 + it is the ratio's most, at least 0.
-        clip_center: ``one`` (the paper of Rollout Replay), or ``old``: the clip is around the ratio
-            at the start of the step (its code).
-        dual_clip: most ratio where the advantage is below 0, above 1 + ``clip_high``.
-        level: of the ratio: ``token`` or ``sequence``; by default the loss type's.
+        advantage: ``group``: reward minus the group's mean; ``signs``: +1 for correct completions
+            and -1 for wrong ones, times the weights below (PSR, NSR, W-REINFORCE).
+        scale: divisor of ``group`` advantages: the standard deviation over the ``group`` or the
+            ``batch``, or ``none`` (Dr. GRPO, DOTS).
+        leave_one_out: the baseline of ``group`` is the mean of the group's other rewards (RLOO).
+        positive_weight: factor of advantages above 0, at least 0.
+        negative_weight: factor of advantages below 0, at least 0.
+        clip_low: lower clip range; the ratio is clipped below 1 - ``clip_low``, in [0, 1].
+        clip_high: upper clip range; the ratio is clipped above 1 + ``clip_high``, at least 0.
+        clip_center: ``one``: clip around 1 (the paper of Rollout Replay); ``old``: clip around the
+            ratio at the start of the step (its code).
+        dual_clip: upper bound of the ratio where the advantage is negative, above
+            1 + ``clip_high``.
+        ratio_level: one ratio per ``token`` or per ``sequence``; by default the loss type's.
         kl_beta: weight of the KL to the reference, at least 0.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
-        entropy_bonus: weight of the mean entropy, which is made greater; at least 0.
-        high_entropy: the policy gradient is taken on this share of tokens, those of the highest
-            entropy, in (0, 1].
-        high_entropy_over: tokens of a ``micro_batch`` (as in the paper's code) or of the ``step``.
-        covariance: ``none``; ``clip``: Clip-Cov; ``kl``: KL-Cov.
-        covariance_share: of tokens, in [0, 1].
-        covariance_low: of Clip-Cov.
-        covariance_high: of Clip-Cov.
-        covariance_beta: of KL-Cov.
-        mismatch: where engine and trainer disagree about fresh tokens: ``none``, ``truncate`` (TIS)
-            or ``mask`` (IcePop).
-        mismatch_level: ``token`` or ``sequence``.
-        mismatch_low: of ``mask``.
-        mismatch_high: of ``mask``; the cap of ``truncate``.
-        drop_off_policy: bad sequences whose mean log ratio is below minus this are left out
-            (DeepSeek-V3.2: 0.5).
-        luffy_gamma: of demonstrations inside groups, above 0.
+        entropy_bonus: weight of the mean entropy, which is maximized; at least 0.
+        high_entropy: fraction of tokens, those with the highest entropy, that the policy gradient
+            is restricted to, in (0, 1].
+        high_entropy_over: tokens among which that fraction is taken: those of a ``micro_batch`` (as
+            in the paper's code) or of the ``step``.
+        covariance: ``none``, ``clip`` (Clip-Cov) or ``kl`` (KL-Cov).
+        covariance_share: fraction of tokens that Clip-Cov or KL-Cov selects, in [0, 1].
+        covariance_low: lower bound of the covariances that Clip-Cov selects from.
+        covariance_high: upper bound of the covariances that Clip-Cov selects from.
+        covariance_beta: weight of KL-Cov's penalty. It is the divergence from the policy at the
+            start of the step if a step has several updates, else from the policy that generated
+            the tokens.
+        mismatch: correction of fresh tokens where engine and trainer differ: ``none``, ``truncate``
+            (TIS) or ``mask`` (IcePop).
+        mismatch_level: one mismatch ratio per ``token`` or per ``sequence``.
+        mismatch_low: lower bound of the mismatch ratios that ``mask`` keeps.
+        mismatch_high: upper bound of the mismatch ratios that ``mask`` keeps; the cap of
+            ``truncate``.
+        drop_off_policy: drop sequences with a negative advantage whose mean log ratio is below
+            minus this (DeepSeek-V3.2: 0.5).
+        luffy_gamma: LUFFY's shaping constant of demonstrations in groups, above 0.
 
     Raises:
-        ValueError: naming the option that is out of its range.
+        ValueError: if an option is out of range.
     """
 
     loss_type: LossType = "grpo"
@@ -114,7 +120,7 @@ class PolicyObjective:
     clip_high: float = 0.2
     clip_center: ClipCenter = "one"
     dual_clip: float | None = None
-    level: RatioLevel | None = None
+    ratio_level: RatioLevel | None = None
     kl_beta: float = 0.0
     kl_estimator: KLEstimator = "k3"
     entropy_bonus: float = 0.0
@@ -139,18 +145,18 @@ class PolicyObjective:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and finite")
         if not 0 < self.high_entropy <= 1:
             raise ValueError(
-                f"high_entropy is {self.high_entropy}; it is a share of the tokens and lies in "
-                "(0, 1] (the paper's is 0.2; 1: all)"
+                f"high_entropy is {self.high_entropy}; it is a fraction of the tokens and must "
+                "lie in (0, 1] (the paper's is 0.2; 1: all tokens)"
             )
         if not self.luffy_gamma > 0:
             raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0")
-        none, one = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        center = none if self.clip_center == "old" else None
-        self._policy_losses(none, none, none, one, 0, center, None)  # refuses what it must
+        # The core functions validate the remaining options, here on no tokens.
+        empty, sequence = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._policy_losses(empty, empty, empty, sequence, 0, empty, None)
         mismatch_weights(
-            none,
-            none,
-            one,
+            empty,
+            empty,
+            sequence,
             0,
             level=self.mismatch_level,
             low=self.mismatch_low,
@@ -161,20 +167,28 @@ class PolicyObjective:
     # Before a step -------------------------------------------------------------------------------
 
     def advantages(self, reward: Tensor, group: Tensor, size: int) -> Tensor:
-        """Of rewards ``[N]`` (NaN: none) in ``size`` groups: ``[N]`` float32."""
+        """Advantages ``[N]`` float32.
+
+        Args:
+            reward: ``[N]``; NaN where no reward applies.
+            group: ``[N]`` int64 in ``[0, size)``.
+            size: number of groups.
+        """
         if self.advantage == "signs":
             return psr_nsr_advantages(
                 reward,
                 positive_weight=self.positive_weight,
                 negative_weight=self.negative_weight,
             )
-        found = group_advantages(
+        advantage = group_advantages(
             reward, group, size, scale=self.scale, leave_one_out=self.leave_one_out
         )
-        return scale_by_sign(found, positive=self.positive_weight, negative=self.negative_weight)
+        return scale_by_sign(
+            advantage, positive=self.positive_weight, negative=self.negative_weight
+        )
 
     def required_prescores(self, updates: int) -> frozenset[str]:
-        """What must be known of every token before a step of so many updates."""
+        """Per-token values to compute before the first of a step's ``updates`` updates."""
         names: set[str] = set()
         compares_with_start = (
             self.clip_center == "old" or self.mismatch != "none" or self.covariance == "kl"
@@ -188,8 +202,8 @@ class PolicyObjective:
     @property
     def needs_entropy(self) -> bool:
         """Whether the loss needs the entropy of each token."""
-        own = self.high_entropy < 1 and self.high_entropy_over == "micro_batch"
-        return self.entropy_bonus > 0 or own
+        masked = self.high_entropy < 1 and self.high_entropy_over == "micro_batch"
+        return self.entropy_bonus > 0 or masked
 
     # The loss ------------------------------------------------------------------------------------
 
@@ -201,19 +215,19 @@ class PolicyObjective:
         batch: Batch,
         max_length: int,
     ) -> ObjectiveOutput:
-        """Of a batch of rollouts, see ``data.rollout_batches``.
+        """Loss of a batch of rollouts.
 
         Args:
-            log_prob: ``[K]`` of the policy, with gradient.
-            entropy: ``[K]``, with gradient if there is a bonus for it; None where not wanted.
-            reference: ``[K]`` log-probabilities of the reference; None where there is no KL.
-            batch: on one device.
-            max_length: tokens that an answer may have.
+            log_prob: ``[K]``, log-probabilities of the policy, with gradient.
+            entropy: ``[K]``, with gradient if there is an entropy bonus; None if not needed.
+            reference: ``[K]``, log-probabilities of the reference; None if there is no KL.
+            batch: see ``data.rollouts.minibatches.MinibatchBuilder``.
+            max_length: maximum length of a completion, in tokens.
         """
         sequence, size = batch["sequence"], len(batch["index"])
         advantage = batch["advantage"]
         old = batch.get("old_log_probs", log_prob.detach())
-        behavior, matched = self._behavior(batch, old)
+        behavior, mismatch = self._behavior(batch, old)
         keep = batch["trained"][sequence]
         counted, shares = keep, dict[str, Tensor]()
         if self.drop_off_policy is not None:
@@ -229,18 +243,17 @@ class PolicyObjective:
             shares["dropped_sequences"] = (~kept).float()
             keep = keep & kept[sequence]
         if self.high_entropy < 1:
-            keep = keep & self._forking(entropy, batch, keep)
-        chosen, penalty = None, None
+            keep = keep & self._high_entropy(entropy, batch, keep)
+        penalty = None
         if self.covariance != "none":
-            anchor = old
-            if "old_log_probs" not in batch:  # one update: the policy that generated the tokens
-                anchor = torch.where(
-                    batch["off_policy"][sequence], old, batch["behavior_log_probs"]
-                )
-            chosen, penalty = self._covariance(log_prob, anchor, advantage[sequence], keep)
-            shares["covariance_share"] = chosen.float()
-            keep = keep & ~chosen if self.covariance == "clip" else keep
-        weight = keep.float() * batch["weight"][sequence] * matched
+            start = old
+            if "old_log_probs" not in batch:  # a single update
+                demonstrated = batch["off_policy"][sequence]
+                start = torch.where(demonstrated, old, batch["behavior_log_probs"])
+            selected, penalty = self._covariance(log_prob, start, advantage[sequence], keep)
+            shares["covariance_share"] = selected.float()
+            keep = keep & ~selected if self.covariance == "clip" else keep
+        weight = keep.float() * batch["weight"][sequence] * mismatch
         policy = self._policy_losses(
             log_prob, behavior, advantage, sequence, size, old, batch["off_policy"], weight
         )
@@ -254,12 +267,12 @@ class PolicyObjective:
             assert entropy is not None
             losses = losses - self.entropy_bonus * entropy
         if self.mismatch != "none":
-            shares["mismatch_changed"] = (matched != 1).float()
-        loss = self._aggregated(losses, counted, batch, max_length)
+            shares["mismatch_changed"] = (mismatch != 1).float()
+        loss = self._aggregate(losses, counted, batch, max_length)
         return ObjectiveOutput(loss, policy, counted, divergence, shares)
 
-    def _aggregated(self, losses: Tensor, counted: Tensor, batch: Batch, max_length: int) -> Tensor:
-        """Divided by the count of the whole update."""
+    def _aggregate(self, losses: Tensor, counted: Tensor, batch: Batch, max_length: int) -> Tensor:
+        """Reduce token losses, divided by the count of the whole update."""
         of_sequences = self.loss_type in ("grpo", "gspo", "dr_grpo")
         count = batch["sequence_count" if of_sequences else "token_count"]
         return aggregate_losses(
@@ -295,17 +308,17 @@ class PolicyObjective:
             clip_center=self.clip_center,
             old=old if self.clip_center == "old" else None,
             dual_clip=self.dual_clip,
-            level=self.level,
+            level=self.ratio_level,
             off_policy=off_policy,
             luffy_gamma=self.luffy_gamma,
             keep=keep,
         )
 
     def _behavior(self, batch: Batch, old: Tensor) -> tuple[Tensor, Tensor]:
-        """The ratio's denominator ``[K]``, and weights for engines that disagree with the trainer.
+        """The ratio's denominator ``[K]``, and the mismatch weights ``[K]`` of engine and trainer.
 
-        Of fresh tokens the denominator then is what the trainer says of the policy at the start of
-        the step; of replayed ones it is what was stored.
+        With a mismatch correction, the denominator of fresh tokens is the trainer's probability at
+        the start of the step; that of replayed tokens is the stored one.
         """
         behavior = batch["behavior_log_probs"]
         if self.mismatch == "none":
@@ -325,20 +338,21 @@ class PolicyObjective:
         )
         return torch.where(fresh, old, behavior), torch.where(fresh, weights.weight, 1.0)
 
-    def _forking(self, entropy: Tensor | None, batch: Batch, keep: Tensor) -> Tensor:
+    def _high_entropy(self, entropy: Tensor | None, batch: Batch, keep: Tensor) -> Tensor:
         if self.high_entropy_over == "step":
-            found: Tensor = batch["forking"] > 0
-            return found
+            mask: Tensor = batch["forking"] > 0
+            return mask
         assert entropy is not None
         return high_entropy_mask(entropy.detach(), self.high_entropy, keep)
 
     def _covariance(
-        self, log_prob: Tensor, old: Tensor, advantage: Tensor, keep: Tensor
+        self, log_prob: Tensor, start: Tensor, advantage: Tensor, keep: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        """The tokens ``[K]`` selected by their covariance, and KL-Cov's penalties ``[K]``."""
         cov = covariances(log_prob.detach(), advantage, keep)
         if self.covariance == "clip":
             uniform = torch.rand(len(cov)).to(cov.device)
-            chosen = clip_cov(
+            selected = clip_cov(
                 cov,
                 share=self.covariance_share,
                 low=self.covariance_low,
@@ -346,13 +360,14 @@ class PolicyObjective:
                 keep=keep,
                 uniform=uniform,
             )
-            return chosen, None
-        chosen = kl_cov(cov, share=self.covariance_share, keep=keep)
-        return chosen, kl_cov_penalties(log_prob, old, chosen, coefficient=self.covariance_beta)
+            return selected, None
+        selected = kl_cov(cov, share=self.covariance_share, keep=keep)
+        beta = self.covariance_beta
+        return selected, kl_cov_penalties(log_prob, start, selected, coefficient=beta)
 
-    def postprocess_prescores(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What was prescored of a step's tokens ``[K]``, as batches carry it."""
-        if "entropy" not in found:
-            return found
-        entropy = found.pop("entropy")
-        return found | {"forking": high_entropy_mask(entropy, self.high_entropy).float()}
+    def postprocess_prescores(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn the prescores ``[K]`` of a step into the per-token values of its batches."""
+        if "entropy" not in values:
+            return values
+        entropy = values.pop("entropy")
+        return values | {"forking": high_entropy_mask(entropy, self.high_entropy).float()}

@@ -1,4 +1,9 @@
-"""A module around a language model: how it is built, kept, and asked for answers."""
+"""Base class of the modules that train a language model.
+
+It builds the model and its frozen reference, saves and loads their weights, generates completions,
+evaluates on validation and test sets, and configures the optimizer. ``GRPO`` and ``IWSFT`` add the
+training step.
+"""
 
 import hashlib
 import pickle
@@ -8,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
-from lit_adaptive.modules.base import AdaptiveModule, evaluation_mode
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.core.segments import segment_mean, segment_sum
+from lit_adaptive.modules.base import EvaluatedModule, evaluation_mode
+from lit_adaptive.modules.language_model import LanguageModel, score_targets
 from lit_adaptive.modules.model_builders import CausalLM
+from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.rollout.generation import (
     Completions,
     SamplingParams,
@@ -20,38 +28,63 @@ from lit_adaptive.rollout.generation import (
     left_pad_sequences,
 )
 from lit_adaptive.rollout.models.tokenizers import stop_token_ids
+from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.matching import ExactMatch
 
-_PREFIX = "language."
+_PREFIX = "language."  # of the model's weights in a checkpoint
+_METRICS = ("nll", "token_accuracy", "exact_match")
 
 
-class PolicyModule(AdaptiveModule):
-    """A language model that answers prompts.
+class PolicyModule(EvaluatedModule):
+    """A language model that is trained, evaluated and asked for completions.
 
     Args:
-        model: how the language model comes to be.
-        weights: a checkpoint of such a module to begin with; None: the model's own weights.
-        max_new_tokens: of an answer; 0: none are given.
+        model: recipe of the language model.
+        optimization: optimizer and learning-rate schedule.
+        weights: path of a checkpoint of such a module to start from; by default the weights that
+            ``model`` gives.
+        max_new_tokens: maximum length of greedy completions, in tokens; 0 for none.
+        reward: scores greedy completions; by default whether they equal the column ``answer``.
 
     Raises:
-        ValueError: if ``max_new_tokens`` is negative, or ``weights`` is no file.
+        ValueError: if ``max_new_tokens`` is negative, or ``weights`` is not a file.
     """
 
-    def __init__(self, model: CausalLM, *, weights: str | None, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        optimization: Optimization,
+        weights: str | None,
+        max_new_tokens: int,
+        reward: Reward | None,
+    ) -> None:
         super().__init__()
         if max_new_tokens < 0:
             raise ValueError(
-                f"max_new_tokens is {max_new_tokens}; it must be at least 0 (0: no answers)"
+                f"max_new_tokens is {max_new_tokens}; it must be at least 0 (0: no completions)"
             )
         if weights is not None and not Path(weights).is_file():
-            raise ValueError(f"weights is {weights!r}, which is no file: give a checkpoint's path")
+            raise ValueError(
+                f"weights is {weights!r}, which is not a file: give the path of a checkpoint"
+            )
         self.recipe = model
+        self.optimization = optimization
         self.weights = weights
         self.max_new_tokens = max_new_tokens
+        self.reward = reward or ExactMatch()
         self.language: LanguageModel | None = None
+        self._frozen: tuple[LanguageModel, ...] = ()  # in a tuple it is not part of the state
+        self.metrics = nn.ModuleDict(
+            {
+                stage: nn.ModuleDict({name: MeanMetric() for name in _METRICS})
+                for stage in ("val", "test")
+            }
+        )
         if model.lora is not None:
             self.strict_loading = False  # a checkpoint holds the adapters only
 
-    # The model -----------------------------------------------------------------------------------
+    # Model and reference -------------------------------------------------------------------------
 
     @property
     def policy(self) -> LanguageModel:
@@ -61,54 +94,89 @@ class PolicyModule(AdaptiveModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The datamodule's."""
+        """The datamodule's tokenizer."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     @property
     def transformer(self) -> Any:
-        """The transformers model itself; adapters, if any, are in it."""
+        """The transformers model, with its adapters if any."""
         return self.policy.base
 
     @property
     def attention_cost_ratio(self) -> float | None:
-        """See ``modules.shared_reading``; None: prompts are to be read with each answer."""
+        """See ``model_builders.attention_cost_ratio``; None if prompts cannot be shared."""
         return self.policy.attention_cost_ratio
 
-    def built(self) -> LanguageModel:
-        """A new language model, with the weights that training begins with."""
+    def build(self) -> LanguageModel:
+        """A new language model with the weights that training starts from."""
         language = self.recipe.build(self.tokenizer)
         if self.weights is not None:
             _load(language, self.weights)
         return language
 
+    def _build_frozen(self) -> LanguageModel:
+        """Build the frozen reference."""
+        frozen = self.build().requires_grad_(requires_grad=False).eval()
+        self._frozen = (frozen,)
+        return frozen
+
+    def on_fit_start(self) -> None:
+        """Move the frozen reference to the model's device."""
+        for frozen in self._frozen:
+            frozen.to(self.device)
+
+    @torch.no_grad()
+    def _reference_log_probs(self, batch: dict[str, Any], reference: str, **options: Any) -> Tensor:
+        """Log-probabilities ``[K]`` of a batch's targets by the reference.
+
+        Args:
+            batch: see ``score_targets``.
+            reference: ``adapter_off`` or ``frozen``.
+            **options: see ``LanguageModel.forward``.
+        """
+        if reference == "adapter_off":
+            with self.policy.model.disable_adapter():
+                return score_targets(self.policy, batch, **options)[0].log_prob
+        return score_targets(self._frozen[0], batch, **options)[0].log_prob
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule, see ``Optimization``."""
+        return self.optimization.configure_optimizers(
+            self.policy.parameters(),
+            lambda: self.trainer.estimated_stepping_batches,
+            fused=self.device_mesh is None,
+        )
+
+    # Weights -------------------------------------------------------------------------------------
+
     def fingerprint(self) -> str:
-        """Of all weights: hex digits that tell this model from any other. All ranks must ask."""
+        """Hash of all weights, as hex digits; all ranks must call it together."""
         digest = hashlib.blake2b(digest_size=16)
         for name, parameter in sorted(self.policy.named_parameters()):
-            whole: Any = parameter.detach()
-            if hasattr(whole, "full_tensor"):
-                whole = whole.full_tensor()
-            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
-            digest.update(whole.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            full: Any = parameter.detach()
+            if hasattr(full, "full_tensor"):
+                full = full.full_tensor()
+            digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
+            digest.update(full.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def architecture_fingerprint(self) -> str:
-        """Of the names and shapes of all weights: tells models apart, not their training."""
-        shapes = [(name, tuple(each.shape)) for name, each in self.policy.named_parameters()]
+        """Hash of the names and shapes of all weights, as hex digits; training keeps it."""
+        shapes = [(name, tuple(p.shape)) for name, p in self.policy.named_parameters()]
         return hashlib.blake2b(repr(sorted(shapes)).encode(), digest_size=8).hexdigest()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what LoRA does not train."""
+        """With LoRA, leave the frozen weights out."""
         if self.recipe.lora is None:
             return
-        trained = {n for n, p in self.policy.named_parameters() if p.requires_grad}
+        trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
         state: dict[str, Any] = checkpoint["state_dict"]
         for name in [*state]:
             model, _, parameter = name.partition(".")
             if model in ("language", "average") and parameter not in trained:
                 del state[name]
 
-    # Answers -------------------------------------------------------------------------------------
+    # Generation ----------------------------------------------------------------------------------
 
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
@@ -117,12 +185,12 @@ class PolicyModule(AdaptiveModule):
         return self.policy.decode(input_ids, attention_mask, position_ids, cache)
 
     def stops(self) -> list[int]:
-        """Tokens that end a completion."""
+        """Ids of the tokens that end a completion."""
         config = getattr(self.policy.model, "generation_config", None)
         return stop_token_ids(self.tokenizer, config)
 
     def all_done(self, done: bool) -> bool:
-        """Whether every rank is done: sharded models decode together."""
+        """Whether every rank is done; sharded models decode in step."""
         if self.device_mesh is None or self.trainer.world_size == 1:
             return done
         flag = torch.tensor(float(done), device=self.device)
@@ -130,26 +198,24 @@ class PolicyModule(AdaptiveModule):
 
     @contextmanager
     def decoding(self) -> Generator[None]:
-        """Within, without dropout or gradients, in the run's precision; then as it was."""
+        """Context in evaluation mode, without gradients, and in the run's precision."""
         with evaluation_mode(self), self.trainer.precision_plugin.forward_context():
             yield
 
-    def _generator(self) -> torch.Generator:
-        """Seeded from the global stream, which is part of what a resumed run repeats."""
-        seed = int(torch.randint(2**62, ()))
-        return torch.Generator(device="cpu").manual_seed(seed)
-
-    @torch.no_grad()
-    def answers(
+    def generate(
         self, prompt_ids: Tensor, prompt_mask: Tensor, sampling: SamplingParams
     ) -> Completions:
-        """Completions of left-padded prompts ``[B, P]``. Under sharding all ranks must ask.
+        """Completions of left-padded prompts; under sharding all ranks must call it together.
 
         Args:
             prompt_ids: ``[B, P]`` int64.
-            prompt_mask: ``[B, P]`` bool, False where padded.
-            sampling: how.
+            prompt_mask: ``[B, P]`` bool, False at padding.
+            sampling: sampling parameters. The seed comes from torch's global stream, which a
+                resumed run repeats.
         """
+        generator = None
+        if sampling.temperature > 0:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         with self.decoding():
             return generate(
                 self.policy.decode,
@@ -157,64 +223,148 @@ class PolicyModule(AdaptiveModule):
                 prompt_mask,
                 sampling,
                 self.stops(),
-                generator=self._generator() if sampling.temperature > 0 else None,
+                generator=generator,
                 all_done=self.all_done,
             )
 
-    def texts(self, tokens: list[Tensor]) -> list[str]:
-        """Completions as text, without the token that ends them."""
+    def detokenize(self, completions: list[Tensor]) -> list[str]:
+        """Completions ``[T_i]`` as text, without stop tokens."""
         stops = set(self.stops())
-        kept = [[t for t in each.tolist() if t not in stops] for each in tokens]
-        found: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-        return found
+        tokens = [[t for t in completion.tolist() if t not in stops] for completion in completions]
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
 
     def sample(
         self, prompts: list[str], samples: int, sampling: SamplingParams
     ) -> list[list[dict[str, Any]]]:
-        """``samples`` completions of each prompt, each with its log-probability and its finish.
+        """For each prompt, ``samples`` dictionaries of ``completion``, ``log_prob`` and ``finish``.
 
         Args:
-            prompts: texts as the datamodule's dataset gives them.
-            samples: above 0.
-            sampling: how.
+            prompts: texts as ``texts`` of the datamodule returns them.
+            samples: completions per prompt, above 0.
+            sampling: sampling parameters.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        ids = [each for each in data.encode_prompts(prompts) for _ in range(samples)]
+        ids = [tokens for tokens in data.encode_prompts(prompts) for _ in range(samples)]
         prompt_ids, mask = left_pad_sequences(ids, self.tokenizer.pad_token_id)
-        found = self.answers(prompt_ids.to(self.device), mask.to(self.device), sampling)
+        completions = self.generate(prompt_ids.to(self.device), mask.to(self.device), sampling)
         rows = [
             {"completion": text, "log_prob": float(log_prob.sum()), "finish": finish}
             for text, log_prob, finish in zip(
-                self.texts(found.tokens), found.log_probs, found.finish, strict=True
+                self.detokenize(completions.tokens),
+                completions.log_probs,
+                completions.finish,
+                strict=True,
             )
         ]
         return [rows[start : start + samples] for start in range(0, len(rows), samples)]
 
     def complete(self, prompts: list[str]) -> list[str]:
-        """One completion of each prompt, drawn at temperature 1."""
+        """One completion of each prompt, sampled at temperature 1."""
         sampling = SamplingParams(max_new_tokens=max(self.max_new_tokens, 1), temperature=1.0)
         return [rows[0]["completion"] for rows in self.sample(prompts, 1, sampling)]
 
+    # Evaluation ----------------------------------------------------------------------------------
+
+    def _complete_greedily(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Greedy completions of a batch's prompts, scored if the reward's column is there."""
+        sampling = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=0.0)
+        completions = self.generate(batch["prompt_ids"], batch["prompt_mask"], sampling)
+        texts = self.detokenize(completions.tokens)
+        columns = {
+            name: values
+            for name, values in batch.items()
+            if name != "prompt" and isinstance(values, list)
+        }
+        rewards: list[float | None] = [None] * len(texts)
+        if getattr(self.reward, "column", None) in (None, *columns):
+            rewards = checked_rewards(self.reward, batch["prompt"], texts, columns)
+        return {
+            **columns,
+            "completion": texts,
+            "tokens": [tokens.tolist() for tokens in completions.tokens],
+            "log_probs": [log_probs.tolist() for log_probs in completions.log_probs],
+            "finish": completions.finish,
+            "reward": rewards,
+        }
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        """Score a batch's demonstrations, and complete its prompts, whichever it holds."""
+        counted = batch["counted"].to(self.device)
+        metrics: Any = self.metrics[stage]
+        if "target" in batch:
+            self._score_demonstrations(batch, metrics, counted)
+        if self.max_new_tokens and "prompt_ids" in batch:
+            rewards = self._complete_greedily(batch)["reward"]
+            for reward, counts in zip(rewards, counted.tolist(), strict=True):
+                if counts and reward is not None:
+                    metrics["exact_match"].update(reward)
+
+    def _score_demonstrations(self, batch: dict[str, Any], metrics: Any, counted: Tensor) -> None:
+        scores, _ = score_targets(self.policy, batch, top_k=1)
+        assert scores.top_token is not None  # as top_k is 1
+        sequence, size = batch["sequence"], len(batch["index"])
+        correct = (scores.top_token[:, 0] == batch["target"]).float()
+        tokens = segment_sum(torch.ones_like(correct), sequence, size) * counted
+        metrics["nll"].update(segment_mean(-scores.log_prob, sequence, size), tokens)
+        metrics["token_accuracy"].update(segment_mean(correct, sequence, size), tokens)
+
+    def _report(self, stage: str) -> None:
+        metrics: Any = self.metrics[stage]
+        for name in _METRICS:
+            metric: MeanMetric = metrics[name]
+            if self._updated_on_any_rank(metric):
+                value = metric.compute()
+                prog_bar = name != "token_accuracy"
+                self.log(f"{stage}/{name}", value, prog_bar=prog_bar, sync_dist=True)
+                if name == "nll":
+                    self.log(f"{stage}/perplexity", value.exp(), sync_dist=True)
+            metric.reset()
+
+    def _updated_on_any_rank(self, metric: MeanMetric) -> bool:
+        updated = torch.tensor(float(metric.update_called), device=self.device)
+        if self.trainer.world_size > 1:
+            updated = self.trainer.strategy.reduce(updated, reduce_op="sum")
+        return bool(updated > 0)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Greedy completions of the prompts that count; ``callbacks.CompletionWriter`` writes them.
+
+        Raises:
+            ValueError: if ``max_new_tokens`` is 0.
+        """
+        if self.max_new_tokens == 0:
+            raise ValueError("max_new_tokens is 0, so nothing can be predicted: set it above 0")
+        counted: list[bool] = batch["counted"].tolist()
+        rows = self._complete_greedily(batch) | {"prompt": batch["prompt"]}
+        selected = {
+            name: [value for value, counts in zip(values, counted, strict=True) if counts]
+            for name, values in rows.items()
+        }
+        return selected | {"index": batch["index"][batch["counted"]].cpu()}
+
 
 def _load(language: LanguageModel, path: str) -> None:
-    """Give ``language`` the weights of a checkpoint.
+    """Load the weights of a checkpoint into ``language``.
 
     Raises:
-        ValueError: if it cannot be read, or is of another model.
+        ValueError: if the checkpoint cannot be read, or belongs to another model.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
-            f"weights is {path!r}, which is no checkpoint of lit-adaptive: {error}"
+            f"weights is {path!r}, which is not a checkpoint of lit-adaptive: {error}"
         ) from error
-    own = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+    saved = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
     known = language.state_dict()
-    unknown = [name for name in own if name not in known or own[name].shape != known[name].shape]
-    absent = [] if language.adapted else [name for name in known if name not in own]
-    if unknown or absent or not own:
+    unknown = [
+        name for name in saved if name not in known or saved[name].shape != known[name].shape
+    ]
+    missing = [] if language.adapted else [name for name in known if name not in saved]
+    if unknown or missing or not saved:
         raise ValueError(
-            f"weights is {path!r}, a checkpoint of another model: it has {unknown[:3]}, which this "
-            f"one has not or in another shape, and lacks {absent[:3]}"
+            f"weights is {path!r}, a checkpoint of another model: {unknown[:3]} have no weight of "
+            f"that name and shape in this model, and {missing[:3]} are missing"
         )
-    language.load_state_dict(own, strict=False)
+    language.load_state_dict(saved, strict=False)

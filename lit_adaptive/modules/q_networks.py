@@ -1,9 +1,9 @@
-"""Networks that rate every action of an observation: ``[B, *observation_shape]`` to ``[B, A]``.
+"""Q-networks: from observations ``[B, *observation_shape]`` to action values ``[B, A]``.
 
 Where these depart from the papers, and why:
-  1. ``dueling`` puts two single layers on the common trunk, where Wang et al. (2016) have two
-     layers each: the networks here are small.
-  2. Weights are PyTorch's defaults.
+  1. ``dueling`` puts two single layers on the shared trunk, where Wang et al. (2016) have two
+     layers each, because the networks here are small.
+  2. Weights are initialized with PyTorch's defaults.
 """
 
 import math
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 class QNetwork(nn.Module):
-    r"""A trunk, and a head that rates the actions.
+    r"""A trunk, and a head with one value per action.
 
     With ``dueling``, :math:`Q(s, a) = V(s) + A(s, a) - \frac{1}{|A|} \sum_{a'} A(s, a')`
     (Wang et al., 2016, equation 9).
 
     Args:
-        observation_shape: of one observation.
-        num_actions: above 0.
-        dueling: rate the state and the actions' advantages apart.
+        observation_shape: shape of one observation.
+        num_actions: number of actions, above 0.
+        dueling: whether to predict the state value and the actions' advantages separately.
     """
 
     def __init__(
@@ -40,32 +40,33 @@ class QNetwork(nn.Module):
         self.head = nn.Linear(width, self.num_actions)
         self.value = nn.Linear(width, 1) if self.dueling else None
 
-    def _refuse(self, takes: str) -> ValueError:
+    def _unsupported(self, supported: str) -> ValueError:
         return ValueError(
-            f"{type(self).__name__} cannot take observations of shape {self.observation_shape}; "
-            f"it takes {takes}: choose another network (MLP takes any shape)"
+            f"{type(self).__name__} does not support observations of shape "
+            f"{self.observation_shape}; it needs {supported}: choose another network "
+            "(MLP takes any shape)"
         )
 
     def prepare(self, observation: Tensor) -> Tensor:
-        """As the trunk wants it: its weights' type, one batch axis."""
+        """Convert an observation to the type of the weights."""
         return observation.to(self.head.weight.dtype)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Values ``[B, A]`` of ``observation`` ``[B, *observation_shape]``."""
+        """Action values ``[B, A]`` of ``observation`` ``[B, *observation_shape]``."""
         features = self.trunk(self.prepare(observation))
-        rated: Tensor = self.head(features)
+        output: Tensor = self.head(features)
         if self.value is None:
-            return rated
+            return output
         value: Tensor = self.value(features)
-        return value + rated - rated.mean(1, keepdim=True)
+        return value + output - output.mean(1, keepdim=True)
 
 
 class MLP(QNetwork):
-    """Fully connected layers with ReLU; flattens whatever it is shown.
+    """Fully connected layers with ReLU over the flattened observation.
 
     Args:
-        observation_shape: any.
-        num_actions: above 0.
+        observation_shape: any shape.
+        num_actions: number of actions, above 0.
         hidden: widths of the hidden layers, at least one.
         dueling: see ``QNetwork``.
     """
@@ -83,9 +84,9 @@ class MLP(QNetwork):
             raise ValueError(f"hidden is {list(hidden)}; it must name at least one width above 0")
         layers: list[nn.Module] = [nn.Flatten()] if len(self.observation_shape) != 1 else []
         width = math.prod(self.observation_shape)
-        for wide in hidden:
-            layers += [nn.Linear(width, wide), nn.ReLU()]
-            width = wide
+        for outputs in hidden:
+            layers += [nn.Linear(width, outputs), nn.ReLU()]
+            width = outputs
         self.trunk = nn.Sequential(*layers)
         self._set_head(width)
 
@@ -95,7 +96,7 @@ class MinAtarConv(QNetwork):
 
     Args:
         observation_shape: ``(channels, height, width)``, at least 3 x 3.
-        num_actions: above 0.
+        num_actions: number of actions, above 0.
         hidden: width of the hidden layer.
         dueling: see ``QNetwork``.
     """
@@ -110,7 +111,7 @@ class MinAtarConv(QNetwork):
     ) -> None:
         super().__init__(observation_shape, num_actions, dueling=dueling)
         if len(self.observation_shape) != 3 or min(self.observation_shape[1:]) < 3:
-            raise self._refuse("(channels, height, width) of at least 3 x 3, as MinAtar shows")
+            raise self._unsupported("(channels, height, width) of at least 3 x 3, as MinAtar shows")
         channels, height, width = self.observation_shape
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 16, 3),
@@ -125,11 +126,11 @@ class MinAtarConv(QNetwork):
 class NatureConv(QNetwork):
     """Three convolutions and a hidden layer of 512 (Mnih et al., 2015, methods).
 
-    Bytes are divided by 255 here, so that the replay keeps them as bytes.
+    Bytes are divided by 255 here, so that the replay buffer can store bytes.
 
     Args:
         observation_shape: ``(frames, height, width)``, at least 36 x 36; the paper has (4, 84, 84).
-        num_actions: above 0.
+        num_actions: number of actions, above 0.
         hidden: width of the hidden layer.
         dueling: see ``QNetwork``.
     """
@@ -144,7 +145,7 @@ class NatureConv(QNetwork):
     ) -> None:
         super().__init__(observation_shape, num_actions, dueling=dueling)
         if len(self.observation_shape) != 3 or min(self.observation_shape[1:]) < 36:
-            raise self._refuse("(frames, height, width) of at least 36 x 36, as Atari shows")
+            raise self._unsupported("(frames, height, width) of at least 36 x 36, as Atari shows")
         convolutions = nn.Sequential(
             nn.Conv2d(self.observation_shape[0], 32, 8, stride=4),
             nn.ReLU(),
@@ -161,6 +162,6 @@ class NatureConv(QNetwork):
         self._set_head(hidden)
 
     def prepare(self, observation: Tensor) -> Tensor:
-        """Bytes become [0, 1]."""
-        shown = super().prepare(observation)
-        return shown / 255 if observation.dtype == torch.uint8 else shown
+        """Convert an observation to the type of the weights, and scale bytes to [0, 1]."""
+        converted = super().prepare(observation)
+        return converted / 255 if observation.dtype == torch.uint8 else converted

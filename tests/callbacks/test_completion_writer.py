@@ -66,7 +66,7 @@ def test_every_prompt_is_answered_in_the_datasets_order(tmp_path: Path) -> None:
         assert len(row["tokens"]) == len(row["log_probs"])
         assert row["finish"] == ("length" if row["tokens"][-1] not in model.stops() else "stop")
         assert row["reward"] == float(row["completion"].strip() == row["answer"])
-        assert model.texts([torch.tensor(row["tokens"])]) == [row["completion"]]
+        assert model.detokenize([torch.tensor(row["tokens"])]) == [row["completion"]]
 
 
 def test_log_probs_are_the_models(tmp_path: Path) -> None:

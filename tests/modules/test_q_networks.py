@@ -51,7 +51,9 @@ def test_bytes_are_divided_by_255() -> None:
 def test_names_the_observation_it_cannot_take(
     network: type[QNetwork], shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=rf"{network.__name__} cannot take observations of shape"):
+    with pytest.raises(
+        ValueError, match=rf"{network.__name__} does not support observations of shape"
+    ):
         network(shape, 2)
 
 

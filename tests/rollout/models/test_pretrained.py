@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_adaptive.modules import ConfiguredLM, LanguageModel, LoRA, PretrainedLM
-from lit_adaptive.modules.head_check import check_head
+from lit_adaptive.modules.model_builders import check_head
 from lit_adaptive.rollout.models import pretrained
 from lit_adaptive.rollout.models.pretrained import load_model, load_tokenizer, resolve_source
 
@@ -128,7 +128,7 @@ def test_a_head_that_does_more_is_refused(monkeypatch: pytest.MonkeyPatch):
     language._scale = 3.0  # as if the architecture scaled its logits in a way of its own
     with torch.no_grad():
         language.model.get_output_embeddings().weight.mul_(30)
-    with pytest.raises(ValueError, match="makes its logits in a way that is not known here"):
+    with pytest.raises(ValueError, match="computes its logits in an unsupported way"):
         check_head(language)
 
 

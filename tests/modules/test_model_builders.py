@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.shared_reading import attention_cost_ratio
+from lit_adaptive.modules.model_builders import attention_cost_ratio
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
