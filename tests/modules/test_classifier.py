@@ -100,24 +100,32 @@ def test_fill_up_samples_do_not_count() -> None:
     assert logged["val/loss"] == pytest.approx(float(expected))
 
 
-def test_names_networks_and_targets_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"gives \(6, 4\) for 6 samples; it must give \[6, 3\]"):
+def test_a_network_with_the_wrong_number_of_outputs_is_rejected() -> None:
+    message = r"returns \(6, 4\) for 6 samples; it must return \[6, 3\]: set its outputs"
+    with pytest.raises(ValueError, match=message):
         _step(Classifier(Dense(4, 4), 3), _batch())
+
+
+def test_a_target_outside_the_classes_is_rejected() -> None:
     batch = _batch()
     batch["target"][2] = 7
     with pytest.raises(ValueError, match="targets range from 0 to 7"):
         _step(Classifier(Dense(4, 3), 3), batch)
-    for options, words in (
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"num_classes": 1}, "num_classes is 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1"),
         ({"focal_gamma": -1.0}, "focal_gamma is -1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            Classifier(Dense(4, 3), **{"num_classes": 3, **options})
-    with pytest.raises(ValueError, match="widths"):
-        Dense(4, 3, hidden=[0])
+    ],
+)
+def test_an_option_out_of_range_is_rejected_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classifier(Dense(4, 3), **{"num_classes": 3, **options})
 
 
 def test_optimizer_and_scheduler_are_built_when_given() -> None:

@@ -48,7 +48,7 @@ def test_bytes_are_divided_by_255() -> None:
 @pytest.mark.parametrize(
     ("network", "shape"), [(MinAtarConv, (4,)), (NatureConv, (10, 10, 4)), (MinAtarConv, (4, 2, 2))]
 )
-def test_names_the_observation_it_cannot_take(
+def test_an_unsupported_observation_shape_is_rejected_by_name(
     network: type[QNetwork], shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(
@@ -57,6 +57,6 @@ def test_names_the_observation_it_cannot_take(
         network(shape, 2)
 
 
-def test_refuses_no_hidden_layers() -> None:
+def test_an_mlp_without_hidden_layers_is_rejected() -> None:
     with pytest.raises(ValueError, match="hidden is"):
         MLP((4,), 2, hidden=[])
