@@ -1,10 +1,10 @@
-"""The replay's bookkeeping, compiled: which rows hold which frames, and n-step windows.
+"""Bookkeeping of ``TransitionRing``, compiled: references to frames, and n-step windows.
 
-A frame lives in a row of the pool for as long as anything points to it: a slot's observation or
-next observation, an open window's first observation, or a stream's latest observation. Rows that
-nothing points to form a list: each holds the next one, as ``-2 - next``; ``-1`` ends it.
+A frame occupies a row of the frame pool while it is referenced: by a slot's observation or next
+observation, by the first observation of an open window, or as a stream's latest observation. Free
+rows form a linked list: ``references`` of a free row is ``-2 - next``, and ``-2 - (-1)`` ends it.
 
-A window begins at every step and closes after n steps or with its episode; then it is a transition.
+A window opens at every step and closes after n steps or with its episode; then it is a transition.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from lit_adaptive.core.kernels.row_copy import Array, all_within
 FIRST_FREE, FREE = 0, 1
 
 
-class Pool(NamedTuple):
-    """Who points to which row.
+class FrameReferences(NamedTuple):
+    """Reference counts of the rows of a frame pool.
 
     Attributes:
-        references: ``[rows]`` int32, pointers to each row; if negative, a link of the free list.
+        references: ``[rows]`` int32, number of references; if negative, a link of the free list.
         free: ``[2]`` int64: first free row (-1: none), number of free rows.
     """
 
@@ -29,11 +29,11 @@ class Pool(NamedTuple):
     free: Array
 
 
-class Slots(NamedTuple):
-    """What a slot keeps beside its action.
+class TransitionSlots(NamedTuple):
+    """Contents of the slots, except actions.
 
     Attributes:
-        pointer: ``[capacity, 2, k]`` int32 rows of the k frames of observation, next observation.
+        pointer: ``[capacity, 2, k]`` int32, rows of the k frames of observation, next observation.
         reward: ``[capacity]`` float32.
         terminated: ``[capacity]`` bool.
         steps: ``[capacity]`` uint8, or ``[0]`` if all transitions span one step.
@@ -45,14 +45,14 @@ class Slots(NamedTuple):
     steps: Array
 
 
-class Streams(NamedTuple):
-    """What every stream is in the middle of; windows lie in rings of n.
+class StreamWindows(NamedTuple):
+    """Latest observation and open windows of each stream; windows are in rings of n.
 
     Attributes:
-        latest: ``[E, k]`` int32 rows of what it showed last; -1: nothing yet.
-        first: ``[E, n, k]`` int32 rows of each open window's first observation.
-        gain: ``[E, n]`` float64 discounted rewards so far.
-        begin: ``[E]`` int64, place of the oldest open window.
+        latest: ``[E, k]`` int32, rows of the latest observation; -1: none yet.
+        first: ``[E, n, k]`` int32, rows of each open window's first observation.
+        gain: ``[E, n]`` float64, discounted rewards so far.
+        begin: ``[E]`` int64, index of the oldest open window.
         open: ``[E]`` int64, number of open windows.
     """
 
@@ -63,14 +63,15 @@ class Streams(NamedTuple):
     open: Array
 
 
-class Step(NamedTuple):
-    """One step of B streams.
+class StepFrames(NamedTuple):
+    """One step of B streams, with the frames that need not be stored again.
 
     Attributes:
-        stream: ``[B]`` int64, each once.
-        known: ``[B, k]`` which frames of the observation are those the stream showed last.
-        repeated: ``[B, k]`` which are the same as the frame before them in the stack.
-        moved: ``[B, k]`` which frames of the next observation are the one behind in this one.
+        stream: ``[B]`` int64, distinct.
+        known: ``[B, k]`` bool, whether the frame equals that of the stream's latest observation.
+        repeated: ``[B, k]`` bool, whether the frame equals its predecessor in the stack.
+        moved: ``[B, k]`` bool, whether the frame of the next observation equals the successor in
+            the observation's stack.
         reward: ``[B]`` float32.
         terminated: ``[B]`` bool.
         truncated: ``[B]`` bool.
@@ -85,15 +86,15 @@ class Step(NamedTuple):
     truncated: Array
 
 
-class Output(NamedTuple):
-    """What is to be written; room for the most there can be.
+class RingWrites(NamedTuple):
+    """Preallocated results: the slots and frames that the caller writes.
 
     Attributes:
-        slot: ``[E n]`` int64 slots that closed windows went to.
-        window: ``[E n]`` int64, number ``stream * n + place`` of each.
-        opened: ``[E]`` int64, number of the window each row opened.
+        slot: ``[E n]`` int64, slots of the closed windows.
+        window: ``[E n]`` int64, number ``stream * n + index`` of each closed window.
+        opened: ``[E]`` int64, number of the window that each stream opened.
         row: ``[2, E k]`` int64, rows for frames of the observations, of the next observations.
-        source: ``[2, E k]`` int64, which frames: ``b * k + j``.
+        source: ``[2, E k]`` int64, index ``b * k + j`` of each of these frames.
     """
 
     slot: Array
@@ -104,8 +105,8 @@ class Output(NamedTuple):
 
 
 @compiled
-def release(pool: Pool, row: int) -> None:
-    """One pointer less to ``row``."""
+def release(pool: FrameReferences, row: int) -> None:
+    """Remove a reference to ``row``."""
     pool.references[row] -= 1
     if pool.references[row] == 0:
         pool.references[row] = -2 - pool.free[FIRST_FREE]
@@ -114,8 +115,8 @@ def release(pool: Pool, row: int) -> None:
 
 
 @compiled
-def take(pool: Pool) -> int:
-    """A free row, which nothing points to yet; the caller has made sure there is one."""
+def take(pool: FrameReferences) -> int:
+    """Take a free row without references; the caller has reserved one."""
     row = pool.free[FIRST_FREE]
     pool.free[FIRST_FREE] = -2 - pool.references[row]
     pool.free[FREE] -= 1
@@ -124,8 +125,8 @@ def take(pool: Pool) -> int:
 
 
 @compiled
-def chain(pool: Pool, first: int) -> None:
-    """Make the rows from ``first`` to the last free, to be taken in this order."""
+def chain(pool: FrameReferences, first: int) -> None:
+    """Make the rows from ``first`` on free, to be taken in ascending order."""
     for row in range(pool.references.size - 1, first - 1, -1):
         pool.references[row] = -2 - pool.free[FIRST_FREE]
         pool.free[FIRST_FREE] = row
@@ -133,16 +134,23 @@ def chain(pool: Pool, first: int) -> None:
 
 
 @compiled
-def count(pool: Pool, rows: Array) -> None:
-    """One pointer more to each of ``rows`` (-1: none); only before ``chain``."""
+def count(pool: FrameReferences, rows: Array) -> None:
+    """Add a reference to each of ``rows`` (-1: none); only before ``chain``."""
     for row in rows:
         if row >= 0:
             pool.references[row] += 1
 
 
 @compiled
-def _write(pool: Pool, slots: Slots, streams: Streams, s: int, terminated: bool, slot: int) -> None:
-    """Write stream ``s``'s oldest window into ``slot``; its pointers go along."""
+def _write(
+    pool: FrameReferences,
+    slots: TransitionSlots,
+    streams: StreamWindows,
+    s: int,
+    terminated: bool,
+    slot: int,
+) -> None:
+    """Move stream ``s``'s oldest window into ``slot``, references included."""
     place = streams.begin[s]
     for j in range(streams.latest.shape[1]):
         slots.pointer[slot, 0, j] = streams.first[s, place, j]
@@ -156,19 +164,19 @@ def _write(pool: Pool, slots: Slots, streams: Streams, s: int, terminated: bool,
 
 @compiled
 def _close(
-    pool: Pool,
-    slots: Slots,
-    streams: Streams,
+    pool: FrameReferences,
+    slots: TransitionSlots,
+    streams: StreamWindows,
     s: int,
     terminated: bool,
     added: int,
     closed: int,
     skip: int,
-    out: Output,
+    out: RingWrites,
 ) -> None:
-    """Close stream ``s``'s oldest window, the transition number ``added + closed``.
+    """Close stream ``s``'s oldest window, transition number ``added + closed``.
 
-    The first ``skip`` of a call would be overwritten within it, and are not written at all.
+    The first ``skip`` windows of a call would be overwritten within it, and are not written.
     """
     stack, n = streams.latest.shape[1], streams.gain.shape[1]
     slot, place = (added + closed) % slots.reward.size, streams.begin[s]
@@ -187,8 +195,15 @@ def _close(
 
 
 @compiled
-def end(stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, out: Output) -> int:
-    """Close all open windows of ``stream``, as truncated; returns how many."""
+def end(
+    stream: Array,
+    pool: FrameReferences,
+    slots: TransitionSlots,
+    streams: StreamWindows,
+    added: int,
+    out: RingWrites,
+) -> int:
+    """Close all open windows of ``stream`` as truncated; returns their number."""
     total: int = 0
     for s in stream:
         total += int(streams.open[s])
@@ -202,8 +217,8 @@ def end(stream: Array, pool: Pool, slots: Slots, streams: Streams, added: int, o
 
 
 @compiled
-def _closing(step: Step, streams: Streams) -> int:
-    """How many windows this step will close."""
+def _closing(step: StepFrames, streams: StreamWindows) -> int:
+    """Number of windows that this step closes."""
     total: int = 0
     for b in range(step.stream.size):
         open_ = streams.open[step.stream[b]] + 1
@@ -215,10 +230,16 @@ def _closing(step: Step, streams: Streams) -> int:
 
 
 @compiled
-def _see(
-    step: Step, b: int, pool: Pool, streams: Streams, place: int, fresh: Array, out: Output
+def _reference_frames(
+    step: StepFrames,
+    b: int,
+    pool: FrameReferences,
+    streams: StreamWindows,
+    place: int,
+    fresh: Array,
+    out: RingWrites,
 ) -> None:
-    """Point the window at ``place``, then the stream's latest, to the frames of this step."""
+    """Set the frames of the window at ``place``, then of the stream's latest observation."""
     s, stack = step.stream[b], streams.latest.shape[1]
     for j in range(stack):
         if step.known[b, j]:
@@ -246,27 +267,27 @@ def _see(
 
 @compiled
 def record(
-    step: Step,
-    pool: Pool,
-    slots: Slots,
-    streams: Streams,
+    step: StepFrames,
+    pool: FrameReferences,
+    slots: TransitionSlots,
+    streams: StreamWindows,
     discounts: Array,
     added: int,
-    out: Output,
+    out: RingWrites,
 ) -> tuple[int, int, int]:
-    """Enter one step of B streams, of which the pool has 2 B k rows free.
+    """Record one step of B streams; the pool must have 2 B k free rows.
 
     Args:
-        step: what happened.
+        step: the step.
         pool: changed.
         slots: changed.
         streams: changed.
         discounts: ``[n + 1]`` float64, powers of gamma.
-        added: transitions written before.
-        out: receives what is to be written.
+        added: number of transitions written before.
+        out: results.
 
     Returns:
-        How many windows closed; frames to write of the observations; and of the next observations.
+        Number of closed windows, and of frames to write of observations and next observations.
     """
     n = streams.gain.shape[1]
     fresh = np.zeros(2, np.int64)
@@ -275,7 +296,7 @@ def record(
     for b in range(step.stream.size):
         s = step.stream[b]
         place = (streams.begin[s] + streams.open[s]) % n
-        _see(step, b, pool, streams, place, fresh, out)
+        _reference_frames(step, b, pool, streams, place, fresh, out)
         out.opened[b] = s * n + place
         streams.gain[s, place] = 0.0
         streams.open[s] += 1
@@ -294,24 +315,24 @@ def record(
 def look_up(
     index: Array,
     length: int,
-    slots: Slots,
+    slots: TransitionSlots,
     discounts: Array,
     row: Array,
     reward: Array,
     terminated: Array,
     discount: Array,
 ) -> bool:
-    """What slots ``index`` ``[B]`` hold; false if one of them is outside ``[0, length)``.
+    """Read slots ``index``; false if one of them is outside ``[0, length)``.
 
     Args:
-        index: int64.
-        length: filled slots.
-        slots: to look into.
+        index: ``[B]`` int64.
+        length: number of filled slots.
+        slots: the slots.
         discounts: ``[n + 1]`` float32, powers of gamma.
-        row: ``[2, B, k]`` int64, receives where the frames are.
-        reward: ``[B]`` float32, receives.
-        terminated: ``[B]`` bool, receives.
-        discount: ``[B]`` float32, receives.
+        row: ``[2, B, k]`` int64, result: rows of the frames.
+        reward: ``[B]`` float32, result.
+        terminated: ``[B]`` bool, result.
+        discount: ``[B]`` float32, result.
     """
     if not all_within(index, length):
         return False

@@ -1,4 +1,4 @@
-"""Loops over rows of bytes and over indices, compiled."""
+"""Comparing, copying and renumbering rows of bytes, and checks of indices, compiled."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 @compiled
 def same_rows(kept: Array, row: Array, frames: Array, same: Array) -> None:
-    """``same[m]`` stays true if ``kept[row[m]]`` and ``frames[m]`` are bitwise equal.
+    """Set ``same[m]`` to false unless ``kept[row[m]]`` and ``frames[m]`` are bitwise equal.
 
     Args:
         kept: ``[R, W]`` uint8.
@@ -36,29 +36,29 @@ def same_rows(kept: Array, row: Array, frames: Array, same: Array) -> None:
 
 @compiled
 def renumber(rows: Array, size: int) -> Array:
-    """Number rows in the order in which they first appear; returns them in this order.
+    """Number rows in the order of their first occurrence; returns them in this order.
 
     Args:
         rows: int32, changed into the new numbers; -1 stays.
-        size: above all rows.
+        size: upper bound of the rows, exclusive.
     """
     number = np.full(size, -1, np.int32)
     order = np.empty(size, np.int64)
-    found = 0
+    count = 0
     for i in range(rows.size):
         row = rows[i]
         if row >= 0:
             if number[row] < 0:
-                number[row] = found
-                order[found] = row
-                found += 1
+                number[row] = count
+                order[count] = row
+                count += 1
             rows[i] = number[row]
-    return order[:found]
+    return order[:count]
 
 
 @compiled
 def copy_rows(kept: Array, row: Array, source: Array, rows: Array) -> None:
-    """``kept[row[i]] = rows[source[i]]`` for all i, in order; both ``[., W]`` uint8."""
+    """Set ``kept[row[i]] = rows[source[i]]`` for all i, in order; both are ``[R, W]`` uint8."""
     for i in range(row.size):
         for byte in range(rows.shape[1]):
             kept[row[i], byte] = rows[source[i], byte]

@@ -410,7 +410,7 @@ def _check_fingerprint(stored: str, current: str | None, remedy: str) -> None:
     if stored != current:
         raise ValueError(
             f"the rollouts are of tokenizer and model {stored!r}, this run uses {current!r}; "
-            "tokens and log-probabilities of one are meaningless to the other: use the first one "
+            "tokens and log-probabilities of one are meaningless to another: use the first one "
             f"again, or {remedy}. Nothing was changed"
         )
 
@@ -472,7 +472,7 @@ def _check_priorities_of_state(
         raise ValueError("its keys do not ascend")
     if not isinstance(state["next_key"], int) or (size and int(key[-1]) >= state["next_key"]):
         raise ValueError(f"its next key is {state['next_key']!r}")
-    if settings["deduplicate"] and len(groups.prompt.unique()) < size:
+    if settings["deduplicate"] and len(torch.unique(groups.prompt)) < size:
         raise ValueError("a prompt has several groups")
 
 

@@ -38,7 +38,7 @@ def base_priorities(groups: RolloutGroups, signal: PrioritySignal) -> Tensor:
 
 def last_occurrences(values: Tensor) -> Tensor:
     """Ascending positions of the last occurrence of each value of ``values`` ``[K]``."""
-    _, inverse = values.unique(return_inverse=True)
+    _, inverse = torch.unique(values, return_inverse=True)
     last = torch.zeros(int(inverse.max()) + 1 if len(inverse) else 0, dtype=torch.int64)
     positions = torch.arange(len(values))
     return last.scatter_reduce(0, inverse, positions, "amax").sort().values
@@ -59,7 +59,7 @@ def check_finite(groups: RolloutGroups) -> None:
         ("log_probs", generated & ~groups.log_probs.isfinite(), group[owner]),
     ):
         if bool(invalid.any()):
-            prompts = groups.prompt[of[invalid].unique()][:8].tolist()
+            prompts = groups.prompt[torch.unique(of[invalid])][:8].tolist()
             raise ValueError(
                 f"{name} of the groups of prompts {prompts} is NaN or infinite; replayed values "
                 "must be finite: check the reward function or the engine. Nothing was changed"

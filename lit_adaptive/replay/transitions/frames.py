@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.kernels.ring import FREE, Pool, chain, count
+from lit_adaptive.core.kernels.ring import FREE, FrameReferences, chain, count
 from lit_adaptive.core.kernels.row_copy import Array, copy_rows, same_rows
-from lit_adaptive.replay.transitions.nested import Leaf
+from lit_adaptive.replay.transitions.nested import LeafSpec
 
 Bytes: TypeAlias = Array | Tensor
 """``[R, W]`` uint8: the bytes of R rows, an array on the CPU and a tensor elsewhere."""
@@ -58,7 +58,7 @@ def store(kept: list[Bytes], row: Array, source: Array, rows: list[Bytes]) -> No
             copy_rows(old, row, source, new)
 
 
-class Rows:
+class LeafRows:
     """``rows`` rows of every leaf, not initialised.
 
     Attributes:
@@ -66,7 +66,7 @@ class Rows:
         bytes: the same memory.
     """
 
-    def __init__(self, leaves: list[Leaf], rows: int, device: torch.device) -> None:
+    def __init__(self, leaves: list[LeafSpec], rows: int, device: torch.device) -> None:
         self.leaves = [
             torch.empty((rows, *leaf.shape), dtype=leaf.dtype, device=device) for leaf in leaves
         ]
@@ -111,9 +111,9 @@ class FramePool:
         device: where frames are kept; the accounts are always on the CPU.
     """
 
-    def __init__(self, frame: list[Leaf], rows: int, device: torch.device) -> None:
-        self.frames = Rows(frame, rows, device)
-        self.accounts = Pool(np.zeros(rows, np.int32), np.array([-1, 0]))
+    def __init__(self, frame: list[LeafSpec], rows: int, device: torch.device) -> None:
+        self.frames = LeafRows(frame, rows, device)
+        self.accounts = FrameReferences(np.zeros(rows, np.int32), np.array([-1, 0]))
         chain(self.accounts, 0)
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class FramePool:
         self.frames.grow(after)
         references = np.zeros(after, np.int32)
         references[:before] = self.accounts.references
-        self.accounts = Pool(references, self.accounts.free)
+        self.accounts = FrameReferences(references, self.accounts.free)
         chain(self.accounts, before)
 
     def fill(self, leaves: list[Tensor], pointers: list[Array]) -> None:

@@ -1,10 +1,15 @@
-"""Observations and actions may be nested; inside the replay they are flat lists of tensors."""
+"""Nested observations and actions as flat lists of tensors.
 
-from collections.abc import Callable, Mapping
+The containers are dicts and tuples; everything else, lists included, is a leaf that must convert to
+a tensor.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 Nested = Any
@@ -13,8 +18,8 @@ Nested = Any
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32)
 
 
-class Leaf(NamedTuple):
-    """One tensor of a nest at ``path``, such as ``['camera'][0]``; ``shape`` is without batch."""
+class LeafSpec(NamedTuple):
+    """Path of one tensor, such as ``['camera'][0]``, its shape without the batch axis, its type."""
 
     path: str
     shape: tuple[int, ...]
@@ -22,7 +27,11 @@ class Leaf(NamedTuple):
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """``value`` as a tensor, not copied if possible; float64 becomes float32.
+    """Convert to a tensor, without a copy if possible; float64 becomes float32.
+
+    Args:
+        value: tensor, array, number or list of numbers.
+        name: name of the value in errors.
 
     Raises:
         ValueError: if ``value`` is not made of numbers.
@@ -37,64 +46,42 @@ def as_tensor(value: Any, name: str) -> Tensor:
             tensor = torch.from_numpy(array)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{name} is a {type(value).__name__}, no array of numbers ({error}): pass a "
+                f"{name} is a {type(value).__name__}, not an array of numbers ({error}): pass a "
                 "tensor, array or number, or a dict or tuple of them"
             ) from error
     return tensor.float() if tensor.dtype is torch.float64 else tensor
 
 
-def map_nested(function: Callable[[Any], Any], value: Nested) -> Nested:
+def _is_leaf(value: Any) -> bool:
+    return not isinstance(value, (dict, tuple))
+
+
+def map_leaves(function: Callable[[Any], Any], value: Nested) -> Nested:
     """``value`` with every leaf replaced by ``function`` of it."""
-    if isinstance(value, Mapping):
-        return {key: map_nested(function, part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map_nested(function, part) for part in value)
-    return function(value)
+    return pytree.tree_map(function, value, is_leaf=_is_leaf)
 
 
-def _list_leaves(value: Nested, path: str, into: list[tuple[str, Any]]) -> Nested:
-    """List the leaves with their paths; returns the nest with each leaf's number in its place."""
-    if isinstance(value, Mapping):
-        return {key: _list_leaves(part, f"{path}[{key!r}]", into) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_list_leaves(part, f"{path}[{i}]", into) for i, part in enumerate(value))
-    into.append((path, value))
-    return len(into) - 1
-
-
-def _follow(nest: Nested, value: Nested, into: list[Any]) -> bool:
-    """List the leaves of ``value`` in the order of ``nest``; False if it is nested otherwise."""
-    if isinstance(nest, dict):
-        same = isinstance(value, Mapping) and value.keys() == nest.keys()
-        return same and all(_follow(part, value[key], into) for key, part in nest.items())
-    if isinstance(nest, tuple):
-        same = isinstance(value, tuple) and len(value) == len(nest)
-        return same and all(_follow(part, value[i], into) for i, part in enumerate(nest))
-    into.append(value)
-    return not isinstance(value, (Mapping, tuple))
-
-
-class Layout:
-    """The nest, shapes and types of the first value, which all later ones must repeat.
+class NestedLayout:
+    """Structure, shapes and types of the first value, which all later values must have.
 
     Args:
         example: the first value; every leaf is ``[E, ...]``.
-        name: what errors call it.
-        widen_integers: keep integers as int64 (actions index a network's outputs).
+        name: name of the value in errors.
+        widen_integers: convert integers to int64 (actions index a network's outputs).
 
     Raises:
-        ValueError: if a leaf has no batch axis or is not made of numbers, or there is none.
+        ValueError: if a leaf has no batch axis or is not made of numbers, or there is no leaf.
     """
 
     def __init__(self, example: Nested, name: str, *, widen_integers: bool = False) -> None:
         self.name = name
         self._widen = widen_integers
-        found: list[tuple[str, Any]] = []
-        self._nest = _list_leaves(example, "", found)
-        if not found:
+        leaves, self._structure = pytree.tree_flatten_with_path(example, is_leaf=_is_leaf)
+        if not leaves:
             raise ValueError(f"{name} is {example!r}, which holds no tensor; pass at least one")
-        self.leaves: list[Leaf] = []
-        for path, value in found:
+        self.leaves: list[LeafSpec] = []
+        for keys, value in leaves:
+            path = pytree.keystr(keys)
             tensor = self._read(value, name + path)
             if tensor.dim() == 0:
                 raise ValueError(
@@ -103,52 +90,64 @@ class Layout:
                 )
             if 0 in tensor.shape[1:]:
                 raise ValueError(f"{name}{path} has shape {list(tensor.shape)}, which is empty")
-            self.leaves.append(Leaf(path, tuple(tensor.shape[1:]), tensor.dtype))
-        self._single = isinstance(self._nest, int)
+            self.leaves.append(LeafSpec(path, tuple(tensor.shape[1:]), tensor.dtype))
+        self._single = self._structure.is_leaf()
 
     def _read(self, value: Any, name: str) -> Tensor:
         tensor = as_tensor(value, name)
         return tensor.long() if self._widen and tensor.dtype in _INTEGERS else tensor
 
     def flatten(self, value: Nested, count: int, name: str) -> list[Tensor]:
-        """The leaves of ``value``, each checked to be ``[count, *shape]`` of its dtype.
+        """The leaves of ``value``, each checked to be ``[count, *shape]`` of its type.
+
+        Args:
+            value: nested as the first value.
+            count: size of the first axis.
+            name: name of the value in errors.
 
         Raises:
-            ValueError: naming the leaf that is not as it was at first.
+            ValueError: naming the leaf that differs from the first value's.
         """
-        if self._single and isinstance(value, Tensor):  # the short way for the usual case
+        if self._single and isinstance(value, Tensor):  # fast path
             return [self._checked(self.leaves[0], value, count, name)]
         pairs = zip(self.leaves, self.in_order(value, name), strict=True)
         return [self._checked(leaf, part, count, name) for leaf, part in pairs]
 
     def in_order(self, value: Nested, name: str) -> list[Any]:
-        """The leaves of ``value``, unchecked but for the nest.
+        """The leaves of ``value`` in the order of the first value's, unchecked.
+
+        Args:
+            value: nested as the first value.
+            name: name of the value in errors.
 
         Raises:
-            ValueError: if ``value`` is nested otherwise.
+            ValueError: if ``value`` is nested differently.
         """
-        parts: list[Any] = []
-        if not _follow(self._nest, value, parts):
+        try:
+            leaves = self._structure.flatten_up_to(value)
+        except (TypeError, ValueError):
+            leaves = [()]
+        if not all(_is_leaf(leaf) for leaf in leaves):
             raise ValueError(
-                f"{name} is nested otherwise than at first, when it held "
+                f"{name} is nested differently from the first one, which held "
                 f"{[leaf.path or 'one tensor' for leaf in self.leaves]}: "
-                f"one buffer holds one kind of {self.name}"
+                f"use another buffer for another kind of {self.name}"
             )
-        return parts
+        return leaves
 
-    def _checked(self, leaf: Leaf, value: Any, count: int, name: str) -> Tensor:
+    def _checked(self, leaf: LeafSpec, value: Any, count: int, name: str) -> Tensor:
         tensor = self._read(value, name + leaf.path)
         if tensor.dtype is not leaf.dtype or tensor.shape != (count, *leaf.shape):
             raise ValueError(
                 f"{name}{leaf.path} has shape {list(tensor.shape)} and type {tensor.dtype}; "
-                f"expected {[count, *leaf.shape]} of {leaf.dtype}, as at first: [streams, ...]"
+                f"expected {[count, *leaf.shape]} of {leaf.dtype}, like the first: [streams, ...]"
             )
         return tensor
 
-    def fits(self, other: "Layout") -> bool:
-        """Whether values of the other layout are values of this one."""
-        return set(self.leaves) == set(other.leaves)
+    def fits(self, layout: "NestedLayout") -> bool:
+        """Whether values of ``layout`` are values of this layout."""
+        return set(self.leaves) == set(layout.leaves)
 
     def unflatten(self, leaves: list[Tensor]) -> Nested:
-        """The nest with ``leaves`` in their places."""
-        return leaves[0] if self._single else map_nested(leaves.__getitem__, self._nest)
+        """``leaves``, nested as the first value."""
+        return leaves[0] if self._single else pytree.tree_unflatten(leaves, self._structure)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_adaptive.core.prioritized import importance_sampling_weights, proportional_priorities
 from lit_adaptive.files import load_state, save_state
 from lit_adaptive.replay.transitions.buffer import ReplayBuffer
-from lit_adaptive.replay.transitions.nested import as_tensor, map_nested
+from lit_adaptive.replay.transitions.nested import as_tensor, map_leaves
 from lit_adaptive.samplers import PrioritizedSampler
 
 _SHOWN = 8
@@ -168,10 +168,10 @@ class PrioritizedReplayBuffer:
                 "say of which by stream=..., or add all at once by keyword"
             )
         return self.replay.add(
-            map_nested(_batch_of_one, state),
-            map_nested(_batch_of_one, act),
+            map_leaves(_batch_of_one, state),
+            map_leaves(_batch_of_one, act),
             [float(gain)],
-            map_nested(_batch_of_one, following),
+            map_leaves(_batch_of_one, following),
             [bool(done)],
             [truncated],
             [0 if stream is None else int(stream)],

@@ -16,9 +16,9 @@ from lit_adaptive.core.kernels import ring as compiled
 from lit_adaptive.core.kernels.row_copy import all_within
 from lit_adaptive.files import load_state, save_state
 from lit_adaptive.replay.transitions.frames import Bytes, as_bytes, same, store
-from lit_adaptive.replay.transitions.storage import Content, Size, check_state, layouts_of
+from lit_adaptive.replay.transitions.storage import RingSize, RingStorage, check_state, layouts_of
 from lit_adaptive.replay.transitions.validation import (
-    Steps,
+    StreamSteps,
     first_layouts,
     read_steps,
     read_streams,
@@ -64,7 +64,7 @@ class TransitionRing:
         frame_stack: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.size = Size(capacity, num_streams, n_step, frame_stack)
+        self.size = RingSize(capacity, num_streams, n_step, frame_stack)
         for name, value in self.size._asdict().items():
             if value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
@@ -76,7 +76,7 @@ class TransitionRing:
         self.gamma = float(gamma)
         self.device = torch.device(device)
         self.added = 0
-        self._content: Content | None = None
+        self._content: RingStorage | None = None
         self._powers = self.gamma ** np.arange(n_step + 1, dtype=np.float64)
         self._discounts = torch.from_numpy(self._powers).float().to(self.device)
         self._everyone = self._rows = np.arange(num_streams)
@@ -150,7 +150,7 @@ class TransitionRing:
         step = observation, action, reward, next_observation, terminated, truncated
         given = read_steps(step, which, layouts, self.device)
         if content is None:
-            content = self._content = Content(self.size, layouts, self.device)
+            content = self._content = RingStorage(self.size, layouts, self.device)
         return self._record(content, given)
 
     def end_episode(self, stream: Any = None) -> Tensor:
@@ -179,7 +179,7 @@ class TransitionRing:
         self._take_actions(content, closed)
         return self._written(content, closed)
 
-    def _record(self, content: Content, given: Steps) -> Tensor:
+    def _record(self, content: RingStorage, given: StreamSteps) -> Tensor:
         """Enter one checked step of each stream; returns the slots written."""
         frames = given.stream.size * self.frame_stack
         content.pool.reserve(2 * frames)
@@ -203,8 +203,8 @@ class TransitionRing:
         return self._written(content, closed)
 
     def _compare(
-        self, content: Content, given: Steps, observed: list[Bytes], arrived: list[Bytes]
-    ) -> compiled.Step:
+        self, content: RingStorage, given: StreamSteps, observed: list[Bytes], arrived: list[Bytes]
+    ) -> compiled.StepFrames:
         """Find out which frames are already there."""
         batch = given.stream.size
         shape = (batch, self.frame_stack)
@@ -219,11 +219,11 @@ class TransitionRing:
             if not known.all():
                 before = self._before[:batch].ravel()
                 repeated = same(observed, before, observed).reshape(shape)
-        return compiled.Step(
+        return compiled.StepFrames(
             given.stream, known, repeated, moved, given.reward, given.terminated, given.truncated
         )
 
-    def _keep_actions(self, content: Content, given: Steps, closed: int) -> None:
+    def _keep_actions(self, content: RingStorage, given: StreamSteps, closed: int) -> None:
         """Actions wait with their windows; those of single steps need not."""
         actions = [as_bytes(leaf, given.stream.size) for leaf in given.action]
         rows = self._rows[: given.stream.size]
@@ -235,13 +235,13 @@ class TransitionRing:
             store(content.window_action.bytes, opened, rows, actions)
             self._take_actions(content, closed)
 
-    def _take_actions(self, content: Content, closed: int) -> None:
+    def _take_actions(self, content: RingStorage, closed: int) -> None:
         """Give slots the actions of the windows they were made of."""
         kept = min(closed, self.capacity)
         slot, window = content.output.slot[:kept], content.output.window[:kept]
         store(content.action.bytes, slot, window, content.window_action.bytes)
 
-    def _written(self, content: Content, closed: int) -> Tensor:
+    def _written(self, content: RingStorage, closed: int) -> Tensor:
         """Count the transitions and serve the slots written."""
         slot = torch.from_numpy(content.output.slot[: min(closed, self.capacity)].copy())
         self.added += closed
@@ -374,7 +374,7 @@ class TransitionRing:
         self.added = int(state["added"])
         if state["content"] is not None:
             layouts = layouts_of(state["content"], self.frame_stack)
-            self._content = Content(self.size, layouts, self.device)
+            self._content = RingStorage(self.size, layouts, self.device)
             self._content.load_state_dict(state["content"], len(self))
 
     def save(self, path: str | Path) -> None:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.kernels.ring import Output, Slots, Streams, look_up
+from lit_adaptive.core.kernels.ring import RingWrites, StreamWindows, TransitionSlots, look_up
 from lit_adaptive.core.kernels.row_copy import renumber
-from lit_adaptive.replay.transitions.frames import FramePool, Rows, on_host
-from lit_adaptive.replay.transitions.nested import Leaf, map_nested
-from lit_adaptive.replay.transitions.validation import Layouts, first_layouts
+from lit_adaptive.replay.transitions.frames import FramePool, LeafRows, on_host
+from lit_adaptive.replay.transitions.nested import LeafSpec, map_leaves
+from lit_adaptive.replay.transitions.validation import TransitionLayouts, first_layouts
 
 
-class Size(NamedTuple):
+class RingSize(NamedTuple):
     """How many of everything; see ``TransitionRing``."""
 
     capacity: int
@@ -22,7 +22,7 @@ class Size(NamedTuple):
     frame_stack: int
 
 
-class Content:
+class RingStorage:
     """Frames, slots and open windows.
 
     Slots and windows are arrays in main memory, where the bookkeeping runs. ``served`` holds the
@@ -34,7 +34,7 @@ class Content:
         device: where frames and actions are kept, and slots served from.
     """
 
-    def __init__(self, size: Size, layouts: Layouts, device: torch.device) -> None:
+    def __init__(self, size: RingSize, layouts: TransitionLayouts, device: torch.device) -> None:
         self.size = size
         self.device = device
         self._shared = on_host(device)
@@ -42,12 +42,13 @@ class Content:
         capacity, streams, n, k = size
         stacked = int(k > 1)
         frame = [
-            Leaf(path, shape[stacked:], dtype) for path, shape, dtype in layouts.observation.leaves
+            LeafSpec(path, shape[stacked:], dtype)
+            for path, shape, dtype in layouts.observation.leaves
         ]
         # Beside a frame per slot: one per stream and open window, one per episode's end, and what
         # one step may take before it gives back.
         self.pool = FramePool(frame, capacity + capacity // 16 + streams * (n + 4 * k), device)
-        self.slots = Slots(
+        self.slots = TransitionSlots(
             np.empty((capacity, 2, k), np.int32),
             np.empty(capacity, np.float32),
             np.empty(capacity, np.bool_),
@@ -56,22 +57,22 @@ class Content:
         self.served = [
             torch.from_numpy(array).to(device, copy=not self._shared) for array in self.slots
         ]
-        self.streams = Streams(
+        self.streams = StreamWindows(
             np.full((streams, k), -1, np.int32),
             np.full((streams, n, k), -1, np.int32),
             np.zeros((streams, n)),
             np.zeros(streams, np.int64),
             np.zeros(streams, np.int64),
         )
-        self.output = Output(
+        self.output = RingWrites(
             np.empty(streams * n, np.int64),
             np.empty(streams * n, np.int64),
             np.empty(streams, np.int64),
             np.empty((2, streams * k), np.int64),
             np.empty((2, streams * k), np.int64),
         )
-        self.action = Rows(layouts.action.leaves, capacity, device)
-        self.window_action = Rows(layouts.action.leaves, streams * n, device)
+        self.action = LeafRows(layouts.action.leaves, capacity, device)
+        self.window_action = LeafRows(layouts.action.leaves, streams * n, device)
 
     @property
     def bookkeeping_nbytes(self) -> int:
@@ -178,7 +179,7 @@ class Content:
             "window_action": self._actions(self.window_action, torch.from_numpy(window)),
         }
 
-    def _actions(self, rows: Rows, row: Tensor) -> Any:
+    def _actions(self, rows: LeafRows, row: Tensor) -> Any:
         leaves = rows.gather(row.to(self.device))
         return self.layouts.action.unflatten([leaf.cpu() for leaf in leaves])
 
@@ -206,17 +207,17 @@ class Content:
             kept[window] = new.to(self.device)
 
 
-def layouts_of(state: dict[str, Any], frame_stack: int) -> Layouts:
-    """Layouts of observations and actions in a state that ``Content.state_dict`` returned."""
+def layouts_of(state: dict[str, Any], frame_stack: int) -> TransitionLayouts:
+    """Layouts of observations and actions in a state that ``RingStorage.state_dict`` returned."""
 
     def stacked(leaf: Tensor) -> Tensor:
         return leaf if frame_stack == 1 else leaf[:, None].expand(-1, frame_stack, *leaf.shape[1:])
 
-    return first_layouts(map_nested(stacked, state["frames"]), state["action"], frame_stack)
+    return first_layouts(map_leaves(stacked, state["frames"]), state["action"], frame_stack)
 
 
-def check_state(state: dict[str, Any], size: Size, length: int) -> None:
-    """Refuse what no ``Content.state_dict`` of this size returns.
+def check_state(state: dict[str, Any], size: RingSize, length: int) -> None:
+    """Refuse what no ``RingStorage.state_dict`` of this size returns.
 
     Raises:
         ValueError: saying what is wrong.
@@ -253,7 +254,7 @@ def check_state(state: dict[str, Any], size: Size, length: int) -> None:
 def _rows(nested: Any) -> set[int]:
     """How many rows the leaves have; -1 for what is no batch of tensors."""
     found: set[int] = set()
-    map_nested(
+    map_leaves(
         lambda leaf: found.add(len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else -1), nested
     )
     return found

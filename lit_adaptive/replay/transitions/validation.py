@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.kernels.row_copy import Array, all_finite
-from lit_adaptive.replay.transitions.nested import Layout
+from lit_adaptive.replay.transitions.nested import NestedLayout
 
 _SHOWN = 8  # offenders that an error lists
 
 
-class Layouts(NamedTuple):
+class TransitionLayouts(NamedTuple):
     """What observations and actions look like."""
 
-    observation: Layout
-    action: Layout
+    observation: NestedLayout
+    action: NestedLayout
 
 
-class Steps(NamedTuple):
+class StreamSteps(NamedTuple):
     """One step of B streams: leaves ``[B, ...]`` on the ring's device, the rest in main memory.
 
     Attributes:
@@ -41,14 +41,15 @@ class Steps(NamedTuple):
     truncated: Array
 
 
-def first_layouts(observation: Any, action: Any, frame_stack: int) -> Layouts:
+def first_layouts(observation: Any, action: Any, frame_stack: int) -> TransitionLayouts:
     """The layouts that the first step sets.
 
     Raises:
         ValueError: if a leaf has no batch axis, or the observations are no stacks of frames.
     """
-    layouts = Layouts(
-        Layout(observation, "observation"), Layout(action, "action", widen_integers=True)
+    layouts = TransitionLayouts(
+        NestedLayout(observation, "observation"),
+        NestedLayout(action, "action", widen_integers=True),
     )
     for path, shape, _ in layouts.observation.leaves:
         if frame_stack > 1 and (not shape or shape[0] != frame_stack):
@@ -80,9 +81,9 @@ def read_streams(stream: Any, num_streams: int) -> Array:
 def read_steps(
     given: tuple[Any, Any, Any, Any, Any, Any],
     which: Array,
-    layouts: Layouts,
+    layouts: TransitionLayouts,
     device: torch.device,
-) -> Steps:
+) -> StreamSteps:
     """Check and flatten what ``TransitionRing.add`` was given, in the order of its arguments.
 
     Raises:
@@ -109,7 +110,7 @@ def read_steps(
         observed, arrived, acted = (
             [leaf.to(device) for leaf in leaves] for leaves in (observed, arrived, acted)
         )
-    return Steps(which, observed, arrived, acted, rewards, ended, cut)
+    return StreamSteps(which, observed, arrived, acted, rewards, ended, cut)
 
 
 def _on_host(value: Any) -> Any:

@@ -189,7 +189,7 @@ def test_truncated_completions_are_not_trained_on_but_stay_in_the_baseline() -> 
 def test_batches_respect_the_replay_buffers_weights_and_age_limit() -> None:
     replay = RolloutBuffer(64, policy="prioritized", max_age=2)
     recorder, _ = fit_rollouts(
-        rollout_data(replay=replay, replay_fraction=0.5, replay_beta=1.0, steps_per_epoch=9),
+        rollout_data(replay=replay, replay_fraction=0.5, replay_beta=1.0, steps_per_epoch=18),
         RolloutReplay(),
         max_epochs=1,
     )
