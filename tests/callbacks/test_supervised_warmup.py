@@ -30,19 +30,22 @@ def test_the_policy_succeeds_from_the_first_step_on(tmp_path: Path) -> None:
     assert sum(correct) / len(correct) > 0.6
 
 
-def test_the_warm_up_leaves_the_random_streams_unchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_warm_up_trains_the_policy_and_leaves_the_random_state_unchanged(
+    tmp_path: Path,
 ) -> None:
-    def draw_only(self: Any, demonstrations: Any, model: Any, trainer: Any) -> float:
-        return float(torch.rand(()))
+    unchanged: list[bool] = []
 
-    monkeypatch.setattr(SupervisedWarmup, "_fine_tune", draw_only)
-    warmup = SupervisedWarmup(Arithmetic("train", size=12), steps=1)
-    without, _, _ = fit_rollouts(folder=tmp_path, learning_rate=NO_TRAINING)
-    with_warmup, _, _ = fit_rollouts(warmup, folder=tmp_path, learning_rate=NO_TRAINING)
-    for one, other in zip(without, with_warmup, strict=True):
-        assert one.fresh.tokens.equal(other.fresh.tokens)
-        assert one.fresh.prompt.equal(other.fresh.prompt)
+    class Observed(SupervisedWarmup):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            random_state = torch.get_rng_state()
+            weights = [parameter.detach().clone() for parameter in pl_module.parameters()]
+            super().on_train_start(trainer, pl_module)
+            unchanged.append(torch.equal(random_state, torch.get_rng_state()))
+            pairs = zip(weights, pl_module.parameters(), strict=True)
+            unchanged.append(all(torch.equal(before, after) for before, after in pairs))
+
+    fit_rollouts(Observed(Arithmetic("train", size=12), steps=2), folder=tmp_path)
+    assert unchanged == [True, False]
 
 
 @pytest.mark.parametrize(

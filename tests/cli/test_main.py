@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,22 @@ def _fit(runs: Path, *more: str) -> Path:
     return max(runs.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one run, shared by the tests that only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lit-adaptive"])
+        return _fit(tmp_path_factory.mktemp("runs"))
+
+
 def _error_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     with pytest.raises((SystemExit, ValueError)) as error:
         main([*command])
     return str(error.value) + capsys.readouterr().err
 
 
-def test_a_run_directory_holds_metrics_config_checkpoints_and_the_curve(tmp_path: Path) -> None:
-    run = _fit(tmp_path)
+def test_a_run_directory_holds_metrics_config_checkpoints_and_the_curve(finished_run: Path) -> None:
+    run = finished_run
     assert run.parent.name == "dqn_per"
     assert run.name.endswith("-7")  # the seed
     assert (
@@ -46,11 +55,14 @@ def test_a_run_directory_holds_metrics_config_checkpoints_and_the_curve(tmp_path
     assert {"val/return", "train/loss", "sampler/ess"} <= logged
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert _fit(tmp_path) != run
 
 
-def test_the_saved_config_runs_again(tmp_path: Path) -> None:
-    run = _fit(tmp_path)
+def test_each_run_has_a_directory_of_its_own(finished_run: Path) -> None:
+    assert _fit(finished_run.parent.parent) != finished_run
+
+
+def test_the_saved_config_repeats_the_run(tmp_path: Path, finished_run: Path) -> None:
+    run = finished_run
     main(["fit", "--config", str(run / "config.yaml"), "--runs", str(tmp_path / "again")])
     again = next((tmp_path / "again").glob("config/*/metrics.csv"))
     first = (run / "metrics.csv").read_text()
@@ -59,9 +71,9 @@ def test_the_saved_config_runs_again(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_validate_test_and_predict_evaluate_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished_run: Path
 ) -> None:
-    last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
+    last = finished_run / "checkpoints" / "last.ckpt"
     for command in ("validate", "test", "predict"):
         args = [
             *PER,
@@ -84,9 +96,9 @@ def test_validate_test_and_predict_evaluate_a_checkpoint(
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_an_option_overrides_the_hyperparameters_of_ckpt_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
+    last = finished_run / "checkpoints" / "last.ckpt"
     instances: list[AdaptiveCLI] = []
     run = AdaptiveCLI._run_subcommand
 
@@ -127,9 +139,9 @@ def test_an_invalid_run_is_rejected_before_training_with_value_rule_and_remedy(
 
 
 def test_a_checkpoint_of_another_capacity_or_sampler_is_rejected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last = _fit(tmp_path) / "checkpoints" / "last.ckpt"
+    last = finished_run / "checkpoints" / "last.ckpt"
     common = ["fit", *PER, *QUICK, "--runs", str(tmp_path), f"--ckpt_path={last}"]
     error = _error_of(capsys, *common, "--data.capacity=3000")
     assert "2000" in error
