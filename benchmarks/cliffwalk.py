@@ -2,29 +2,29 @@
 
     python benchmarks/cliffwalk.py
 
-n states in a row; in each, one of two actions is right and the other ends the episode with nothing;
+n states in a row. In each, one of two actions is right and the other ends the episode with reward 0;
 only n right actions in a row earn a reward of 1. The memory holds the transitions of all 2^n action
-sequences, 2^(n+1) - 2 of them, one rewarding. Q-learning with step 1/4 and gamma = 1 - 1/n, from
-values of N(0, 0.1), until the mean squared error to the true values is below 1e-3; medians of 10
-runs. ``linear``: each action's values are linear in a one-hot state and a constant, and which action
-is right alternates.
+sequences, 2^(n+1) - 2 of them, of which one has a reward. Q-learning with step size 1/4 and
+gamma = 1 - 1/n starts from values of N(0, 0.1) and ends when the mean squared error to the true
+values is below 1e-3. Compared are uniform, greedy, rank-based and proportional replay and an oracle,
+by the median number of updates over 10 seeded runs (no interval, no wall-clock). ``linear``: the
+values of each action are linear in a one-hot state and a constant, and the right action alternates.
 
-Where the paper leaves it open: ``N(0, 0.1)`` is read as a standard deviation of 0.1; every transition
-starts at the priority of its TD error under the first values (``--initial max``: at 1, so that each
-is replayed once first) and is shuffled in the memory; the oracle replays anything where no update
-lowers the error; alpha is 0.7 (rank) and 0.6
-(proportional) as in table 3, without importance weights; the error is over all 2n state-action pairs.
+Choices that the paper leaves open: ``N(0, 0.1)`` has standard deviation 0.1. Every transition starts
+with the priority of its TD error under the initial values (``--initial max``: with priority 1, so
+that each is replayed once first), and the memory is shuffled. The oracle replays a random transition
+where no update lowers the error. alpha is 0.7 (rank-based) and 0.6 (proportional) as in table 3,
+without importance-sampling weights. The error is over all 2n state-action pairs.
 
-The loops are compiled. For memories of up to 510 transitions the same runs are made once more through
-the public ``PrioritizedSampler`` and ``RankPrioritizedSampler``; both medians are printed.
+The loops are compiled. For n of up to 8 the same runs are repeated through the public
+``PrioritizedSampler`` and ``RankPrioritizedSampler``, and both medians are printed.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numba
 import numpy as np
 import torch
@@ -33,18 +33,29 @@ from matplotlib.figure import Figure
 from lit_adaptive.core.kernels.heap import put
 from lit_adaptive.samplers import PrioritizedSampler, RankPrioritizedSampler
 
-KINDS = ("uniform", "greedy", "rank", "proportional", "oracle")
+STRATEGIES = ("uniform", "greedy", "rank", "proportional", "oracle")
 UNIFORM, GREEDY, RANK, PROPORTIONAL, ORACLE = range(5)
 ALPHA = {RANK: 0.7, PROPORTIONAL: 0.6}
-STEP, TOLERANCE, EPSILON = 0.25, 1e-3, 1e-6
+STEP_SIZE, TOLERANCE, EPSILON = 0.25, 1e-3, 1e-6
 
 
 def memory(states: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """State and whether the action was right, of every transition of all 2^n sequences."""
+    """State, and whether the action was right, of every transition of all 2^n action sequences."""
     # 2^(n - i) sequences reach state i, and half of them go on.
-    where = np.repeat(np.arange(states), [2 ** (states - i) for i in range(states)])
+    state = np.repeat(np.arange(states), [2 ** (states - i) for i in range(states)])
     right = np.concatenate([np.arange(2 ** (states - i)) % 2 == 0 for i in range(states)])
-    return where, right
+    return state, right
+
+
+@numba.njit(cache=True)
+def right_action(state, linear):
+    return state % 2 if linear else 0
+
+
+@numba.njit(cache=True)
+def action_of(state, right, linear):
+    """The action that was taken in ``state``, which was the right one or not."""
+    return right_action(state, linear) if right else 1 - right_action(state, linear)
 
 
 @numba.njit(cache=True)
@@ -55,19 +66,19 @@ def td_error(weight, states, gamma, linear, state, action, right):
         return -value
     if state == states - 1:
         return 1.0 - value
-    best = -np.inf
-    for other in range(2):
-        rated = weight[state + 1, other] + (weight[states, other] if linear else 0.0)
-        best = max(best, rated)
-    return gamma * best - value
+    next_value = -np.inf
+    for next_action in range(2):
+        bias = weight[states, next_action] if linear else 0.0
+        next_value = max(next_value, weight[state + 1, next_action] + bias)
+    return gamma * next_value - value
 
 
 @numba.njit(cache=True)
 def learn(weight, states, linear, state, action, error):
     """One step of Q-learning."""
-    weight[state, action] += STEP * error
+    weight[state, action] += STEP_SIZE * error
     if linear:
-        weight[states, action] += STEP * error
+        weight[states, action] += STEP_SIZE * error
 
 
 @numba.njit(cache=True)
@@ -75,58 +86,60 @@ def squared_error(weight, states, gamma, linear):
     """Mean squared error to the true values, over all state-action pairs."""
     total = 0.0
     for state in range(states):
-        good = state % 2 if linear else 0
         for action in range(2):
-            true = gamma ** (states - 1 - state) if action == good else 0.0
+            right = action == right_action(state, linear)
+            true = gamma ** (states - 1 - state) if right else 0.0
             value = weight[state, action] + (weight[states, action] if linear else 0.0)
             total += (value - true) ** 2
     return total / (2 * states)
 
 
 @numba.njit(cache=True)
-def best_in_hindsight(weight, states, gamma, linear):
-    """The (state, right) whose update leaves the smallest error; any, if none lowers it."""
-    best = squared_error(weight, states, gamma, linear)
-    chosen = (np.random.randint(states), np.random.random() < 0.5)
+def oracle_choice(weight, states, gamma, linear):
+    """The (state, right) whose update leaves the smallest error; a random one if none lowers it."""
+    smallest = squared_error(weight, states, gamma, linear)
+    choice = (np.random.randint(states), np.random.random() < 0.5)
     for state in range(states):
         for right in (False, True):
-            good = state % 2 if linear else 0
-            action = good if right else 1 - good
-            tried = weight.copy()
+            action = action_of(state, right, linear)
+            updated = weight.copy()
             error = td_error(weight, states, gamma, linear, state, action, right)
-            learn(tried, states, linear, state, action, error)
-            left = squared_error(tried, states, gamma, linear)
-            if left < best:
-                best, chosen = left, (state, right)
-    return chosen
+            learn(updated, states, linear, state, action, error)
+            error_after = squared_error(updated, states, gamma, linear)
+            if error_after < smallest:
+                smallest, choice = error_after, (state, right)
+    return choice
 
 
 @numba.njit(cache=True)
-def walk(kind, states, linear, where, right, weight, first_seen, alpha, limit, seed):
-    """Updates until the values are right, or ``limit``."""
+def count_updates(
+    strategy, states, linear, state_of, is_right, weight, initial_priority, alpha, limit, seed
+):
+    """Number of updates until the values are right, at most ``limit``."""
     np.random.seed(seed)
-    gamma, size = 1.0 - 1.0 / states, len(where)
+    gamma, size = 1.0 - 1.0 / states, len(state_of)
     leaves = 1
     while leaves < size:
         leaves *= 2
     tree = np.zeros(2 * leaves)
-    tree[leaves : leaves + size] = first_seen**alpha
+    tree[leaves : leaves + size] = initial_priority**alpha
     for node in range(leaves - 1, 0, -1):
         tree[node] = tree[2 * node] + tree[2 * node + 1]
     heap, item, place = np.zeros(size), np.arange(size), np.full(size, -1)
-    put(heap, item, place, 0, np.arange(size), first_seen)
-    law = np.cumsum((1.0 + np.arange(size)) ** -alpha)
-    one, value = np.zeros(1, np.int64), np.zeros(1)
+    put(heap, item, place, 0, np.arange(size), initial_priority)
+    rank_mass = np.cumsum((1.0 + np.arange(size)) ** -alpha)
+    changed_index, changed_priority = np.zeros(1, np.int64), np.zeros(1)
     for update in range(1, limit + 1):
-        if kind == ORACLE:
-            state, good = best_in_hindsight(weight, states, gamma, linear)
+        if strategy == ORACLE:
+            state, right = oracle_choice(weight, states, gamma, linear)
         else:
-            if kind == UNIFORM:
-                chosen = np.random.randint(size)
-            elif kind == GREEDY:
-                chosen = item[0]
-            elif kind == RANK:
-                chosen = item[np.searchsorted(law, np.random.random() * law[-1], side="right")]
+            if strategy == UNIFORM:
+                index = np.random.randint(size)
+            elif strategy == GREEDY:
+                index = item[0]
+            elif strategy == RANK:
+                target = np.random.random() * rank_mass[-1]
+                index = item[np.searchsorted(rank_mass, target, side="right")]
             else:
                 target, node = np.random.random() * tree[1], 1
                 while node < leaves:
@@ -134,17 +147,16 @@ def walk(kind, states, linear, where, right, weight, first_seen, alpha, limit, s
                     if target >= tree[node] and tree[node + 1] > 0.0:
                         target -= tree[node]
                         node += 1
-                chosen = node - leaves
-            state, good = where[chosen], right[chosen]
-        first = state % 2 if linear else 0
-        action = first if good else 1 - first
-        error = td_error(weight, states, gamma, linear, state, action, good)
+                index = node - leaves
+            state, right = state_of[index], is_right[index]
+        action = action_of(state, right, linear)
+        error = td_error(weight, states, gamma, linear, state, action, right)
         learn(weight, states, linear, state, action, error)
-        if kind in (GREEDY, RANK):
-            one[0], value[0] = chosen, abs(error) + EPSILON
-            put(heap, item, place, size, one, value)
-        elif kind == PROPORTIONAL:
-            node = leaves + chosen
+        if strategy in (GREEDY, RANK):
+            changed_index[0], changed_priority[0] = index, abs(error) + EPSILON
+            put(heap, item, place, size, changed_index, changed_priority)
+        elif strategy == PROPORTIONAL:
+            node = leaves + index
             tree[node] = (abs(error) + EPSILON) ** alpha
             while node > 1:
                 node //= 2
@@ -154,20 +166,27 @@ def walk(kind, states, linear, where, right, weight, first_seen, alpha, limit, s
     return limit
 
 
-def walk_with_product(
-    kind: int, states: int, linear: bool, where, right, weight, first_seen, limit, seed
+def count_updates_of_sampler(
+    strategy: int,
+    states: int,
+    linear: bool,
+    state_of,
+    is_right,
+    weight,
+    initial_priority,
+    limit,
+    seed,
 ):
-    """The same through the public samplers."""
-    make = {PROPORTIONAL: PrioritizedSampler, RANK: RankPrioritizedSampler}[kind]
-    sampler = make(len(where), alpha=ALPHA[kind], seed=seed)
-    sampler.update(torch.arange(len(where)), torch.from_numpy(first_seen))
+    """``count_updates`` through the public samplers."""
+    sampler_class = {PROPORTIONAL: PrioritizedSampler, RANK: RankPrioritizedSampler}[strategy]
+    sampler = sampler_class(len(state_of), alpha=ALPHA[strategy], seed=seed)
+    sampler.update(torch.arange(len(state_of)), torch.from_numpy(initial_priority))
     gamma = 1.0 - 1.0 / states
     for update in range(1, limit + 1):
         index = sampler.draw(1).index
-        state, good = int(where[index]), bool(right[index])
-        first = state % 2 if linear else 0
-        action = first if good else 1 - first
-        error = td_error(weight, states, gamma, linear, state, action, good)
+        state, right = int(state_of[index]), bool(is_right[index])
+        action = action_of(state, right, linear)
+        error = td_error(weight, states, gamma, linear, state, action, right)
         learn(weight, states, linear, state, action, error)
         sampler.update(index, torch.tensor([abs(error) + EPSILON], dtype=torch.float64))
         if squared_error(weight, states, gamma, linear) < TOLERANCE:
@@ -176,109 +195,100 @@ def walk_with_product(
 
 
 @numba.njit(cache=True)
-def first_priorities(states, linear, where, right, weight):
-    """|TD error| + epsilon of every transition under the first values."""
-    found = np.empty(len(where))
-    for k in range(len(where)):
-        first = where[k] % 2 if linear else 0
-        action = first if right[k] else 1 - first
-        gamma = 1.0 - 1.0 / states
-        error = td_error(weight, states, gamma, linear, where[k], action, right[k])
-        found[k] = abs(error) + EPSILON
-    return found
+def td_error_priorities(states, linear, state_of, is_right, weight):
+    """|TD error| + epsilon of every transition."""
+    priority = np.empty(len(state_of))
+    gamma = 1.0 - 1.0 / states
+    for k in range(len(state_of)):
+        action = action_of(state_of[k], is_right[k], linear)
+        error = td_error(weight, states, gamma, linear, state_of[k], action, is_right[k])
+        priority[k] = abs(error) + EPSILON
+    return priority
 
 
 def median_updates(
-    kind: int,
+    strategy: int,
     states: int,
+    *,
     linear: bool,
     runs: int,
     limit: int,
-    *,
     initial: str,
-    product: bool = False,
+    public_sampler: bool = False,
 ) -> float:
-    """Median over seeded runs; ``limit`` stands for "not reached"."""
-    found = []
+    """Median over seeded runs; ``limit`` counts for a run that is not solved."""
+    updates = []
     for seed in range(runs):
-        dice = np.random.default_rng(seed)
-        where, right = memory(states)
-        order = dice.permutation(len(where))
-        weight = dice.normal(0, 0.1, (states + 1, 2))
-        given = (where[order], right[order], weight)
-        seen = first_priorities(states, linear, *given) if initial == "td" else None
-        given = (*given, np.ones(len(where)) if seen is None else seen)
-        if product:
-            found.append(walk_with_product(kind, states, linear, *given, limit, seed))
+        generator = np.random.default_rng(seed)
+        state_of, is_right = memory(states)
+        order = generator.permutation(len(state_of))
+        weight = generator.normal(0, 0.1, (states + 1, 2))
+        problem = (states, linear, state_of[order], is_right[order], weight)
+        priority = td_error_priorities(*problem) if initial == "td" else np.ones(len(state_of))
+        if public_sampler:
+            updates.append(count_updates_of_sampler(strategy, *problem, priority, limit, seed))
         else:
-            alpha = ALPHA.get(kind, 1.0)
-            found.append(walk(kind, states, linear, *given, alpha, limit, seed))
-    return float(np.median(found))
+            alpha = ALPHA.get(strategy, 1.0)
+            updates.append(count_updates(strategy, *problem, priority, alpha, limit, seed))
+    return float(np.median(updates))
 
 
-def draw(table: dict[str, dict[str, dict[int, float]]], out: Path) -> None:
-    """Updates against memory size, both axes logarithmic, a panel for each representation."""
+def plot(table: dict[str, dict[str, dict[int, float]]], file: Path) -> None:
+    """Updates against memory size, both axes logarithmic, one panel per representation."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, (form, rows) in zip(figure.subplots(1, 2, sharey=True), table.items(), strict=True):
-        for kind in KINDS:
-            sizes = [2 ** (int(n) + 1) - 2 for n in rows[kind]]
-            axes.loglog(sizes, list(rows[kind].values()), marker="o", ms=3, label=kind)
-        axes.set_title(form)
+    panels = zip(figure.subplots(1, 2, sharey=True), table.items(), strict=True)
+    for axes, (representation, rows) in panels:
+        for strategy in STRATEGIES:
+            sizes = [2 ** (int(n) + 1) - 2 for n in rows[strategy]]
+            axes.loglog(sizes, list(rows[strategy].values()), marker="o", ms=3, label=strategy)
+        axes.set_title(representation)
         axes.set_xlabel("transitions in memory")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.axes[0]
     axes.set_ylabel("median updates until solved")
     axes.legend(frameon=False)
-    figure.savefig(out, dpi=130)
+    figure.savefig(file, dpi=130)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-n", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--limit", type=int, default=20_000_000)
-    parser.add_argument("--initial", choices=["td", "max"], default="td")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args()
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--max-n", type=int, default=16, help="largest number of states")
+    parser.add_argument("--runs", type=int, default=10, help="seeded runs per median")
+    parser.add_argument("--limit", type=int, default=20_000_000, help="updates before giving up")
+    parser.add_argument(
+        "--initial", choices=["td", "max"], default="td", help="initial priorities: |TD error| or 1"
+    )
+    args = parser.parse_args()
     start = time.perf_counter()
     table: dict[str, dict[str, dict[int, float]]] = {}
-    checked: dict[str, float] = {}
-    for form in ("tabular", "linear"):
-        table[form] = {kind: {} for kind in KINDS}
-        print(f"\n{form}\n{'n':>3} {'memory':>7}" + "".join(f"{kind:>13}" for kind in KINDS))
-        for states in range(2, arguments.max_n + 1):
-            for kind, name in enumerate(KINDS):
-                table[form][name][states] = median_updates(
-                    kind,
-                    states,
-                    form == "linear",
-                    arguments.runs,
-                    arguments.limit,
-                    initial=arguments.initial,
-                )
-            row = "".join(f"{table[form][kind][states]:13.0f}" for kind in KINDS)
+    public: dict[str, float] = {}
+    for representation in ("tabular", "linear"):
+        settings: dict[str, Any] = {
+            "linear": representation == "linear",
+            "runs": args.runs,
+            "initial": args.initial,
+        }
+        rows = table[representation] = {name: {} for name in STRATEGIES}
+        heads = "".join(f"{name:>13}" for name in STRATEGIES)
+        print(f"\n{representation}\n{'n':>3} {'memory':>7}{heads}")
+        for states in range(2, args.max_n + 1):
+            for strategy, name in enumerate(STRATEGIES):
+                rows[name][states] = median_updates(strategy, states, limit=args.limit, **settings)
+            row = "".join(f"{rows[name][states]:13.0f}" for name in STRATEGIES)
             print(f"{states:>3} {2 ** (states + 1) - 2:>7}{row}", flush=True)
-        for kind in (RANK, PROPORTIONAL):
-            states = min(8, arguments.max_n)
-            ours = median_updates(
-                kind,
-                states,
-                form == "linear",
-                arguments.runs,
-                10**6,
-                initial=arguments.initial,
-                product=True,
-            )
-            checked[f"{form} {KINDS[kind]} n={states}"] = ours
-            loop = table[form][KINDS[kind]][states]
+        states = min(8, args.max_n)
+        for strategy in (RANK, PROPORTIONAL):
+            name = STRATEGIES[strategy]
+            updates = median_updates(strategy, states, limit=10**6, public_sampler=True, **settings)
+            public[f"{representation} {name} n={states}"] = updates
             print(
-                f"    through the public sampler, n = {states}, {KINDS[kind]}: {ours:.0f} (loop {loop:.0f})"
+                f"    public sampler, n = {states}, {name}: {updates:.0f} "
+                f"(compiled loop {rows[name][states]:.0f})"
             )
-    arguments.out.mkdir(exist_ok=True)
-    result = {"runs": arguments.runs, "limit": arguments.limit, "median": table, "public": checked}
-    (arguments.out / "cliffwalk.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(table, arguments.out / "cliffwalk.png")
+    results = {"runs": args.runs, "limit": args.limit, "median": table, "public": public}
+    common.write_results(args.out, "cliffwalk.json", results)
+    plot(table, args.out / "cliffwalk.png")
     print(f"{time.perf_counter() - start:.0f} s")
 
 
