@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from lit_adaptive.rollout.engines.base import Engine, Policy
     from lit_adaptive.rollout.engines.continuous_batching import ContinuousBatchingEngine
     from lit_adaptive.rollout.engines.transformers import TransformersEngine
-    from lit_adaptive.rollout.environments.streams import EnvironmentStreams
+    from lit_adaptive.rollout.environments.streams import EnvironmentStep, EnvironmentStreams
     from lit_adaptive.rollout.generation import Completions, Decode, SamplingParams
-    from lit_adaptive.rollout.rewards.base import AnswerReward, Reward
+    from lit_adaptive.rollout.models.pretrained import ModelSource
+    from lit_adaptive.rollout.models.tokenizers import EndOfTurn
+    from lit_adaptive.rollout.rewards.base import AnswerReward, Reward, RewardOutputError
     from lit_adaptive.rollout.rewards.functions import FunctionReward, VerlReward
     from lit_adaptive.rollout.rewards.length import LengthPenalty
     from lit_adaptive.rollout.rewards.matching import (
@@ -31,9 +33,11 @@ _MODULES = {
     "engines.base": ("Engine", "Policy"),
     "engines.continuous_batching": ("ContinuousBatchingEngine",),
     "engines.transformers": ("TransformersEngine",),
-    "environments.streams": ("EnvironmentStreams",),
+    "environments.streams": ("EnvironmentStep", "EnvironmentStreams"),
     "generation": ("Completions", "Decode", "SamplingParams"),
-    "rewards.base": ("AnswerReward", "Reward"),
+    "models.pretrained": ("ModelSource",),
+    "models.tokenizers": ("EndOfTurn",),
+    "rewards.base": ("AnswerReward", "Reward", "RewardOutputError"),
     "rewards.functions": ("FunctionReward", "VerlReward"),
     "rewards.length": ("LengthPenalty",),
     "rewards.matching": ("ExactMatch", "FormatMatch", "GSM8KMatch", "NumericMatch"),
@@ -49,7 +53,9 @@ __all__ = [
     "Completions",
     "ContinuousBatchingEngine",
     "Decode",
+    "EndOfTurn",
     "Engine",
+    "EnvironmentStep",
     "EnvironmentStreams",
     "ExactMatch",
     "FormatMatch",
@@ -57,12 +63,14 @@ __all__ = [
     "GSM8KMatch",
     "LengthPenalty",
     "MathVerify",
+    "ModelSource",
     "NumericMatch",
     "Policy",
     "ReasoningGym",
     "Reward",
     "RewardError",
     "RewardModel",
+    "RewardOutputError",
     "RewardPool",
     "RewardScores",
     "SamplingParams",

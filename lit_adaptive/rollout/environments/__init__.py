@@ -1,1 +1,1 @@
-"""Environments, parallel streams of them, and whole episodes."""
+"""Environments, parallel streams of them, and complete episodes."""

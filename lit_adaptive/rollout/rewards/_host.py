@@ -38,7 +38,7 @@ from lit_adaptive.rollout.rewards.base import (
 )
 
 LOAD_LIMIT = 120  # seconds to load a reward
-_SEND_LIMIT = 10.0  # seconds until a worker that does not read its task is replaced
+_SEND_LIMIT = 5.0  # seconds until a worker that does not read its task is replaced
 _REPLY_LIMIT = 1 << 26  # bytes without a valid reply after which a worker is replaced
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 
@@ -289,12 +289,8 @@ class _Host:
 
     def _fork(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        unused = [
-            self.requests,
-            self.pool,
-            ours,
-            *(worker.socket for worker in [*self.idle, *self.busy]),
-        ]
+        sockets = [worker.socket for worker in [*self.idle, *self.busy]]
+        unused = [self.requests, self.pool, ours, *sockets]
         process = get_context("fork").Process(target=_work, args=(self.reward, theirs, unused))
         process.start()
         theirs.close()
@@ -334,8 +330,8 @@ def _work(reward: Reward, host: socket.socket, unused: list[Any]) -> None:
     os.setpgid(0, 0)
     if sys.platform == "linux":  # should the host be killed alone
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    for each in unused:
-        each.close()
+    for file in unused:
+        file.close()
     process = os.getpid()
     tasks = host.makefile("rb")
     while True:
@@ -355,7 +351,7 @@ def _work(reward: Reward, host: socket.socket, unused: list[Any]) -> None:
         host.sendall(b"\n" + json.dumps([task, reply]).encode() + b"\n")
 
 
-def main(descriptor: int) -> NoReturn:
+def run_host(descriptor: int) -> NoReturn:
     """Load a reward, then score batches until the pool closes its socket.
 
     Args:

@@ -40,7 +40,7 @@ _SILENCE_LIMIT = 30.0  # seconds without a sign of life after which a host is re
 _REMEMBERED = 16  # failures
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from lit_adaptive.rollout.rewards._host import main; main(int(sys.argv[1]))"
+    "from lit_adaptive.rollout.rewards._host import run_host; run_host(int(sys.argv[1]))"
 )
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
