@@ -45,18 +45,18 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 Span: TypeAlias = tuple[int, int]  # first sample, and the one after the last
 
 
-class Samples(NamedTuple):
+class RewardBatch(NamedTuple):
     """What a reward is called with."""
 
     prompts: list[str]
     completions: list[str]
     columns: dict[str, list[Any]]
 
-    def part(self, span: Span) -> "Samples":
+    def part(self, span: Span) -> "RewardBatch":
         """The samples of ``span``."""
         rows = slice(*span)
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Samples(self.prompts[rows], self.completions[rows], columns)
+        return RewardBatch(self.prompts[rows], self.completions[rows], columns)
 
 
 class Failure(NamedTuple):
@@ -87,7 +87,7 @@ class Evaluation:
     A span that fails is scored again sample by sample. The options are those of ``RewardPool``.
     """
 
-    samples: Samples
+    samples: RewardBatch
     workers: int
     timeout_s: float | None
     chunk: int | None
@@ -202,6 +202,7 @@ class _Host:
         self.idle: list[_Worker] = []
         self.busy: list[_Worker] = []
         self.restarts = 0
+        self.last_sign = 0.0  # on the monotonic clock
         self.tasks = itertools.count()
 
     def run(self, evaluation: Evaluation) -> list[Any]:
@@ -254,7 +255,9 @@ class _Host:
         )
         if self.pool in ready:  # the pool sends nothing now
             raise EOFError("the pool is closed")
-        self.pool.sendall(b"\n")  # a sign of life
+        if now - self.last_sign >= 1.0:  # of life, to the pool
+            self.pool.sendall(b"\n")
+            self.last_sign = now
         for worker in [worker for worker in self.busy if worker.socket in ready]:
             self._receive(evaluation, worker)
         now = time.monotonic()
@@ -366,7 +369,7 @@ def run_host(descriptor: int) -> NoReturn:
         while True:
             options, pickled = pickle.load(requests)  # noqa: S301  of our own parent
             try:
-                samples = Samples(*pickle.loads(pickled))  # noqa: S301
+                samples = RewardBatch(*pickle.loads(pickled))  # noqa: S301
             except Exception as error:
                 reply: Any = describe_error(error)
             else:

@@ -27,7 +27,7 @@ from lit_adaptive.rollout.rewards._host import (
     LOAD_LIMIT,
     Evaluation,
     Failure,
-    Samples,
+    RewardBatch,
     describe_error,
 )
 from lit_adaptive.rollout.rewards.base import Extras, Reward, reward_name
@@ -144,7 +144,7 @@ class RewardPool:
             ValueError: if prompts or a column have another length.
         """
         lists = {name: _plain_list(column) for name, column in columns.items()}
-        samples = Samples(list(prompts), list(completions), lists)
+        samples = RewardBatch(list(prompts), list(completions), lists)
         for name, column in (("prompts", samples.prompts), *lists.items()):
             if len(column) != len(samples.completions):
                 raise ValueError(
