@@ -1,1 +1,217 @@
-"""Equations and the data structures under them: pure, without Lightning, one file per idea."""
+"""Equations and the data structures below them: functions of tensors, without Lightning or I/O."""
+
+from lit_adaptive.core.advantages import (
+    FAILED,
+    FLAT,
+    INFORMATIVE,
+    SOLVED,
+    group_advantages,
+    group_outcomes,
+    has_spread,
+    overlong_penalty,
+    pass_at_k,
+    psr_nsr_advantages,
+    scale_by_sign,
+)
+from lit_adaptive.core.boosting import (
+    average_duplicates,
+    boost_log_weights,
+    decay_toward_uniform,
+    loss_gains,
+)
+from lit_adaptive.core.corrections import (
+    inclusion_weights,
+    inverse_probability_weights,
+)
+from lit_adaptive.core.curriculum import (
+    competence,
+    difficulty_cdf,
+    eligible_mask,
+    self_paced_mask,
+    self_paced_threshold,
+    staged_competence,
+)
+from lit_adaptive.core.diagnostics import (
+    coverage,
+    effective_sample_size,
+    sampling_entropy,
+)
+from lit_adaptive.core.freshness import (
+    absolute_advantage,
+    fresh_priorities,
+    learnability,
+    log_masses,
+)
+from lit_adaptive.core.hard_examples import (
+    focal_loss,
+    hardest_indices,
+    infobatch_keep_probabilities,
+    loss_cdf,
+    reducible_loss,
+    selective_backprop_probabilities,
+)
+from lit_adaptive.core.iw_sft import (
+    ImportanceWeightedSFTLoss,
+    TokenWeights,
+    dft_weights,
+    iw_sft_weights,
+    label_smoothed_losses,
+    resolve_clamp,
+    self_normalize,
+)
+from lit_adaptive.core.log_probs import (
+    TokenLogProbs,
+    token_log_probs,
+)
+from lit_adaptive.core.policy_losses import (
+    PolicyLoss,
+    aggregate_losses,
+    luffy_shaping,
+    policy_gradient_losses,
+)
+from lit_adaptive.core.policy_ratios import (
+    MismatchWeights,
+    importance_ratios,
+    kl_estimates,
+    log_importance_ratios,
+    mismatch_weights,
+    off_policy_sequence_mask,
+)
+from lit_adaptive.core.prioritized import (
+    importance_sampling_weights,
+    priority_masses,
+    proportional_priorities,
+    rank_priorities,
+    sampling_probabilities,
+)
+from lit_adaptive.core.reward_weighted import (
+    balance_groups,
+    exponential_masses,
+    nested_masses,
+    proportional_masses,
+    rank_masses,
+    standardize_rewards,
+    threshold_masses,
+)
+from lit_adaptive.core.schedules import (
+    linear_schedule,
+)
+from lit_adaptive.core.segments import (
+    center_segments,
+    reduce_segments,
+    segment_count,
+    segment_max,
+    segment_mean,
+    segment_std,
+    segment_sum,
+)
+from lit_adaptive.core.sum_tree import (
+    SumTree,
+)
+from lit_adaptive.core.systematic import (
+    inclusion_probabilities,
+    systematic_sample,
+)
+from lit_adaptive.core.td import (
+    double_q_errors,
+    huber_losses,
+    n_step_return,
+    q_errors,
+)
+from lit_adaptive.core.token_entropy import (
+    clip_cov,
+    covariances,
+    high_entropy_mask,
+    kl_cov,
+    kl_cov_penalties,
+)
+
+__all__ = [
+    "FAILED",
+    "FLAT",
+    "INFORMATIVE",
+    "SOLVED",
+    "ImportanceWeightedSFTLoss",
+    "MismatchWeights",
+    "PolicyLoss",
+    "SumTree",
+    "TokenLogProbs",
+    "TokenWeights",
+    "absolute_advantage",
+    "aggregate_losses",
+    "average_duplicates",
+    "balance_groups",
+    "boost_log_weights",
+    "center_segments",
+    "clip_cov",
+    "competence",
+    "covariances",
+    "coverage",
+    "decay_toward_uniform",
+    "dft_weights",
+    "difficulty_cdf",
+    "double_q_errors",
+    "effective_sample_size",
+    "eligible_mask",
+    "exponential_masses",
+    "focal_loss",
+    "fresh_priorities",
+    "group_advantages",
+    "group_outcomes",
+    "hardest_indices",
+    "has_spread",
+    "high_entropy_mask",
+    "huber_losses",
+    "importance_ratios",
+    "importance_sampling_weights",
+    "inclusion_probabilities",
+    "inclusion_weights",
+    "infobatch_keep_probabilities",
+    "inverse_probability_weights",
+    "iw_sft_weights",
+    "kl_cov",
+    "kl_cov_penalties",
+    "kl_estimates",
+    "label_smoothed_losses",
+    "learnability",
+    "linear_schedule",
+    "log_importance_ratios",
+    "log_masses",
+    "loss_cdf",
+    "loss_gains",
+    "luffy_shaping",
+    "mismatch_weights",
+    "n_step_return",
+    "nested_masses",
+    "off_policy_sequence_mask",
+    "overlong_penalty",
+    "pass_at_k",
+    "policy_gradient_losses",
+    "priority_masses",
+    "proportional_masses",
+    "proportional_priorities",
+    "psr_nsr_advantages",
+    "q_errors",
+    "rank_masses",
+    "rank_priorities",
+    "reduce_segments",
+    "reducible_loss",
+    "resolve_clamp",
+    "sampling_entropy",
+    "sampling_probabilities",
+    "scale_by_sign",
+    "segment_count",
+    "segment_max",
+    "segment_mean",
+    "segment_std",
+    "segment_sum",
+    "selective_backprop_probabilities",
+    "self_normalize",
+    "self_paced_mask",
+    "self_paced_threshold",
+    "staged_competence",
+    "standardize_rewards",
+    "systematic_sample",
+    "threshold_masses",
+    "token_log_probs",
+]

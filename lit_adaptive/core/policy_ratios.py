@@ -1,15 +1,17 @@
-r"""Ratios of policies, token by token or of whole sequences, and what corrects by them.
+r"""Importance ratios of tokens or sequences, KL estimates, and corrections of engine mismatch.
 
-    log_prob   [K]  log pi_theta, differentiable          sequence  [K]  int64 in [0, N)
-    behavior   [K]  of the policy that wrote the tokens   old       [K]  of the trainer's policy at
-                    (the sampler), stored                                the start of the step
-    reference  [K]  of the policy to stay near            advantage [N]
+    log_prob   [K]  log-probability of each token under pi_theta, differentiable
+    behavior   [K]  the same under the policy that generated the tokens, stored
+    old        [K]  the same under the trainer's policy at the start of the step
+    reference  [K]  the same under the reference policy of the KL term
+    sequence   [K]  int64 in [0, N): the completion of each token
+    advantage  [N]  advantage of each completion
 
-Where this departs from the sources, and why:
-  1. A log ratio is held at 20 from above (verl holds at +-20): e^20 is beyond any clip, and its
-     products stay in float32. Below, exp goes to 0 by itself.
-  2. k3 goes on in a line where log(reference / policy) is above 20, so its gradient still points
-     back to the reference.
+Departures from the sources:
+  1. Log ratios are limited to 20 from above (verl: +-20): e^20 is beyond any clip, and its products
+     fit in float32. Below, exp tends to 0.
+  2. k3 continues linearly where log(reference / policy) is above 20, so that its gradient still
+     points to the reference.
 """
 
 from typing import Literal, NamedTuple
@@ -24,15 +26,15 @@ KLEstimator = Literal["k1", "k2", "k3"]
 Mismatch = Literal["none", "truncate", "mask"]
 
 MAX_LOG_RATIO = 20.0
-"""Greatest log ratio."""
+"""Upper limit of log ratios."""
 
 
 class MismatchWeights(NamedTuple):
-    """What losses are multiplied by where sampler and trainer differ; without gradient.
+    """Factors of the losses where engine and trainer disagree; without gradient.
 
     Attributes:
         weight: ``[K]`` float32, at least 0.
-        changed: ``[K]`` bool: whether it was cut or masked.
+        changed: ``[K]`` bool, tokens whose weight was truncated or masked.
     """
 
     weight: Tensor
@@ -44,17 +46,17 @@ def log_importance_ratios(
 ) -> Tensor:
     r"""Log of pi_theta / behavior of each token: ``[K]``, differentiable.
 
-    ``"sequence"``: the mean over the sequence, so that its exponential is GSPO's
+    ``level="sequence"``: the mean over the sequence, whose exponential is GSPO's
     :math:`s_i = (\pi_\theta(o_i) / \pi_{old}(o_i))^{1/|o_i|}` (Zheng et al., 2025,
-    arXiv:2507.18071, equation 7), given to each token with that token's own gradient: equation 14,
-    GSPO-token. Averaged over the tokens, the gradient is that of :math:`s_i` itself.
+    arXiv:2507.18071, equation 7). Each token has this value with its own gradient (equation 14,
+    GSPO-token); averaged over the tokens, the gradient is that of :math:`s_i`.
 
     Args:
         log_prob: ``[K]``.
         behavior: ``[K]``.
         sequence: ``[K]``.
         size: number of sequences N.
-        level: one ratio for each token, or one for the sequence.
+        level: one ratio for each token, or one for each sequence.
 
     Raises:
         ValueError: if shapes differ or ``level`` is unknown.
@@ -73,7 +75,7 @@ def log_importance_ratios(
 def importance_ratios(
     log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
 ) -> Tensor:
-    """``log_importance_ratios``, held at ``MAX_LOG_RATIO``, as ratios: ``[K]``, differentiable.
+    """Exp of ``log_importance_ratios``, limited to ``MAX_LOG_RATIO``: ``[K]``, differentiable.
 
     Args:
         log_prob: ``[K]``.
@@ -99,17 +101,17 @@ def kl_estimates(
     r"""Estimates of KL(pi_theta || reference) at each token: ``[K]``, differentiable.
 
     Schulman (2020), "Approximating KL divergence". With d = log reference - log pi_theta: k1 is -d,
-    k2 is d^2 / 2, k3 is e^d - d - 1. Tokens must come from pi_theta: k1 and k3 then have the mean
-    KL. As a *loss* their gradients differ from its gradient: of k1 it is 0 in the mean, of k2 it
-    is right, of k3 (GRPO's, equation 4) it is that of KL(reference || pi_theta). With ``ratio`` of
-    the policy to what wrote the tokens, gradient included, value and gradient of k1 and k3 are
-    right on policy and on replay (DeepSeek-V3.2, 2025, arXiv:2512.02556, equation 7, for k3).
+    k2 is d^2 / 2, k3 is e^d - d - 1. For tokens drawn from pi_theta the expectation of k1 and k3 is
+    the KL. As losses they differ: the expected gradient of k1 is 0, that of k2 is the KL's, and
+    that of k3 (GRPO, equation 4) is that of KL(reference || pi_theta). Multiplied by the
+    differentiable ``ratio`` of policy to behavior, value and gradient of k1 and k3 are unbiased for
+    fresh and replayed tokens (DeepSeek-V3.2, 2025, arXiv:2512.02556, equation 7, for k3).
 
     Args:
         log_prob: ``[K]``.
         reference: ``[K]``.
         estimator: k1, k2 or k3.
-        ratio: ``[K]`` of ``importance_ratios``, or None for 1.
+        ratio: ``[K]``, see ``importance_ratios``; None: 1.
 
     Raises:
         ValueError: if shapes differ or ``estimator`` is unknown.
@@ -125,8 +127,8 @@ def kl_estimates(
     elif estimator == "k2":
         value = d.square() / 2
     elif estimator == "k3":
-        held = d.clamp(max=MAX_LOG_RATIO)
-        value = held.exp() * (1 + (d - held)) - d - 1
+        limited = d.clamp(max=MAX_LOG_RATIO)
+        value = limited.exp() * (1 + (d - limited)) - d - 1
     else:
         raise ValueError(f"estimator is {estimator!r}; it must be one of ['k1', 'k2', 'k3']")
     return value if ratio is None else value * ratio
@@ -145,25 +147,24 @@ def mismatch_weights(
     high: float = 5.0,
     cap: float = 2.0,
 ) -> MismatchWeights:
-    r"""Weights old / behavior, where an engine's numbers are not the trainer's.
+    r"""Weights old / behavior, which correct differences between engine and trainer.
 
-    ``"truncate"``: min(old / behavior, ``cap``), truncated importance sampling (Yao et al., 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training"). ``"mask"``: 0
-    outside [``low``, ``high``], else the ratio: IcePop (Ring-1T, 2025, arXiv:2510.18855).
-
-    These multiply losses whose own ratio is pi_theta / old. Losses that already divide by
-    ``behavior``, as GRPO-RR's, would be corrected twice.
+    They multiply losses whose ratio is pi_theta / old. Losses that divide by ``behavior`` already,
+    such as those of replayed rollouts, would be corrected twice.
 
     Args:
         old: ``[K]``.
         behavior: ``[K]``.
         sequence: ``[K]``.
         size: number of sequences N.
-        mode: ``"none"`` gives ones.
-        level: ``"sequence"``: one weight, of the product over the sequence's tokens (as TRL).
+        mode: ``"truncate"``: min(old / behavior, ``cap``), truncated importance sampling (Yao et
+            al., 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+            ``"mask"``: the ratio, but 0 outside [``low``, ``high``]: IcePop (Ring-1T, 2025,
+            arXiv:2510.18855). ``"none"``: 1.
+        level: ``"sequence"``: one weight, the product over the sequence's tokens (as in TRL).
         low: in [0, 1].
         high: at least 1.
-        cap: above 0; at 1 nothing counts more than itself.
+        cap: above 0.
 
     Raises:
         ValueError: if shapes differ or an option is out of its range.
@@ -176,8 +177,8 @@ def mismatch_weights(
         )
     if not (0 <= low <= 1 <= high and cap > 0):
         raise ValueError(
-            f"low is {low}, high {high} and cap {cap}; they must keep 0 <= low <= 1 <= high and "
-            "0 < cap, so that equal policies have weight 1 or a capped one"
+            f"low is {low}, high {high} and cap {cap}; they must satisfy 0 <= low <= 1 <= high and "
+            "0 < cap, so that equal policies have weight 1, or the cap"
         )
     if mode == "none":
         return MismatchWeights(
@@ -203,11 +204,11 @@ def off_policy_sequence_mask(
     *,
     threshold: float = 0.5,
 ) -> Tensor:
-    r"""Whether a sequence is kept: ``[N]`` bool.
+    r"""Sequences to keep: ``[N]`` bool.
 
-    DeepSeek-V3.2 (2025, arXiv:2512.02556), section 3.1: dropped if its advantage is below 0 and
-    the mean over its tokens of log(behavior / pi_theta) is above ``threshold``: bad samples that
-    the policy would no longer write teach nothing and destabilise.
+    DeepSeek-V3.2 (2025, arXiv:2512.02556), section 3.1: a sequence is dropped if its advantage is
+    below 0 and the mean over its tokens of log(behavior / pi_theta) is above ``threshold``. Such
+    samples, which the policy would no longer generate, destabilise the training.
 
     Args:
         log_prob: ``[K]``.
@@ -222,26 +223,21 @@ def off_policy_sequence_mask(
     """
     check_tokens(log_prob, sequence, behavior=behavior)
     if not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; a mean log ratio in nats, at least 0")
+        raise ValueError(
+            f"threshold is {threshold}; it is a mean log ratio in nats and must be at least 0"
+        )
     drift = segment_mean((behavior - log_prob).float(), sequence, size)
     return (advantage >= 0) | (drift <= threshold)
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """``value`` in float32, or in float64 if it is."""
+    """``value`` in float32, or unchanged if float64."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def check_tokens(log_prob: Tensor, sequence: Tensor, **others: Tensor | None) -> None:
-    """Refuse tensors that are not all ``[K]``.
-
-    Raises:
-        ValueError: naming the shapes.
-    """
-    given = {"log_prob": log_prob, "sequence": sequence, **others}
-    shapes = {name: list(each.shape) for name, each in given.items() if each is not None}
+def check_tokens(log_prob: Tensor, sequence: Tensor, **columns: Tensor | None) -> None:
+    """Raise ValueError unless all tensors have the shape ``[K]`` of ``log_prob``."""
+    tensors = {"log_prob": log_prob, "sequence": sequence, **columns}
+    shapes = {name: list(value.shape) for name, value in tensors.items() if value is not None}
     if log_prob.dim() != 1 or any(shape != shapes["log_prob"] for shape in shapes.values()):
-        raise ValueError(
-            f"shapes are {shapes}; all must be [K], one for each completion token, sequence after "
-            "sequence"
-        )
+        raise ValueError(f"shapes are {shapes}; all must be [K], one for each completion token")

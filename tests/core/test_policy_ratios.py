@@ -36,33 +36,37 @@ def divergence(one, other):
 def test_ratios_are_quotients_of_tokens_or_geometric_means_of_sequences(seed, lengths):
     generator = torch.Generator().manual_seed(seed)
     sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    now, then = torch.randn(2, len(sequence), generator=generator, dtype=torch.float64)
-    quotient = now.exp() / then.exp()
-    torch.testing.assert_close(importance_ratios(now, then, sequence, len(lengths)), quotient)
-    found = importance_ratios(now, then, sequence, len(lengths), level="sequence")
+    log_prob, behavior = torch.randn(2, len(sequence), generator=generator, dtype=torch.float64)
+    quotient = log_prob.exp() / behavior.exp()
+    torch.testing.assert_close(
+        importance_ratios(log_prob, behavior, sequence, len(lengths)), quotient
+    )
+    ratio = importance_ratios(log_prob, behavior, sequence, len(lengths), level="sequence")
     for i, length in enumerate(lengths):
         at = sequence == i
         if length:
-            wanted = quotient[at].prod() ** (1 / length)
-            torch.testing.assert_close(found[at], wanted.expand(length))
+            expected = quotient[at].prod() ** (1 / length)
+            torch.testing.assert_close(ratio[at], expected.expand(length))
 
 
-def test_each_token_has_its_own_gradient_in_its_sequences_ratio():
-    now = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    found = log_importance_ratios(now, torch.zeros(3), torch.tensor([0, 0, 1]), 2, level="sequence")
-    assert found.tolist() == [-1.5, -1.5, -3.0]
-    (gradient,) = torch.autograd.grad(found, now, torch.tensor([1.0, 10.0, 100.0]))
+def test_each_token_has_its_own_gradient_in_a_sequence_ratio():
+    log_prob = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    log_ratio = log_importance_ratios(
+        log_prob, torch.zeros(3), torch.tensor([0, 0, 1]), 2, level="sequence"
+    )
+    assert log_ratio.tolist() == [-1.5, -1.5, -3.0]
+    (gradient,) = torch.autograd.grad(log_ratio, log_prob, torch.tensor([1.0, 10.0, 100.0]))
     assert gradient.tolist() == [1, 10, 100]
 
 
-def test_a_ratio_is_held_at_its_limit():
-    now, then = torch.tensor([0.0, -100.0]), torch.tensor([-100.0, 0.0])
-    found = importance_ratios(now, then, torch.arange(2), 2)
-    assert found[0].item() == pytest.approx(math.exp(MAX_LOG_RATIO), rel=1e-6)
-    assert 0 <= found[1] < 1e-40
+def test_ratios_are_limited_from_above():
+    log_prob, behavior = torch.tensor([0.0, -100.0]), torch.tensor([-100.0, 0.0])
+    ratio = importance_ratios(log_prob, behavior, torch.arange(2), 2)
+    assert ratio[0].item() == pytest.approx(math.exp(MAX_LOG_RATIO), rel=1e-6)
+    assert 0 <= ratio[1] < 1e-40
 
 
-def test_k1_and_k3_have_the_mean_kl_and_k3_is_never_negative():
+def test_the_expectation_of_k1_and_k3_is_the_kl_and_k3_is_not_negative():
     # Schulman (2020): k1 and k3 are unbiased, k3 is at least 0 everywhere.
     _, log_prob = policy()
     for estimator in ("k1", "k3"):
@@ -78,24 +82,26 @@ def test_k1_and_k3_have_the_mean_kl_and_k3_is_never_negative():
     )
 
 
-def test_gradients_of_the_estimators_as_losses_are_those_the_docstring_tells():
+def test_only_k2_has_the_gradient_of_the_kl_as_a_loss():
     logits, log_prob = policy()
-    law = log_prob.exp().detach()  # tokens are drawn from it: no gradient through the draw
-    found = {
-        each: gradient_of((law * kl_estimates(log_prob, REFERENCE, estimator=each)).sum(), logits)
-        for each in ("k1", "k2", "k3")
+    probability = log_prob.exp().detach()  # tokens are drawn from it: no gradient through the draw
+    gradients = {
+        name: gradient_of(
+            (probability * kl_estimates(log_prob, REFERENCE, estimator=name)).sum(), logits
+        )
+        for name in ("k1", "k2", "k3")
     }
     forward = gradient_of(divergence(log_prob, REFERENCE), logits)
     reverse = gradient_of(divergence(REFERENCE, log_prob), logits)
-    torch.testing.assert_close(found["k1"], torch.zeros(4, dtype=torch.float64))
-    torch.testing.assert_close(found["k2"], forward)
-    torch.testing.assert_close(found["k3"], reverse)
+    torch.testing.assert_close(gradients["k1"], torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(gradients["k2"], forward)
+    torch.testing.assert_close(gradients["k3"], reverse)
     assert (forward - reverse).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_with_the_ratio_value_and_gradient_are_unbiased_on_replay_too(estimator, fresh):
+def test_with_the_ratio_value_and_gradient_are_unbiased_for_replay_too(estimator, fresh):
     # DeepSeek-V3.2, equation 7: tokens of the behavior policy, weighted by pi / behavior.
     logits, log_prob = policy()
     behavior = log_prob.detach() if fresh else BEHAVIOR
@@ -103,12 +109,12 @@ def test_with_the_ratio_value_and_gradient_are_unbiased_on_replay_too(estimator,
     value = (
         behavior.exp() * kl_estimates(log_prob, REFERENCE, estimator=estimator, ratio=ratio)
     ).sum()
-    wanted = divergence(log_prob, REFERENCE)
-    torch.testing.assert_close(value, wanted)
-    torch.testing.assert_close(gradient_of(value, logits), gradient_of(wanted, logits))
+    expected = divergence(log_prob, REFERENCE)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient_of(value, logits), gradient_of(expected, logits))
 
 
-def test_kl_of_a_policy_that_has_left_its_reference_is_finite_and_points_back():
+def test_the_kl_far_from_the_reference_is_finite_and_its_gradient_points_back():
     log_prob = torch.tensor([-100.0, -1.0, -21.0], requires_grad=True)
     value = kl_estimates(log_prob, torch.tensor([0.0, -101.0, 0.0]))
     (gradient,) = torch.autograd.grad(value.sum(), log_prob)
@@ -127,51 +133,51 @@ QUOTIENT = torch.tensor([0.4, 0.9, 3.0, 6.0, 1.0])
 
 def test_truncated_importance_weights_are_capped_quotients():
     # Yao et al. (2025): min(trainer / sampler, C), C = 2.
-    found = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3)
-    torch.testing.assert_close(found.weight, torch.tensor([0.4, 0.9, 2.0, 2.0, 1.0]))
-    assert found.changed.tolist() == [False, False, True, True, False]
-    found = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3, cap=5.0)
-    torch.testing.assert_close(found.weight, torch.tensor([0.4, 0.9, 3.0, 5.0, 1.0]))
+    mismatch = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3)
+    torch.testing.assert_close(mismatch.weight, torch.tensor([0.4, 0.9, 2.0, 2.0, 1.0]))
+    assert mismatch.changed.tolist() == [False, False, True, True, False]
+    mismatch = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3, cap=5.0)
+    torch.testing.assert_close(mismatch.weight, torch.tensor([0.4, 0.9, 3.0, 5.0, 1.0]))
 
 
-def test_icepop_masks_what_lies_outside_its_interval():
+def test_icepop_masks_ratios_outside_its_interval():
     # Ring-1T: zero outside [0.5, 5], the quotient inside.
-    found = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3, mode="mask")
-    torch.testing.assert_close(found.weight, torch.tensor([0.0, 0.9, 3.0, 0.0, 1.0]))
-    assert found.changed.tolist() == [True, False, False, True, False]
+    mismatch = mismatch_weights(BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3, mode="mask")
+    torch.testing.assert_close(mismatch.weight, torch.tensor([0.0, 0.9, 3.0, 0.0, 1.0]))
+    assert mismatch.changed.tolist() == [True, False, False, True, False]
 
 
-def test_mismatch_of_a_sequence_is_the_product_over_its_tokens():
+def test_the_mismatch_of_a_sequence_is_the_product_over_its_tokens():
     for mode, expected in (
         ("truncate", [0.36, 0.36, 2.0, 2.0, 1.0]),
         ("mask", [0.0, 0.0, 0.0, 0.0, 1.0]),
     ):
-        found = mismatch_weights(
+        mismatch = mismatch_weights(
             BEFORE + QUOTIENT.log(), BEFORE, SEQUENCE, 3, mode=mode, level="sequence"
         )
-        torch.testing.assert_close(found.weight, torch.tensor(expected))
-    assert found.changed.tolist() == [True, True, True, True, False]
+        torch.testing.assert_close(mismatch.weight, torch.tensor(expected))
+    assert mismatch.changed.tolist() == [True, True, True, True, False]
 
 
-def test_no_mismatch_correction_gives_ones_and_equal_policies_too():
-    found = mismatch_weights(BEFORE + 1, BEFORE, SEQUENCE, 3, mode="none")
-    assert found.weight.tolist() == [1] * 5
-    assert not found.changed.any()
+def test_weights_are_1_without_correction_and_for_equal_policies():
+    mismatch = mismatch_weights(BEFORE + 1, BEFORE, SEQUENCE, 3, mode="none")
+    assert mismatch.weight.tolist() == [1] * 5
+    assert not mismatch.changed.any()
     for mode in ("truncate", "mask"):
         for level in ("token", "sequence"):
-            found = mismatch_weights(BEFORE, BEFORE, SEQUENCE, 3, mode=mode, level=level)
-            assert found.weight.tolist() == [1] * 5
-            assert not found.changed.any()
+            mismatch = mismatch_weights(BEFORE, BEFORE, SEQUENCE, 3, mode=mode, level=level)
+            assert mismatch.weight.tolist() == [1] * 5
+            assert not mismatch.changed.any()
 
 
-def test_weights_of_a_mismatch_have_no_gradient_and_are_finite():
+def test_mismatch_weights_are_finite_and_have_no_gradient():
     old = torch.tensor([100.0, -100.0], requires_grad=True)
-    found = mismatch_weights(old, torch.zeros(2), torch.arange(2), 2, mode="mask", high=math.inf)
-    assert not found.weight.requires_grad
-    assert found.weight.isfinite().all()
+    mismatch = mismatch_weights(old, torch.zeros(2), torch.arange(2), 2, mode="mask", high=math.inf)
+    assert not mismatch.weight.requires_grad
+    assert mismatch.weight.isfinite().all()
 
 
-def test_bad_sequences_that_the_policy_has_left_are_dropped():
+def test_off_policy_sequences_with_negative_advantages_are_dropped():
     # DeepSeek-V3.2, section 3.1: A < 0 and mean log(behavior / pi) > delta.
     behavior = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, -1.0])
     log_prob = behavior - torch.tensor([1.2, 0.0, 0.4, 0.4, 9.0, -9.0])
@@ -182,12 +188,12 @@ def test_bad_sequences_that_the_policy_has_left_are_dropped():
         (0.39, [False, False, True, True, True]),
         (0.7, [True, True, True, True, True]),
     ):
-        found = off_policy_sequence_mask(
+        keep = off_policy_sequence_mask(
             log_prob, behavior, advantage, sequence, 5, threshold=threshold
         )
-        assert found.tolist() == kept
-    found = off_policy_sequence_mask(log_prob, behavior, -torch.ones(5), sequence, 5)
-    assert found.tolist() == [False, True, False, True, True]
+        assert keep.tolist() == kept
+    keep = off_policy_sequence_mask(log_prob, behavior, -torch.ones(5), sequence, 5)
+    assert keep.tolist() == [False, True, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +216,6 @@ def test_bad_sequences_that_the_policy_has_left_are_dropped():
         (lambda z, s: off_policy_sequence_mask(z, torch.zeros(1), z, s, 2), r"'behavior': \[1\]"),
     ],
 )
-def test_wrong_arguments_are_named(call, words):
+def test_invalid_shapes_and_options_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(torch.zeros(2), torch.arange(2))
