@@ -101,7 +101,7 @@ class Watch(Callback):
         engine, answers = data.engine, data.dataset.texts(torch.arange(len(prompts)))
         engine.attach(pl_module)
         found = engine.generate(prompts, SAMPLES, SamplingParams(6), [*range(len(prompts))])
-        texts = data.dataset.decoded(found.tokens)
+        texts = data.dataset.decode_completions(found.tokens)
         right = torch.tensor(
             [t == answers[i // SAMPLES]["answer"] for i, t in enumerate(texts)]
         ).view(-1, SAMPLES)

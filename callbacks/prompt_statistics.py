@@ -9,7 +9,7 @@ from torch import Tensor
 
 from callbacks._run_files import local_run_directory
 from lit_adaptive.core.freshness import learnability
-from lit_adaptive.data.sources.tables import write_scores
+from lit_adaptive.data.sources.scores import write_scores
 
 PrioritySignal = Literal["learnability", "failure", "spread"]
 

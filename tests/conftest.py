@@ -1,13 +1,20 @@
-"""Fixtures and hypothesis settings of all tests."""
+"""Fixtures, hypothesis settings and the cache folder of all tests."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from lit_adaptive.cli.main import RUN_DIR
+
+# `datasets` reads this when it is imported.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lit-adaptive-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # No deadline: the first call of a numba function compiles it.
 hypothesis.settings.register_profile("lit-adaptive", deadline=None)

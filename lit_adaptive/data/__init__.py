@@ -8,9 +8,9 @@ from lit_adaptive.data.demonstrations import DemonstrationsDataModule
 from lit_adaptive.data.map_style import AdaptiveDataModule
 from lit_adaptive.data.rollouts.datamodule import RolloutDataModule
 from lit_adaptive.data.sampled import SampledDataModule
-from lit_adaptive.data.sources.hub import HubDataset
 from lit_adaptive.data.sources.rows import HubRows
-from lit_adaptive.data.sources.tables import TableDataset, read_scores, write_scores
+from lit_adaptive.data.sources.scores import read_scores, write_scores
+from lit_adaptive.data.sources.tables import TableDataset
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.data.transitions import TransitionsDataModule
@@ -23,7 +23,6 @@ __all__ = [
     "DemonstrationsDataModule",
     "EncodedText",
     "Gsm8k",
-    "HubDataset",
     "HubRows",
     "LongTailedDigits",
     "PromptDataset",

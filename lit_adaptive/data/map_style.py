@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lit_adaptive.data.sampled import Batch, Normalize, SampledDataModule, ServedBatches
 from lit_adaptive.data.seeding import derive_seed, seeded
 from lit_adaptive.data.sources.columns import MapDataset
-from lit_adaptive.data.sources.tables import aligned_scores, read_scores, write_scores
+from lit_adaptive.data.sources.scores import aligned_scores, read_scores, write_scores
 from lit_adaptive.samplers import (
     AdaptiveSampler,
     BatchDraw,

@@ -126,7 +126,7 @@ def test_every_third_step_is_written_as_it_was(tmp_path: Path, monkeypatch: Any)
     assert sorted(seen.steps) == [*range(8)]
     for row in rows:
         groups: RolloutGroups = seen.steps[row["step"]].groups
-        texts = source.dataset.decoded(groups.tokens.split(groups.lengths.tolist()))
+        texts = source.dataset.decode_completions(groups.tokens.split(groups.lengths.tolist()))
         prompts = source.texts(groups.prompt[groups.group])
         same = [
             n for n in range(groups.rollouts)

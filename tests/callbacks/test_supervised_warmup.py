@@ -24,7 +24,7 @@ def test_the_policy_succeeds_from_the_first_step_on(tmp_path: Path) -> None:
     )
     steps, _, data = fit_rollouts(warmup, folder=tmp_path, learning_rate=NO_TRAINING)
     fresh = steps[0].fresh
-    completions = data.dataset.decoded(torch.split(fresh.tokens, fresh.lengths.tolist()))
+    completions = data.dataset.decode_completions(torch.split(fresh.tokens, fresh.lengths.tolist()))
     answers = [row["answer"] for row in data.texts(fresh.prompt) for _ in range(4)]
     correct = [text == answer for text, answer in zip(completions, answers, strict=True)]
     assert sum(correct) / len(correct) > 0.6

@@ -131,7 +131,7 @@ class RolloutCollector:
         repeated = [rows[g] for g in group.tolist()]
         names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
         columns = {name: [row[name] for row in repeated] for name in names}
-        texts = self.dataset.decoded(torch.split(groups.tokens, groups.lengths.tolist()))
+        texts = self.dataset.decode_completions(torch.split(groups.tokens, groups.lengths.tolist()))
         return self.scorer([row["prompt"] for row in repeated], texts, columns, group)
 
 

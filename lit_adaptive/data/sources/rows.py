@@ -1,215 +1,443 @@
-"""Rows of text from anywhere, in chunks: a file, a Hugging Face dataset, a table, a dataset.
+"""One reader of rows: files, folders, the Hugging Face hub, lists and map-style datasets.
 
-Rows are counted from 0. Whatever the source, a chunk is a dictionary of lists, so what reads them
-need not care, and a file may be larger than memory.
+Everything becomes a ``datasets.Dataset``: files are converted to Arrow once, cached under
+``HF_DATASETS_CACHE`` and memory-mapped. A row that lacks a column holds None there. The values of a
+CSV file stay strings; those of a JSON file are never parsed as dates.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
-from pyarrow import csv, parquet
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import MapDataset
-from lit_adaptive.data.sources.hub import load_hub
+from lit_adaptive.data.sources.columns import (
+    Ids,
+    MapDataset,
+    check_rows,
+    ids_from_arrow,
+    is_numeric,
+    parse_numbers,
+    to_float64,
+    validated_ids,
+)
 
-Chunk: TypeAlias = dict[str, list[Any]]
 RowSource: TypeAlias = MapDataset | str | Path | Sequence[dict[str, Any]]
-"""File, folder, hub name, list of dictionaries or map-style dataset that ``read_rows`` reads.
+"""File, folder, hub name, list of dictionaries or map-style dataset that ``load_rows`` reads.
 
 ``Path`` keeps jsonargparse from replacing a path by the content of its file; ``MapDataset`` stands
 first so that the command line can change one option of a dataset that a config names.
 """
 
-CHUNK = 2048  # rows; few enough that a chunk of long texts fits in memory
+_BUILDERS = {
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_JSON_CHUNK = 1 << 26  # bytes of a JSON file from which `datasets` infers the types
 
 
 class Rows(NamedTuple):
-    """Where rows come from.
+    """Rows as a Hugging Face dataset.
 
     Attributes:
-        source: what errors call it.
-        chunks: reads it from the start; each chunk has at most ``CHUNK`` rows, in order, the same
-            columns as the others, and None where a value is missing.
-        key: changes when the rows change; costs little for files, a pass over the rows otherwise.
+        dataset: ``datasets.Dataset``.
+        source: name of the rows in errors.
+        key: changes whenever the rows change.
+        in_memory: whether the rows are held in memory rather than in Arrow files.
+        untyped: whether all values are strings because the format has no types (CSV).
     """
 
+    dataset: Any
     source: str
-    chunks: Callable[[], Iterator[Chunk]]
-    key: Callable[[], str]
+    key: str
+    in_memory: bool = False
+    untyped: bool = False
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The named columns of some rows, one dictionary for each row."""
+        if not columns:
+            return [{} for _ in rows]
+        values = self.dataset.select_columns([*columns])[rows]
+        by_row = zip(*(values[name] for name in columns), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in by_row]
+
+    def column(self, name: str) -> Any:
+        """One column as an Arrow array; values of several types as JSON."""
+        return self.dataset.select_columns([name]).with_format("arrow")[:][name]
+
+    def check_present(self, columns: Sequence[str]) -> None:
+        """Raise a ValueError that names the rows in which one of ``columns`` is missing."""
+        for name in columns:
+            values, where = self.column(name), f"{name} in {self.source}"
+            check_rows(values.is_null().to_pylist(), where, "is missing", values)
+
+
+def numeric_column(rows: Rows, name: str) -> Tensor:
+    """A column of numbers, or of strings that are all numbers: ``[N]`` float64, NaN where missing.
+
+    Raises:
+        ValueError: if there is no such column, or it is not numeric.
+    """
+    names = rows.dataset.column_names
+    values = to_float64(parse_numbers(rows.column(name))) if name in names else None
+    if values is None:
+        numeric = [
+            column for column in names if is_numeric(parse_numbers(rows.column(column)).type)
+        ]
+        raise ValueError(
+            f"{rows.source} has no column {name!r} of numbers; its numeric columns are {numeric}"
+        )
+    return values
+
+
+def row_ids(rows: Rows, column: str | None, kept: Any) -> Ids:
+    """Ids of the rows ``kept`` ``[n]`` int64: a column, or the row numbers if it is None."""
+    if column is None:
+        return torch.from_numpy(kept)
+    from datasets import Json
+
+    where = f"{column} in {rows.source}"
+    if isinstance(rows.dataset.features[column], Json):  # values of several types
+        values = rows.dataset[column][:]
+        kind = "an integer" if isinstance(values[0], int) else "a string"
+        bad = [type(value) is not type(values[0]) for value in values]
+        check_rows(bad, where, f"is missing or not {kind}, as in the first row,", values)
+    ids = rows.column(column).take(pa.array(kept))
+    return ids_from_arrow(validated_ids(ids, where, parse_integers=rows.untyped))
 
 
 class HubRows(Dataset[dict[str, Any]]):
-    """Rows of a Hugging Face dataset, from disk or the hub, with all of its columns.
-
-    Needs ``pip install lit-adaptive[hub]``.
+    """Rows of a Hugging Face dataset or of files, with all columns.
 
     Args:
-        path: a folder that ``save_to_disk`` wrote, a folder of data, or a name on the hub.
-        name: its configuration on the hub, if it has several.
-        split: such as ``train`` or ``test``, on the hub also ``train[:10%]``.
+        path: file (``.csv``, ``.jsonl``, ``.json``, ``.parquet`` or ``.arrow``, optionally
+            compressed), glob pattern, folder of files, folder that ``save_to_disk`` wrote, or name
+            on the hub, which is downloaded once and then read offline.
+        name: configuration of a dataset that has several.
+        split: such as ``train`` or ``test``, also a part such as ``train[:10%]``. A folder that
+            ``save_to_disk`` wrote of a dataset without a named split has any split.
 
     Raises:
-        ModuleNotFoundError: if ``datasets`` is not installed.
-        ValueError: if there is no such dataset or split.
+        ValueError: if there is no such dataset or split, or a file cannot be read.
     """
 
     def __init__(self, path: str, *, name: str | None = None, split: str = "train") -> None:
-        self.dataset = load_hub(str(path), name, split)
-        self.source = f"{path} ({split})"
+        self.rows = _load(str(path), name, split)
+        self.source = self.rows.source
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self.dataset[index]
+        row: dict[str, Any] = self.rows.dataset[index]
         return row
 
 
-def read_rows(source: Any) -> Rows:
-    """The rows of ``source``.
+def load_rows(source: Any) -> Rows:
+    """The rows of ``source``, at least one.
 
     Args:
-        source: path of a ``.jsonl``, ``.csv`` or ``.parquet`` file; another string is a Hugging
-            Face folder or name (its split ``train``). Or an object: a ``HubRows``, a
-            ``datasets.Dataset``, an Arrow table or what has one as ``table`` (``Arithmetic``), or
-            a map-style dataset or list of dictionaries.
+        source: a string or path as ``HubRows`` takes it (split ``train``); or a ``HubRows``, a
+            ``datasets.Dataset``, an Arrow table, an object with one as its attribute ``table``
+            (``Arithmetic``), or a map-style dataset or iterable of dictionaries.
 
     Raises:
-        ValueError: if there is no such file or dataset, it is of another kind, or its items are no
+        ValueError: if there is no such file or dataset, it has no rows, or its items are not
             dictionaries.
     """
-    if isinstance(source, (str, Path)):
-        read = _READERS.get(Path(source).suffix.lower())
-        return _of_hub(HubRows(str(source))) if read is None else _of_file(Path(source), read)
+    rows = _rows_of(source)
+    if len(rows.dataset) == 0:
+        raise ValueError(f"{rows.source} has no rows; it must have at least one")
+    return rows
+
+
+def _rows_of(source: Any) -> Rows:
+    from datasets import Dataset as ArrowDataset
+
+    if isinstance(source, str | Path):
+        return _load(str(source), None, "train")
     if isinstance(source, HubRows):
-        return _of_hub(source)
-    table: Any = source if isinstance(source, pa.Table) else getattr(source, "table", None)
+        return source.rows
     name = str(getattr(source, "source", type(source).__name__))
+    if isinstance(source, ArrowDataset):
+        return Rows(source, name, source._fingerprint, in_memory=not source.cache_files)
+    table: Any = source if isinstance(source, pa.Table) else getattr(source, "table", None)
+    if not isinstance(table, pa.Table) and isinstance(source, dict):
+        raise ValueError(f"rows cannot be read from a {name}; choose one of its splits")
     if isinstance(table, pa.Table):
-        return _of_chunks(name, lambda: _of_batches([table]))
-    if hasattr(source, "with_format") and hasattr(source, "_fingerprint"):
-        return _of_datasets(source, name)
+        from datasets.table import InMemoryTable
+
+        dataset = ArrowDataset(InMemoryTable(table))
+    else:
+        dataset = _from_items(_checked_items(_items(source, name), name))
+    return Rows(dataset, name, dataset._fingerprint, in_memory=True)
+
+
+def _from_items(items: Iterable[dict[str, Any]]) -> Any:
+    """Dictionaries as a ``datasets.Dataset``, with None where one lacks a column."""
+    from datasets import Dataset as ArrowDataset
+    from datasets import Json
+
+    rows = list(items)
+    columns: dict[str, list[Any]] = {}
+    mixed: list[str] = []
+    for name in dict.fromkeys(column for row in rows for column in row):
+        values = [row.get(name) for row in rows]
+        strings = {isinstance(value, str) for value in values if value is not None}
+        if len(strings) > 1:  # encoded here, for `datasets` would take strings for JSON
+            mixed.append(name)
+            values = [None if value is None else json.dumps(value) for value in values]
+        columns[name] = values
+    dataset = ArrowDataset.from_dict(columns, on_mixed_types="use_json")
+    for name in mixed:
+        dataset = dataset.cast_column(name, Json())
+    return dataset
+
+
+def _items(source: Any, name: str) -> Iterable[Any]:
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        return _of_chunks(name, lambda: _of_items(source, name))
+        return (source[i] for i in range(len(source)))
+    if isinstance(source, Iterable):
+        return source
     raise ValueError(
-        f"rows cannot be read from a {type(source).__name__}; give a .jsonl, .csv or .parquet "
-        "file, a Hugging Face dataset, or a map-style dataset of dictionaries"
+        f"rows cannot be read from a {name}; give a .jsonl, .csv or .parquet file, a Hugging Face "
+        "dataset, or a list or map-style dataset of dictionaries"
     )
 
 
-def _of_chunks(name: str, chunks: Callable[[], Iterator[Chunk]]) -> Rows:
-    return Rows(name, chunks, lambda: _digest(chunks()))
+def _checked_items(items: Iterable[Any], name: str) -> list[dict[str, Any]]:
+    rows = list(items)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"row {number} of {name} is a {type(row).__name__}; rows are dictionaries of "
+                "columns"
+            )
+    return rows
 
 
-def _of_file(file: Path, read: Callable[[Path], Iterator[Chunk]]) -> Rows:
-    if not file.is_file():
-        raise ValueError(f"{file} is not there, or no file; give the path of a file that exists")
-
-    def chunks() -> Iterator[Chunk]:
-        try:
-            yield from read(file)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
-
-    def key() -> str:
-        facts = file.stat()
-        return f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-
-    return Rows(str(file), chunks, key)
+# Files, folders and the hub --------------------------------------------------------------------
 
 
-def _jsonl(file: Path) -> Iterator[Chunk]:
-    """Columns are those of all rows of a chunk; a row may leave some out."""
-    rows: list[dict[str, Any]] = []
-    with file.open(encoding="utf-8") as lines:
+@contextmanager
+def quiet_datasets() -> Generator[None]:
+    """No progress bars, log messages or requests that count downloads; failures are raised."""
+    import datasets
+
+    logging: Any = datasets.utils.logging
+    verbosity, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _load(path: str, name: str | None, split: str) -> Rows:
+    import datasets
+
+    file = Path(path)
+    if _module(path) and file.is_file() and file.stat().st_size == 0:
+        raise ValueError(f"{path} is empty and has no rows; it must have at least one")
+    saved = any((file / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    try:
+        with quiet_datasets():
+            if saved:
+                dataset = _named_split(datasets.load_from_disk(path), split, path)
+            elif _module(path) or has_magic(path) or file.exists():
+                return _load_files(path, name, split)
+            elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+                raise FileNotFoundError("there is no such file or folder")
+            else:
+                dataset = datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # readers of formats raise what they like
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(_explanation(path, error)) from error
+    return Rows(dataset, f"{path} ({split})", dataset._fingerprint)
+
+
+def _module(path: str) -> str | None:
+    """The reader of ``datasets`` for a file or pattern, by its suffix."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return _BUILDERS.get(suffixes[-1]) if suffixes else None
+
+
+def _load_files(path: str, name: str | None, split: str) -> Rows:
+    """Files of this machine, cached apart for each state of the files."""
+    import datasets
+
+    folder = Path(path).is_dir()
+    module = None if folder else _module(path)
+    if not folder and module is None:
+        raise ValueError(f"{path} ends in {Path(path).suffix!r}; it must be one of {[*_BUILDERS]}")
+    if not folder and not has_magic(path) and not Path(path).is_file():
+        raise FileNotFoundError("there is no such file")
+    key = _state(path)
+    arguments: dict[str, Any] = {
+        "path": path if module is None else module,
+        "name": name,
+        "data_files": None if module is None else path,
+        "cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / "lit_adaptive" / key),
+    }
+
+    def build(**options: Any) -> Any:
+        builder = datasets.load_dataset_builder(**arguments, **options)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+    kind = datasets.load_dataset_builder(**arguments)
+    reader = type(kind).__module__.rpartition(".")[2]  # such as datasets.packaged_modules.csv.csv
+    if reader == "csv":
+        from pandas.errors import ParserWarning
+
+        strings = _strings(kind.config.data_files)
+        with warnings.catch_warnings(action="error", category=ParserWarning):  # a long row
+            dataset = build(features=strings, keep_default_na=False, index_col=False)
+    elif reader == "json":
+        options = {"chunksize": _JSON_CHUNK, "parse_agent_traces": False}
+        dataset = build(**options)
+        if split in kind.config.data_files and _is_altered(dataset.features):
+            dataset = _from_items(_json_items(kind.config.data_files[split]))
+    else:
+        dataset = build()
+    return Rows(
+        dataset,
+        f"{path} ({split})" if folder else path,
+        f"{dataset._fingerprint}-{key}",
+        in_memory=not dataset.cache_files,
+        untyped=reader == "csv",
+    )
+
+
+def _state(path: str) -> str:
+    """Changes with any change of a file: `datasets` goes by its path and modification time alone.
+
+    The time of the last change of a file's status cannot be set back, unlike that of its content.
+    """
+    root = Path(path)
+    if root.is_dir():
+        files = sorted(file for file in root.rglob("*") if file.is_file())
+    else:
+        matches = glob(path, recursive=True) if has_magic(path) else [path]  # noqa: PTH207
+        files = [Path(file) for file in sorted(matches)]
+    facts: list[Any] = [(str(file.resolve()), *_facts(file)) for file in files]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def _facts(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _strings(data_files: Any) -> Any:
+    """Features of a CSV file of which no value is parsed."""
+    import csv
+
+    import datasets
+
+    first = next(iter(data_files.values()))[0]
+    with _opened(first) as lines:
+        names = next(csv.reader(lines), [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"more than one column is named {twice}; rename them")
+    return datasets.Features({name: datasets.Value("string") for name in names})
+
+
+def _is_altered(features: Any) -> bool:
+    """Whether the JSON reader of ``datasets`` 5 may have changed strings of some column.
+
+    It parses dates, and in a column of several types it reads the string "7" as a number.
+    """
+    from datasets import Json
+
+    dates = any(pa.types.is_temporal(field.type) for field in features.arrow_schema)
+    return dates or any(isinstance(feature, Json) for feature in features.values())
+
+
+def _json_items(files: Iterable[str]) -> Iterator[Any]:
+    for file in files:
+        with _opened(file) as lines:
+            text = lines.read()
+        if text.lstrip().startswith("["):
+            yield from json.loads(text)
+        else:
+            yield from map(json.loads, filter(str.strip, text.splitlines()))
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    import fsspec
+
+    with fsspec.open(file, "rt", compression="infer", newline="", encoding="utf-8-sig") as lines:
+        yield lines
+
+
+def _named_split(loaded: Any, split: str, path: str) -> Any:
+    splits = [*loaded] if isinstance(loaded, dict) else [str(loaded.split or split)]
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}; its splits are {splits}")
+    return loaded[split] if isinstance(loaded, dict) else loaded
+
+
+def _explanation(path: str, error: Exception) -> str:
+    if ".jsonl" in Path(path).suffixes and Path(path).is_file():
+        line = _bad_line(path)
+        if line is not None:
+            return line
+    cause = error
+    while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if "corresponds to no data" in str(cause):
+        return f"{path} has no rows; it must have at least one"
+    if _module(path) is not None and Path(path).exists():
+        message = f"{path} cannot be read as {''.join(Path(path).suffixes)}: {cause}"
+        if _module(path) == "json":
+            message += (
+                f"; if a column changes its type after the first {_JSON_CHUNK >> 20} MiB, or "
+                "begins there, write the file as .parquet"
+            )
+        return message
+    return (
+        f"{path!r} cannot be loaded: it must be a file, a glob pattern, a folder of files, a "
+        "folder that save_to_disk wrote, or a name on the Hugging Face hub. "
+        f"{type(cause).__name__}: {cause}"
+    )
+
+
+def _bad_line(path: str) -> str | None:
+    """The first line of a JSON Lines file that is not an object; None if all are."""
+    empty = True
+    with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            empty = False
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {file} is no JSON: {error}") from error
+                return f"line {number} of {path} is not JSON: {error}"
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {file} is no JSON object but {line.strip()!r}")
-            rows.append(row)
-            if len(rows) == CHUNK:
-                yield _columns(rows)
-                rows = []
-    if rows:
-        yield _columns(rows)
-
-
-def _columns(rows: list[dict[str, Any]]) -> Chunk:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _csv(file: Path) -> Iterator[Chunk]:
-    """All columns as strings; those that are numbers throughout are told later."""
-
-    def opened(types: dict[str, Any]) -> Any:
-        return csv.open_csv(
-            file,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=types),
-        )
-
-    with opened({}) as reader:
-        names = reader.schema.names
-    with opened(dict.fromkeys(names, pa.string())) as reader:
-        yield from _of_batches(reader)
-
-
-def _parquet(file: Path) -> Iterator[Chunk]:
-    with parquet.ParquetFile(file, memory_map=True) as opened:
-        yield from _of_batches(opened.iter_batches(CHUNK))
-
-
-def _of_batches(batches: Iterable[Any]) -> Iterator[Chunk]:
-    """Of tables or batches of any size."""
-    for batch in batches:
-        for start in range(0, batch.num_rows, CHUNK):
-            yield batch.slice(start, CHUNK).to_pydict()
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Chunk]]] = {
-    ".csv": _csv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-}
-
-
-def _of_hub(rows: HubRows) -> Rows:
-    return _of_datasets(rows.dataset, rows.source)
-
-
-def _of_datasets(dataset: Any, name: str) -> Rows:
-    def chunks() -> Iterator[Chunk]:
-        for batch in dataset.with_format("arrow").iter(CHUNK):
-            yield batch.to_pydict()
-
-    return Rows(name, chunks, lambda: str(dataset._fingerprint))
-
-
-def _of_items(items: Any, name: str) -> Iterator[Chunk]:
-    for start in range(0, len(items), CHUNK):
-        rows = [items[i] for i in range(start, min(start + CHUNK, len(items)))]
-        odd = [start + i for i, row in enumerate(rows) if not isinstance(row, dict)]
-        if odd:
-            kind = type(rows[odd[0] - start]).__name__
-            raise ValueError(
-                f"row {odd[0]} of {name} is a {kind}; rows are dictionaries of columns"
-            )
-        yield _columns(rows)
-
-
-def _digest(chunks: Iterable[Chunk]) -> str:
-    digest = hashlib.blake2b()
-    for chunk in chunks:
-        digest.update(repr(chunk).encode())
-    return digest.hexdigest()
+                return f"line {number} of {path} is not a JSON object but {line.strip()!r}"
+    return f"{path} has no rows; it must have at least one" if empty else None

@@ -1,4 +1,4 @@
-"""Conversations as text, by a tokenizer's chat template."""
+"""Conversations as text, rendered by a tokenizer's chat template."""
 
 import copy
 from pathlib import Path
@@ -14,10 +14,10 @@ class RenderedChat(NamedTuple):
     """A conversation as text.
 
     Attributes:
-        contexts: before each completion, what was not yet said; together with the earlier ones and
-            their completions it is what generation would see.
-        completions: what the assistant says then, up to the token that ends its turn.
-        answer: the content of its last message.
+        contexts: the text before each completion, from the end of the completion before it.
+            Contexts and completions joined in turn are the text that generation would see.
+        completions: the assistant's messages, each up to the token that ends its turn.
+        answer: content of the assistant's last message.
     """
 
     contexts: list[str]
@@ -29,8 +29,8 @@ def with_template(tokenizer: Any, template: str) -> Any:
     """A copy of the tokenizer with another chat template.
 
     Args:
-        tokenizer: any of transformers.
-        template: in Jinja, or the path of a file that holds it.
+        tokenizer: a tokenizer of transformers.
+        template: Jinja source, or the path of a file that holds it.
 
     Raises:
         ValueError: if it is neither a template nor a file.
@@ -39,8 +39,8 @@ def with_template(tokenizer: Any, template: str) -> Any:
         file = Path(template)
         if not file.is_file():
             raise ValueError(
-                f"chat_template is {template!r}, which is no file and no Jinja template (it has "
-                "no '{'); give the path of a file, or the template itself"
+                f"chat_template is {template!r}, which is neither a file nor a Jinja template (it "
+                "has no '{'); give the path of a file, or the template itself"
             )
         template = file.read_text()
     changed = copy.deepcopy(tokenizer)
@@ -48,22 +48,27 @@ def with_template(tokenizer: Any, template: str) -> Any:
     return changed
 
 
-def resolve_tokenizer(given: Any, chat_template: str | None) -> Any:
-    """A tokenizer, by its name or itself, with a pad token and perhaps another chat template."""
-    if isinstance(given, str):
+def resolve_tokenizer(tokenizer: Any, chat_template: str | None) -> Any:
+    """A tokenizer with a pad token.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or a name that ``load_tokenizer`` knows.
+        chat_template: Jinja source or file that replaces the tokenizer's template.
+    """
+    if isinstance(tokenizer, str):
         from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
-        given = load_tokenizer(given)
-    found = prepare_tokenizer(given)
-    return found if chat_template is None else with_template(found, chat_template)
+        tokenizer = load_tokenizer(tokenizer)
+    padded = prepare_tokenizer(tokenizer)
+    return padded if chat_template is None else with_template(padded, chat_template)
 
 
 class Chat:
-    """Conversations as a model sees them.
+    """Renders conversations as a model sees them.
 
     Args:
-        tokenizer: with a chat template.
-        turns: what of a conversation is to be learnt: the assistant's ``last`` turn, or ``all``.
+        tokenizer: has a chat template.
+        turns: which of the assistant's messages are completions: the ``last``, or ``all``.
 
     Raises:
         ValueError: if the tokenizer has no chat template.
@@ -74,61 +79,57 @@ class Chat:
             raise ValueError(
                 f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no chat "
                 "template, which messages need: set chat_template= to a file or a Jinja string, "
-                "choose a model of chats, or give prompt and completion as strings"
+                "choose a chat model, or give prompt and completion as strings"
             )
         self.tokenizer = tokenizer
         self.turns = turns
         self.end = end_of_turn(tokenizer)
 
-    def said(self, messages: list[Message]) -> RenderedChat:
-        """A conversation, up to the last message of the assistant.
+    def render(self, messages: list[Message]) -> RenderedChat:
+        """A conversation, up to the assistant's last message.
 
         Args:
             messages: each with ``role`` and ``content``.
 
         Raises:
-            ValueError: if the assistant says nothing in it, the template refuses it, or changes
-                what came earlier.
+            ValueError: if it has no message of the assistant, or the template rejects it or
+                changes an earlier message as the conversation goes on.
         """
-        spoken = [i for i, each in enumerate(messages) if each["role"] == "assistant"]
-        if not spoken:
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
             raise ValueError("has no message whose role is 'assistant'")
         contexts: list[str] = []
         completions: list[str] = []
-        so_far = ""
-        for at in spoken if self.turns == "all" else spoken[-1:]:
-            asked = self._text(messages[:at], ask=True)
-            context = _beyond(so_far, asked)
-            answer = self._answer(_beyond(asked, self._text(messages[: at + 1], ask=False)))
-            contexts.append(context)
-            completions.append(answer)
-            so_far = asked + answer
-        return RenderedChat(contexts, completions, str(messages[spoken[-1]]["content"]))
+        rendered = ""
+        for i in answers if self.turns == "all" else answers[-1:]:
+            prompt = self.render_prompt(messages[:i])
+            contexts.append(_continuation(rendered, prompt))
+            turn = _continuation(prompt, self._apply(messages[: i + 1], generation_prompt=False))
+            completions.append(turn.removesuffix(self.end.rest))
+            rendered = prompt + completions[-1]
+        return RenderedChat(contexts, completions, str(messages[answers[-1]]["content"]))
 
-    def asked(self, messages: list[Message]) -> str:
-        """A conversation as generation sees it, up to where the assistant begins to answer.
+    def render_prompt(self, messages: list[Message]) -> str:
+        """A conversation as generation sees it, up to where the assistant's answer begins.
 
         Raises:
-            ValueError: if the template refuses it.
+            ValueError: if the template rejects it.
         """
-        return self._text(messages, ask=True)
+        return self._apply(messages, generation_prompt=True)
 
-    def _text(self, messages: list[Message], *, ask: bool) -> str:
+    def _apply(self, messages: list[Message], *, generation_prompt: bool) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=ask
+                    messages, tokenize=False, add_generation_prompt=generation_prompt
                 )
             )
         except Exception as error:  # templates are programs that raise what they like
-            raise ValueError(f"is refused by the chat template: {error}") from error
-
-    def _answer(self, text: str) -> str:
-        """``text`` without what a template writes after the token that ends a turn."""
-        return text.removesuffix(self.end.rest) if self.end.rest else text
+            raise ValueError(f"is rejected by the chat template: {error}") from error
 
 
-def _beyond(start: str, text: str) -> str:
+def _continuation(start: str, text: str) -> str:
+    """``text`` after ``start``, with which it must begin."""
     if not text.startswith(start):
         raise ValueError(
             f"is changed by the chat template as it goes on: after {start[-40:]!r} the text is "

@@ -1,8 +1,8 @@
-"""Samples of tokens laid out as a batch: one a row, or several in a row (packed).
+"""Batches of token sequences: one sample per row, or several (packed).
 
-A packed row needs no attention mask: position ids restart at 0 with each sample, by which
-transformers (from 4.53 on, without an attention mask and a cache) keeps samples from seeing each
-other. The padding at its end counts as a sample of its own.
+A packed row needs no attention mask: position ids restart at 0 with each sample, from which
+transformers (4.53 or later, called without attention mask and cache) derives that samples must not
+attend to each other. The padding at the end of a row counts as a sample of its own.
 """
 
 from bisect import bisect_left, insort
@@ -16,20 +16,19 @@ Counts = npt.NDArray[np.int64]
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> tuple[list[int], list[int]]:
-    """Rows for samples: the longest first, each into the fullest row that still has room.
+    """Assign samples to rows: the longest first, each to the fullest row that still has room.
 
-    At most 11/9 of the least possible number of rows, and 6/9 of one more (Johnson, 1973; Dosa,
-    2007).
+    Needs at most 11/9 of the minimum number of rows, plus 6/9 (Johnson, 1973; Dosa, 2007).
 
     Args:
-        lengths: of ``B`` samples, each in [1, capacity].
-        capacity: tokens that a row holds.
+        lengths: tokens of each of ``B`` samples, in [1, capacity].
+        capacity: tokens per row.
 
     Returns:
-        The row of each sample, and how many tokens of it stand before the sample.
+        Each sample's row, and the number of tokens before the sample in that row.
     """
     rows, starts = [0] * len(lengths), [0] * len(lengths)
-    free: list[tuple[int, int]] = []  # room and number of each row, sorted
+    free: list[tuple[int, int]] = []  # free tokens and number of each row, sorted
     count = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[i]
@@ -44,14 +43,15 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> tuple[list[int], l
 
 
 def ranges(start: Counts, length: Counts) -> tuple[Counts, Counts]:
-    """``[start, start + length)`` of each, behind one another; and how far into its range each is.
+    """Concatenate the ranges ``[start, start + length)``.
 
     Args:
         start: ``[B]`` int64.
         length: ``[B]`` int64, not negative.
 
     Returns:
-        Both ``[length.sum()]`` int64.
+        The elements of the ranges, and their offsets from the start of their range; both
+        ``[length.sum()]`` int64.
     """
     before = np.cumsum(length) - length
     within = np.arange(int(length.sum())) - np.repeat(before, length)
@@ -61,27 +61,26 @@ def ranges(start: Counts, length: Counts) -> tuple[Counts, Counts]:
 def collate_packed(
     tokens: npt.NDArray[np.int32], length: Counts, *, pad: int, pack_length: int | None
 ) -> dict[str, Tensor]:
-    """A batch of ``B`` samples.
+    """Collate ``B`` samples into rows.
 
     Args:
-        tokens: ``[length.sum()]`` int32, sample after sample; ``~token`` where it is to be
-            predicted, which the first of a sample never is.
-        length: ``[B]`` int64, above 0.
-        pad: the id that fills up rows.
-        pack_length: tokens that a packed row holds, or None for one sample a row.
+        tokens: ``[length.sum()]`` int32, sample after sample; ``~token`` for a target, which the
+            first token of a sample never is.
+        length: ``[B]`` int64, tokens of each sample, above 0.
+        pad: token id of the padding.
+        pack_length: maximum tokens of a packed row, or None for one sample per row.
 
     Returns:
-        ``input_ids`` and ``position_ids`` ``[R, T]``; of the ``K`` targets in order ``target``,
-        ``position`` (flat place in ``[R * T]`` of the token before it) and ``sequence`` (number of
-        its sample), ``[K]``; all int64.
+        ``input_ids`` and ``position_ids`` ``[R, T]``; for the ``K`` targets in order ``target``,
+        ``position`` (flat position in ``[R * T]`` of the token before the target) and ``sequence``
+        (number of its sample), ``[K]``; all int64.
     """
     count = len(length)
     if pack_length is None:
         row, start, width, height = np.arange(count), np.zeros(count, np.int64), length.max(), count
         positions = np.broadcast_to(np.arange(width), (height, width)).copy()
     else:
-        found = best_fit_decreasing(length.tolist(), pack_length)
-        row, start = np.array(found[0]), np.array(found[1])
+        row, start = map(np.array, best_fit_decreasing(length.tolist(), pack_length))
         height = int(row.max()) + 1
         filled = np.zeros(height, np.int64)
         np.maximum.at(filled, row, start + length)
@@ -103,15 +102,15 @@ def collate_packed(
     }
 
 
-def left_padded(
+def left_pad_ragged(
     tokens: npt.NDArray[np.int32], length: Counts, *, pad: int
 ) -> tuple[Tensor, Tensor]:
-    """Prompts that end together: ids ``[B, P]`` int64 and mask ``[B, P]`` bool.
+    """Left-pad concatenated prompts to ids ``[B, P]`` int64 and a mask ``[B, P]`` bool.
 
     Args:
         tokens: ``[length.sum()]`` int32, as in ``collate_packed``.
-        length: ``[B]`` int64, above 0.
-        pad: the id that fills up rows.
+        length: ``[B]`` int64, tokens of each prompt, above 0.
+        pad: token id of the padding.
     """
     width = int(length.max())
     place, _ = ranges(np.arange(1, len(length) + 1) * width - length, length)

@@ -1,104 +1,108 @@
-"""What of a row is prompt and what is completion, with mistakes named by row."""
+"""Split dataset rows into prompt and completion; errors name the row."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lit_adaptive.data.sources.columns import refuse_missing
-from lit_adaptive.data.sources.rows import Chunk
+from lit_adaptive.data.sources.columns import check_columns, check_rows
+from lit_adaptive.data.sources.rows import Rows
 from lit_adaptive.data.text.chat import Chat, Message, Turns
-from lit_adaptive.data.text.encoding import Overlong
+from lit_adaptive.data.text.tokenization import LengthPolicy
 
-_SHOWN = 5
+Batch = dict[str, list[Any]]
+
 _PERSON = b"lit-adaptive"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows are read; see ``DemonstrationDataset``."""
+class ColumnSpec:
+    """Columns of a dataset by their role, and how they become samples.
+
+    The fields are those of ``DemonstrationDataset``.
+    """
 
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
     text: str | None = None
-    id: str | None = "id"
     columns: tuple[str, ...] = ()
     chat: bool = False
     system: str | None = None
     turns: Turns = "last"
     max_length: int = 1024
-    overlong: Overlong = "error"
+    overlong: LengthPolicy = "error"
     empty: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
         pair = self.prompt or self.completion
-        given = [each for each in (pair, self.messages, self.text) if each]
-        if len(given) > 1:
+        kinds = [name for name in (pair, self.messages, self.text) if name]
+        if len(kinds) > 1:
             raise ValueError(
-                f"columns of several kinds are named, {given}; name prompt= and completion=, or "
+                f"columns of several kinds are named, {kinds}; name prompt= and completion=, or "
                 "messages=, or text="
             )
-        for name, known in (
+        for name, choices in (
             ("overlong", ("truncate_left", "truncate_right", "drop", "error")),
             ("empty", ("error", "drop")),
             ("turns", ("last", "all")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {known}")
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {choices}")
 
     @property
     def key(self) -> str:
-        """Changes with any of the options."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Changes with any of the options that samples depend on."""
+        return json.dumps(asdict(self) | {"columns": None}, sort_keys=True)
 
-    def resolved(self, columns: list[str], source: str) -> "Reading":
-        """With the columns that are there, if none was named.
+    @property
+    def roles(self) -> list[str]:
+        """The columns that samples are made from."""
+        names = (self.prompt, self.completion, self.messages, self.text)
+        return [name for name in names if name is not None]
+
+    def resolve(self, columns: list[str], source: str) -> "ColumnSpec":
+        """The same with the default columns that ``source`` has, where none is named.
 
         Raises:
             ValueError: if a column is missing.
         """
-        chosen = self
-        if not (self.prompt or self.completion or self.messages or self.text):
-            chosen = replace(self, **self._kind(columns, source))
+        if not self.roles:
+            spec = replace(self, **self._default_roles(columns, source))
         elif self.prompt or self.completion:
-            chosen = replace(
+            spec = replace(
                 self,
                 prompt=self.prompt or "prompt",
                 completion=self.completion or "completion",
             )
-        roles = (chosen.prompt, chosen.completion, chosen.messages, chosen.text, *chosen.columns)
-        refuse_missing(columns, [name for name in roles if name is not None], source)
-        if chosen.id is not None and chosen.id not in columns:
-            if chosen.id != "id":
-                refuse_missing(columns, [chosen.id], source)
-            chosen = replace(chosen, id=None)
-        return chosen
+        else:
+            spec = self
+        check_columns(columns, [*spec.roles, *spec.columns], source)
+        return spec
 
     @staticmethod
-    def _kind(columns: list[str], source: str) -> dict[str, Any]:
+    def _default_roles(columns: list[str], source: str) -> dict[str, Any]:
         for names in (("prompt", "completion"), ("messages",), ("text",)):
             if set(names) <= set(columns):
                 return {name: name for name in names}
         raise ValueError(
-            f"{source} has the columns {columns}, of which none is known; it must have 'prompt' "
-            "and 'completion', or 'messages', or 'text': name the columns that take their place, "
-            "such as prompt: question, completion: answer"
+            f"{source} has the columns {columns}; it must have 'prompt' and 'completion', or "
+            "'messages', or 'text': name the columns to use instead, such as prompt: question, "
+            "completion: answer"
         )
 
 
-class Samples(NamedTuple):
-    """The rows of a chunk.
+class PromptCompletions(NamedTuple):
+    """Prompts and completions of some rows, as text.
 
     Attributes:
-        contexts: of each row the texts before its completions; empty of a plain text.
-        completions: of each row as many texts.
-        prompt: what generation would see.
-        answer: the last completion.
+        contexts: for each row the texts before each of its completions; empty for plain text.
+        completions: for each row as many texts.
+        prompt: for each row the text before its last completion.
+        answer: for each row the last completion, without the tokens that end a turn.
     """
 
     contexts: list[list[str]]
@@ -107,174 +111,147 @@ class Samples(NamedTuple):
     answer: list[str]
 
 
-def samples_of(
-    chunk: Chunk, reading: Reading, chat: Chat | None, source: str, first: int
-) -> Samples:
-    """The samples of a chunk whose first row has the number ``first``.
+def split_rows(
+    batch: Batch, spec: ColumnSpec, chat: Chat | None, source: str, first: int
+) -> PromptCompletions:
+    """Prompts and completions of a batch of rows.
 
     Args:
-        chunk: columns.
-        reading: resolved.
-        chat: of conversations.
-        source: what errors call it.
-        first: number of the chunk's first row.
+        batch: columns by name.
+        spec: resolved.
+        chat: renders conversations; None if there are none.
+        source: name of the dataset in errors.
+        first: number of the batch's first row.
 
     Raises:
         ValueError: naming rows in which a value is missing or of the wrong kind.
     """
-    if reading.text is not None:
-        texts = _strings(chunk, reading.text, source, first)
-        return Samples([[] for _ in texts], [[text] for text in texts], ["" for _ in texts], texts)
-    if reading.messages is None:
-        prompts = _column(chunk, str(reading.prompt), source, first)
-        completions = _column(chunk, str(reading.completion), source, first)
-        if chat is None and not any(isinstance(each, list) for each in (*prompts, *completions)):
-            prompts = _strings(chunk, str(reading.prompt), source, first)
-            completions = _strings(chunk, str(reading.completion), source, first)
-            return Samples([[p] for p in prompts], [[c] for c in completions], prompts, completions)
-        where = f"{reading.prompt} and {reading.completion} in {source}"
-        system: list[Message] = []
-        if reading.system is not None:
-            system = [{"role": "system", "content": reading.system}]
-        talks = [
-            (system if isinstance(prompt, str) else [])
-            + _messages(prompt, "user")
-            + _messages(completion, "assistant")
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+    if spec.text is not None:
+        texts = _strings(batch, spec.text, source, first)
+        return PromptCompletions(
+            [[] for _ in texts], [[text] for text in texts], ["" for _ in texts], texts
+        )
+    if spec.messages is not None:
+        where = f"{spec.messages} in {source}"
+        column = _column(batch, spec.messages, source, first)
+        conversations = [_to_messages(value, "") for value in column]
     else:
-        where = f"{reading.messages} in {source}"
-        talks = [_messages(each, "") for each in _column(chunk, reading.messages, source, first)]
+        prompt, completion = str(spec.prompt), str(spec.completion)
+        if chat is None:
+            prompts = _strings(batch, prompt, source, first)
+            completions = _strings(batch, completion, source, first)
+            return PromptCompletions(
+                [[text] for text in prompts], [[text] for text in completions], prompts, completions
+            )
+        where = f"{prompt} and {completion} in {source}"
+        conversations = [
+            prompt_messages(value, spec.system) + _to_messages(answer, "assistant")
+            for value, answer in zip(
+                _column(batch, prompt, source, first),
+                _column(batch, completion, source, first),
+                strict=True,
+            )
+        ]
     assert chat is not None
-    return _spoken(talks, chat, where, first)
+    return _render(conversations, chat, where, first)
 
 
-def needs_chat(chunk: Chunk, reading: Reading) -> bool:
-    """Whether a chunk holds conversations."""
-    if reading.messages is not None:
+def has_conversations(rows: Rows, spec: ColumnSpec) -> bool:
+    """Whether rows must be rendered by a chat template: they hold messages, or ``chat`` is set."""
+    if spec.messages is not None:
         return True
-    pair = [name for name in (reading.prompt, reading.completion) if name is not None]
-    return bool(pair) and (
-        reading.chat or any(isinstance(value, list) for name in pair for value in chunk[name])
+    if spec.text is not None:
+        return False
+    return spec.chat or any(
+        holds_messages(rows, name) for name in (str(spec.prompt), str(spec.completion))
     )
 
 
-def _spoken(talks: list[list[Message]], chat: Chat, where: str, first: int) -> Samples:
-    contexts: list[list[str]] = []
-    completions: list[list[str]] = []
-    prompts: list[str] = []
-    answers: list[str] = []
-    for row, talk in enumerate(talks, first):
-        odd = [each for each in talk if not isinstance(each.get("content"), str)]
-        odd += [each for each in talk if not isinstance(each.get("role"), str)]
-        if odd or not talk:
-            raise ValueError(
-                f"{where} is no conversation in row {row} (from 0), where it holds {odd[:1]}; it "
-                "must be a list of messages, each with 'role' and 'content' as strings"
-            )
+def holds_messages(rows: Rows, column: str) -> bool:
+    """Whether a column holds lists of messages, in some rows at least."""
+    from datasets import Json, LargeList, List
+
+    feature = rows.dataset.features[column]
+    if isinstance(feature, Json):  # values of several types
+        return any(isinstance(value, list) for value in rows.dataset[column])
+    return isinstance(feature, List | LargeList | list)
+
+
+def prompt_messages(prompt: Any, system: str | None) -> list[Message]:
+    """A prompt as messages; a string as the user's, after the ``system`` message if given."""
+    before: list[Message] = []
+    if system is not None and isinstance(prompt, str):
+        before = [{"role": "system", "content": system}]
+    return before + _to_messages(prompt, "user")
+
+
+def _render(
+    conversations: list[list[Message]], chat: Chat, where: str, first: int
+) -> PromptCompletions:
+    rendered = PromptCompletions([], [], [], [])
+    for row, conversation in enumerate(conversations, first):
+        _check_messages(conversation, where, row)
         try:
-            said = chat.said(talk)
+            turns = chat.render(conversation)
         except ValueError as error:
             raise ValueError(f"{where}, row {row} (from 0), {error}") from error
-        contexts.append(said.contexts)
-        completions.append(said.completions)
-        ahead = zip(said.contexts, ["", *said.completions], strict=False)
-        prompts.append("".join(before + context for context, before in ahead))
-        answers.append(said.answer)
-    return Samples(contexts, completions, prompts, answers)
+        rendered.contexts.append(turns.contexts)
+        rendered.completions.append(turns.completions)
+        ahead = zip(turns.contexts, ["", *turns.completions], strict=False)
+        rendered.prompt.append("".join(before + context for context, before in ahead))
+        rendered.answer.append(turns.answer)
+    return rendered
 
 
-def _messages(value: Any, role: str) -> list[Message]:
-    """A conversation; a string is a message of ``role``."""
-    if isinstance(value, str) and role:
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        return [{"content": None, "found": value}]
-    return [
-        {k: v for k, v in each.items() if v is not None or k in ("role", "content")}
-        if isinstance(each, dict)
-        else {"content": None, "found": each}
-        for each in value
+def _check_messages(conversation: list[Message], where: str, row: int) -> None:
+    """Raise a ValueError unless ``conversation`` is a list of messages with role and content."""
+    bad = [
+        message
+        for message in conversation
+        if not isinstance(message.get("content"), str) or not isinstance(message.get("role"), str)
     ]
-
-
-def _column(chunk: Chunk, name: str, source: str, first: int) -> list[Any]:
-    values = chunk.get(name)
-    if values is None:  # a later chunk of a JSONL file may lack a column
-        refuse_missing([*chunk], [name], f"{source}, from row {first} on,")
-    assert values is not None
-    refuse_some(
-        [value is None for value in values], f"{name} in {source}", "is missing", values, first
-    )
-    return values
-
-
-def _strings(chunk: Chunk, name: str, source: str, first: int) -> list[str]:
-    values = _column(chunk, name, source, first)
-    odd = [not isinstance(value, str) for value in values]
-    refuse_some(odd, f"{name} in {source}", "is no string", values, first)
-    return values
-
-
-def refuse_some(bad: list[bool], where: str, what: str, values: list[Any], first: int) -> None:
-    """Refuse the rows where ``bad`` holds, each shown with its value."""
-    rows = [i for i, each in enumerate(bad) if each]
-    if rows:
-        shown = [values[i] for i in rows[:_SHOWN]]
-        more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    if bad or not conversation:
         raise ValueError(
-            f"{where} {what} in rows {[first + i for i in rows[:_SHOWN]]}{more} (from 0), where it "
-            f"is {shown}; correct these rows or leave them out"
+            f"{where} is not a conversation in row {row} (from 0), where it holds {bad[:1]}; it "
+            "must be a list of messages, each with 'role' and 'content' as strings"
         )
 
 
-def groups_of(samples: Samples) -> npt.NDArray[np.uint64]:
+def _to_messages(value: Any, role: str) -> list[Message]:
+    """A conversation; a string is a message of ``role``, if one is given."""
+    if isinstance(value, str) and role:
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        return [{"content": None, "value": value}]
+    return [
+        {k: v for k, v in message.items() if v is not None or k in ("role", "content")}
+        if isinstance(message, dict)
+        else {"content": None, "value": message}
+        for message in value
+    ]
+
+
+def _column(batch: Batch, name: str, source: str, first: int) -> list[Any]:
+    values = batch[name]
+    missing = [value is None for value in values]
+    check_rows(missing, f"{name} in {source}", "is missing", values, first=first)
+    return values
+
+
+def _strings(batch: Batch, name: str, source: str, first: int) -> list[str]:
+    values = _column(batch, name, source, first)
+    bad = [not isinstance(value, str) for value in values]
+    check_rows(bad, f"{name} in {source}", "is not a string", values, first=first)
+    return values
+
+
+def prompt_hashes(samples: PromptCompletions) -> npt.NDArray[np.uint64]:
     """A hash of each prompt, or of the text where there is no prompt: ``[n]`` uint64."""
     keys = [prompt or answer for prompt, answer in zip(samples.prompt, samples.answer, strict=True)]
-    found = b"".join(
+    digests = b"".join(
         hashlib.blake2b(
             key.encode("utf-8", "surrogatepass"), digest_size=8, person=_PERSON
         ).digest()
         for key in keys
     )
-    return np.frombuffer(found, np.uint64)
-
-
-def others_of(
-    chunk: Chunk, reading: Reading, source: str, first: int
-) -> tuple[list[str], dict[str, npt.NDArray[np.float64]], set[str]]:
-    """The other columns of a chunk: as JSON of each row, numbers by name, and those that are none.
-
-    Nested columns are left out, unless ``reading.columns`` names them.
-
-    Raises:
-        ValueError: if a column that ``reading.columns`` names lacks a value (in which rows).
-    """
-    for name in reading.columns:
-        _column(chunk, name, source, first)
-    roles = (reading.prompt, reading.completion, reading.messages, reading.text)
-    numbers: dict[str, npt.NDArray[np.float64]] = {}
-    textual: set[str] = set()
-    kept: dict[str, list[Any]] = {}
-    for name, values in chunk.items():
-        nested = any(isinstance(value, (list, dict, bytes)) for value in values)
-        if name not in reading.columns and (nested or name in roles):
-            continue
-        kept[name] = values
-        try:
-            numbers[name] = np.array([_number(value) for value in values])
-        except (TypeError, ValueError, OverflowError):
-            textual.add(name)
-    size = len(next(iter(chunk.values())))
-    rows = zip(*kept.values(), strict=True) if kept else [()] * size
-    others = [json.dumps(dict(zip(kept, row, strict=True)), default=str) for row in rows]
-    return others, numbers, textual
-
-
-def _number(value: Any) -> float:
-    """NaN where it is missing. In a CSV file numbers are strings."""
-    if value is None or value == "":
-        return np.nan
-    if not isinstance(value, (int, float, str, Decimal)):
-        raise TypeError
-    return float(value)
+    return np.frombuffer(digests, np.uint64)

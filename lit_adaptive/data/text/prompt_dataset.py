@@ -1,4 +1,4 @@
-"""Prompts to be answered: their tokens, and the columns that rewards judge answers by."""
+"""Prompts to answer: their tokens, and the columns that rewards read."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,45 +13,54 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import Ids, numbers, plain_ids, read_ids, refuse_rows
-from lit_adaptive.data.sources.rows import RowSource, read_rows
+from lit_adaptive.data.sources.columns import Ids, check_columns, check_rows
+from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
-from lit_adaptive.data.text.encoding import Encoder, parallel
-from lit_adaptive.data.text.packing import left_padded, ranges
-from lit_adaptive.data.text.tokenization import tokenizer_key
+from lit_adaptive.data.text.packing import Counts, left_pad_ragged
+from lit_adaptive.data.text.prompt_completion import Batch, holds_messages, prompt_messages
+from lit_adaptive.data.text.tokenization import (
+    Encoder,
+    tokenize_rows,
+    tokenizer_key,
+    tokenizer_threads,
+)
 from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
-Overlong = Literal["truncate_left", "drop", "error"]
+PromptLengthPolicy = Literal["truncate_left", "drop", "error"]
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
-    """Rows with a prompt, from any source that demonstrations come from.
+    """Prompts from any source that demonstrations come from.
 
-    All other columns are kept as they are, for rewards. A batch (``gather``) holds left-padded
-    ``prompt_ids`` ``[B, P]`` int64 and ``prompt_mask`` ``[B, P]`` bool, ``prompt`` (text as the
-    model sees it) and each column as a list.
+    All other columns are kept as they are, for rewards; a row that lacks one holds None there. A
+    batch (``gather``) holds left-padded ``prompt_ids`` ``[B, P]`` int64 and ``prompt_mask``
+    ``[B, P]`` bool, ``prompt`` (the rendered texts) and each other column, as lists.
 
     Args:
-        source: see ``lit_adaptive.data.sources.rows.read_rows``.
-        tokenizer: of transformers, or ``characters``, ``smollm2``, a folder, a GGUF file, a name.
-        prompt: column of texts, or of conversations (lists of messages).
-        id: column of ids, all different; by default the row's number.
-        columns: what rewards need; by default there may be any.
-        demonstration: column of good answers, texts; a group then may hold one (LUFFY).
-        chat: put prompts that are texts into the chat template, as the user's message.
-        system: said before, in conversations that are made of texts.
-        chat_template: instead of the tokenizer's: Jinja, or a file of it.
-        max_length: tokens of a prompt, above 0.
-        overlong: what happens to longer ones: ``truncate_left`` takes away the beginning, ``drop``
-            the row, ``error`` refuses.
+        source: ``.jsonl``, ``.csv`` or ``.parquet`` file, glob pattern, folder or hub name, list of
+            dictionaries, or dataset of dictionaries such as ``Arithmetic`` or ``HubRows``.
+        tokenizer: ``characters``, ``smollm2``, a folder, a GGUF file or a hub name; or a tokenizer
+            of transformers.
+        prompt: column of strings or of conversations (lists of messages).
+        id: column of distinct integers or strings; the row number where there is no such column.
+        columns: columns that must exist because rewards read them.
+        demonstration: column of good answers, as strings, one of which may join each group (LUFFY).
+        chat: render prompts that are strings by the chat template, as a user's message.
+        system: system message put before prompts that are strings, in the chat template.
+        chat_template: Jinja template, or a file that holds one, instead of the tokenizer's.
+        max_length: maximum tokens of a prompt, above 0.
+        overlong: treatment of longer prompts: ``truncate_left`` removes the beginning, ``drop`` the
+            row; ``error`` raises.
 
     Attributes:
-        tokenizer: with a pad token.
-        dropped: rows that were too long.
-        shortened: rows that lost the beginning of their prompt.
+        tokenizer: has a pad token.
+        source: name of the source in errors.
+        dropped: number of rows dropped because their prompt was too long.
+        shortened: number of prompts that lost their beginning.
 
     Raises:
-        ValueError: if a column is missing, an option is out of range, or rows do not fit (which).
+        ValueError: if a column is missing, an option is out of range, or a row cannot be used
+            (naming the rows).
     """
 
     def __init__(
@@ -67,125 +76,83 @@ class PromptDataset(Dataset[dict[str, Any]]):
         system: str | None = None,
         chat_template: str | None = None,
         max_length: int = 1024,
-        overlong: Overlong = "error",
+        overlong: PromptLengthPolicy = "error",
     ) -> None:
         if max_length <= 0:
             raise ValueError(f"max_length is {max_length}; it must be above 0")
         self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
-        rows = read_rows(source)
-        self.source = rows.source
-        self._columns = _read(rows.chunks())
-        for name in (prompt, *columns, *([demonstration] if demonstration else [])):
-            if name not in self._columns:
-                raise ValueError(
-                    f"{self.source} has no column {name!r}; it has {[*self._columns]}: name the "
-                    "right one, or give rewards another `column`"
-                )
-        self._ids_column = id if id in self._columns else None
-        said = self._columns[prompt]
-        asked = [not value for value in said]
-        refuse_rows(
-            torch.tensor(asked),
-            f"{prompt} in {self.source}",
-            "is empty",
-            pa.array([str(v) for v in said]),
+        self._source_rows = load_rows(source)
+        self.source = self._source_rows.source
+        names = self._source_rows.dataset.column_names
+        read = [prompt] if demonstration is None else [prompt, demonstration]
+        check_columns(names, [*read, *columns], self.source)
+        self._id = id if id in names else None
+        self._other_columns = [name for name in names if name not in read]
+        encode = _PromptEncoder(
+            self._source_rows, self.tokenizer, prompt, demonstration, chat, system
+        )
+        self._tokenized = tokenize_rows(
+            self._source_rows,
+            encode,
+            key=f"{tokenizer_key(self.tokenizer)} {encode.key}",
+            columns=read,
         )
         self._stops = stop_token_ids(self.tokenizer)
-        self._prompts = self._texts(said, chat=chat, system=system)
-        encoder = Encoder(self.tokenizer)
-        with parallel():
-            tokens = encoder.prompts(self._prompts)
+        self._max_length, self._prefix_length = max_length, len(encode.encoder.prefix)
+        self.demonstrated = demonstration is not None
         self.dropped, self.shortened = 0, 0
-        self._rows = [*range(len(tokens))]
-        tokens = self._brought_to(tokens, max_length, overlong, len(encoder.prefix))
-        self.lengths = torch.tensor([len(each) for each in tokens])
-        self._tokens = np.fromiter(chain.from_iterable(tokens), np.int32, int(self.lengths.sum()))
-        self._start = (self.lengths.cumsum(0) - self.lengths).numpy()
-        self._names = [n for n in self._columns if n not in (prompt, demonstration)]
-        self._demonstrations: list[list[int]] | None = None
-        if demonstration is not None:
-            self._demonstrations = self._answers(demonstration, encoder)
+        self._rows: Counts = np.arange(len(self._tokenized))
+        self._limit_lengths(overlong)
 
-    def _texts(self, said: list[Any], *, chat: bool, system: str | None) -> list[str]:
-        """Prompts as the model sees them."""
-        talks = [isinstance(value, list) for value in said]
-        if not (chat or any(talks)):
-            return [str(value) for value in said]
-        template = Chat(self.tokenizer)
-        before = [] if system is None else [{"role": "system", "content": system}]
-        found: list[str] = []
-        for row, value in enumerate(said):
-            messages = (
-                value
-                if isinstance(value, list)
-                else [*before, {"role": "user", "content": str(value)}]
-            )
-            try:
-                found.append(template.asked(messages))
-            except ValueError as error:
-                raise ValueError(f"row {row} of {self.source} {error}") from error
-        return found
-
-    def _brought_to(
-        self, tokens: list[list[int]], most: int, overlong: Overlong, leading: int
-    ) -> list[list[int]]:
-        long = [row for row, each in enumerate(tokens) if len(each) > most]
-        if not long:
-            return tokens
+    def _limit_lengths(self, overlong: PromptLengthPolicy) -> None:
+        length = self._tokenized.lengths("tokens")
+        most, long = self._max_length, np.flatnonzero(length > self._max_length)
+        if len(long) == 0:
+            return
         if overlong == "error":
             raise ValueError(
-                f"the prompts in rows {long[:8]} of {self.source} ({len(long)} in all) have "
-                f"{[len(tokens[row]) for row in long[:8]]} tokens, max_length is {most}: raise "
-                "max_length, or set overlong to truncate_left or drop"
+                f"the prompts in rows {long[:8].tolist()} of {self.source} ({len(long)} in all) "
+                f"have {length[long[:8]].tolist()} tokens, max_length is {most}: raise max_length, "
+                "or set overlong to truncate_left or drop"
             )
         if overlong == "truncate_left":
             self.shortened = len(long)
-            for row in long:
-                tokens[row] = (
-                    tokens[row][:leading] + tokens[row][len(tokens[row]) - most + leading :]
-                )
             rank_zero_info(
                 f"{self.source}: {len(long)} prompts lose their beginning (max_length {most})"
             )
-            return tokens
+            return
         self.dropped = len(long)
-        kept = sorted(set(range(len(tokens))) - set(long))
-        if not kept:
+        self._rows = np.flatnonzero(length <= most)
+        if len(self._rows) == 0:
             raise ValueError(
                 f"all prompts of {self.source} are longer than {most}: raise max_length"
             )
-        self._rows = kept
-        self._columns = {n: [v[row] for row in kept] for n, v in self._columns.items()}
-        self._prompts = [self._prompts[row] for row in kept]
         rank_zero_info(
-            f"{self.source}: {len(long)} of {len(tokens)} prompts are dropped (max_length {most})"
+            f"{self.source}: {len(long)} of {len(length)} prompts are dropped (max_length {most})"
         )
-        return [tokens[row] for row in kept]
 
-    def _answers(self, name: str, encoder: Encoder) -> list[list[int]]:
-        texts = [str(value or "") for value in self._columns[name]]
-        empty = torch.tensor([not text for text in texts])
-        refuse_rows(empty, f"{name} in {self.source}", "is empty", pa.array(texts))
-        return encoder.answers(texts)
-
-    # What there is of each row -------------------------------------------------------------------
+    # Rows ----------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._rows)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of each prompt: ``[N]`` int64."""
+        length = self._tokenized.lengths("tokens")[self._rows]
+        return torch.from_numpy(np.minimum(length, self._max_length))
 
     @cached_property
     def ids(self) -> Ids:
         """One for each row, all different: strings, or ``[N]`` int64."""
-        if self._ids_column is None:
-            return torch.tensor(self._rows)
-        column = pa.array(self._columns[self._ids_column])
-        return plain_ids(read_ids(pa.chunked_array([column]), f"the id in {self.source}"))
+        return row_ids(self._source_rows, self._id, self._rows)
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any prompt's tokens, with their order and with the tokenizer."""
         digest = hashlib.blake2b(tokenizer_key(self.tokenizer).encode(), digest_size=16)
-        digest.update(self._tokens.tobytes())
+        digest.update(self._tokenized.digest("tokens").encode())
+        digest.update(self._rows.tobytes())
         digest.update(self.lengths.numpy().tobytes())
         return digest.hexdigest()
 
@@ -193,78 +160,134 @@ class PromptDataset(Dataset[dict[str, Any]]):
         """A numeric column, such as a difficulty: ``[N]`` float64, finite.
 
         Raises:
-            ValueError: if there is none of this name, or a value is missing or not finite.
+            ValueError: if there is no such column, it is not numeric, or a value in it is missing
+                or not finite (naming the rows).
         """
-        values = (
-            numbers(pa.chunked_array([pa.array(self._columns[name])]))
-            if name in self._columns
-            else None
-        )
-        if values is None:
-            raise ValueError(
-                f"{self.source} has no column {name!r} of numbers; it has {[*self._columns]}"
-            )
-        refuse_rows(
-            ~values.isfinite(), f"{name} in {self.source}", "is missing or not finite", values
-        )
+        values = numeric_column(self._source_rows, name)[torch.from_numpy(self._rows)]
+        where = f"{name} in {self.source}"
+        check_rows(~values.isfinite(), where, "is missing or not finite", values)
         return values
-
-    @property
-    def demonstrated(self) -> bool:
-        """Whether it has good answers."""
-        return self._demonstrations is not None
 
     def demonstration(self, index: int) -> list[int]:
         """The tokens of a row's good answer, closed by a stop token."""
-        assert self._demonstrations is not None
-        return self._demonstrations[index]
+        tokens: list[int] = self._tokenized.gather("answer", self._rows[[index]]).tolist()
+        return tokens
 
     def tokens(self, index: Tensor) -> list[Tensor]:
-        """The prompts' tokens of ``index`` ``[n]``: ``[L_i]`` int32 each."""
-        flat = torch.from_numpy(self._tokens)
-        starts, lengths = self._start[index.numpy()].tolist(), self.lengths[index].tolist()
-        return [flat[start : start + n] for start, n in zip(starts, lengths, strict=True)]
+        """The prompts' tokens of the rows ``index`` ``[n]``: ``[L_i]`` int32 each."""
+        flat = torch.from_numpy(self._flat_tokens(index))
+        return [*flat.split(self.lengths[index].tolist())]
+
+    def _flat_tokens(self, index: Tensor) -> Any:
+        """The prompts' tokens of the rows ``index``, one prompt after another."""
+        rows = self._rows[index.numpy()]
+        tokens = self._tokenized.gather("tokens", rows)
+        length = self._tokenized.lengths("tokens")[rows]
+        excess = np.maximum(length - self._max_length, 0)
+        if not excess.any():
+            return tokens
+        within = np.arange(len(tokens)) - np.repeat(np.cumsum(length) - length, length)
+        removed = (within >= self._prefix_length) & (
+            within < self._prefix_length + np.repeat(excess, length)
+        )
+        return tokens[~removed]
 
     def texts(self, index: Tensor) -> list[dict[str, Any]]:
-        """``prompt`` as the model sees it and the other columns of ``index`` ``[n]``."""
-        return [
-            {"prompt": self._prompts[i]} | {name: self._columns[name][i] for name in self._names}
-            for i in index.tolist()
-        ]
+        """The rendered ``prompt`` and the other columns of the rows ``index`` ``[n]``."""
+        rows = self._rows[index.numpy()]
+        others = self._source_rows.take(rows, self._other_columns)
+        prompts = self._tokenized.dataset.select_columns(["prompt"])[rows]["prompt"]
+        return [other | {"prompt": prompt} for other, prompt in zip(others, prompts, strict=True)]
 
-    def decoded(self, tokens: Sequence[Tensor]) -> list[str]:
+    def decode_completions(self, tokens: Sequence[Tensor]) -> list[str]:
         """Completions ``[T_i]`` as text, without the tokens that end them."""
         stops = torch.tensor(self._stops)
-        kept = [each[~torch.isin(each, stops)].tolist() for each in tokens]
-        found: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-        return found
+        kept = [completion[~torch.isin(completion, stops)].tolist() for completion in tokens]
+        texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return texts
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The tokens of prompts as ``texts`` gives them."""
+        """Tokens of prompts, given as ``texts`` returns them."""
         return Encoder(self.tokenizer).prompts(prompts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.gather(torch.tensor([index]))
 
     def gather(self, index: Tensor) -> dict[str, Any]:
-        """The batch of ``index`` ``[B]`` int64, as told above."""
-        lengths = self.lengths[index].numpy()
-        place, _ = ranges(self._start[index.numpy()], lengths)
-        ids, mask = left_padded(self._tokens[place], lengths, pad=int(self.tokenizer.pad_token_id))
-        chosen = index.tolist()
-        return {
-            "prompt_ids": ids,
-            "prompt_mask": mask,
-            "prompt": [self._prompts[i] for i in chosen],
-            **{name: [self._columns[name][i] for i in chosen] for name in self._names},
-        }
+        """The batch of the rows ``index`` ``[B]`` int64; see the class for its keys."""
+        ids, mask = left_pad_ragged(
+            self._flat_tokens(index),
+            self.lengths[index].numpy(),
+            pad=int(self.tokenizer.pad_token_id),
+        )
+        texts = self.texts(index)
+        names = ["prompt", *self._other_columns]
+        columns = {name: [text[name] for text in texts] for name in names}
+        return {"prompt_ids": ids, "prompt_mask": mask, **columns}
 
 
-def _read(chunks: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for chunk in chunks:
-        for name, values in chunk.items():
-            found.setdefault(name, []).extend(values)
-    if not found:
-        raise ValueError("there are no prompts: the source has no rows")
-    return found
+class _PromptEncoder:
+    """Encodes batches of rows as an Arrow table, one row for each of theirs."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Any,
+        prompt: str,
+        demonstration: str | None,
+        chat: bool,
+        system: str | None,
+    ) -> None:
+        self.source = rows.source
+        self.prompt = prompt
+        self.demonstration = demonstration
+        self.system = system
+        self.encoder = Encoder(tokenizer)
+        self.chat = Chat(tokenizer) if chat or holds_messages(rows, prompt) else None
+
+    @property
+    def key(self) -> str:
+        """Changes with whatever the tokens depend on, besides rows and tokenizer."""
+        return repr([self.prompt, self.demonstration, self.system, self.chat is not None])
+
+    def __call__(self, batch: Batch, rows: list[int]) -> Any:
+        """Tokens and texts of the batch's ``rows``."""
+        values = batch[self.prompt]
+        where = f"{self.prompt} in {self.source}"
+        check_rows([not value for value in values], where, "is empty", values, first=rows[0])
+        texts = self._render(values, rows, where)
+        with tokenizer_threads():
+            columns: dict[str, Any] = {
+                "prompt": texts,
+                "tokens": _to_lists(self.encoder.prompts(texts)),
+            }
+            if self.demonstration is not None:
+                columns["answer"] = self._answers(batch[self.demonstration], rows[0])
+        return pa.table(columns)
+
+    def _render(self, values: list[Any], rows: list[int], where: str) -> list[str]:
+        """Prompts as the model sees them."""
+        if self.chat is None:
+            return [str(value) for value in values]
+        texts: list[str] = []
+        for row, value in zip(rows, values, strict=True):
+            prompt = value if isinstance(value, list) else str(value)
+            messages = prompt_messages(prompt, self.system)
+            try:
+                texts.append(self.chat.render_prompt(messages))
+            except ValueError as error:
+                raise ValueError(f"{where}, row {row} (from 0), {error}") from error
+        return texts
+
+    def _answers(self, values: list[Any], first: int) -> Any:
+        texts = [str(value or "") for value in values]
+        where = f"{self.demonstration} in {self.source}"
+        check_rows([not text for text in texts], where, "is empty", values, first=first)
+        return _to_lists(self.encoder.answers(texts))
+
+
+def _to_lists(sequences: list[list[int]]) -> Any:
+    """Token lists as an Arrow array of int32 lists."""
+    ends = np.concatenate([[0], np.cumsum([len(sequence) for sequence in sequences])])
+    tokens = np.fromiter(chain.from_iterable(sequences), np.int32, int(ends[-1]))
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(tokens))

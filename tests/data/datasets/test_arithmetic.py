@@ -1,4 +1,4 @@
-"""The embedded sums: right answers, graded mistakes, disjoint splits."""
+"""Arithmetic questions: right answers, graded demonstrations, disjoint splits."""
 
 import hashlib
 import subprocess
@@ -6,12 +6,11 @@ import sys
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from lit_adaptive.data import AdaptiveDataModule
-from lit_adaptive.data.datasets.arithmetic import Arithmetic, difficulties, is_sloppy
+from lit_adaptive.data.datasets.arithmetic import Arithmetic, Question, is_sloppy
 
 GRADED: dict[str, Any] = {"correct": 0.5, "sloppy": 0.3, "wrong": 0.2}
 
@@ -21,18 +20,18 @@ def _rows(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
     return [dataset[i] for i in range(len(dataset))]
 
 
-def _counted_by_hand(left: int, right: int, mark: str) -> int:
-    """Digits and carries as at school."""
+def _school_difficulty(left: int, right: int, mark: str) -> int:
+    """Digits and carries, digit by digit with a carry."""
     a, b = str(left)[::-1], str(right)[::-1]
     steps, carry = 0, 0
     for i in range(max(len(a), len(b))):
-        x, y = (int(each[i]) if i < len(each) else 0 for each in (a, b))
+        x, y = (int(digits[i]) if i < len(digits) else 0 for digits in (a, b))
         carry = int(x + y + carry >= 10) if mark == "+" else int(x - y - carry < 0)
         steps += carry
     return len(a) + len(b) + (len(a) * len(b) if mark == "*" else steps)
 
 
-def test_answers_are_right_and_rewards_go_with_the_grade() -> None:
+def test_answers_are_right_and_rewards_follow_the_grade() -> None:
     rows = _rows(size=1500, digits=3, operators="+-*", **GRADED)
     for row in rows:
         assert int(row["answer"]) == eval(row["prompt"].rstrip("=")) >= 0
@@ -47,9 +46,10 @@ def test_answers_are_right_and_rewards_go_with_the_grade() -> None:
 
 
 def test_sloppy_is_off_by_one_or_has_one_digit_wrong_and_wrong_is_neither() -> None:
-    def near(said: str, answer: str) -> bool:
-        differing = sum(x != y for x, y in zip(said, answer, strict=False))
-        return abs(int(said) - int(answer)) == 1 or (len(said) == len(answer) and differing == 1)
+    def near(completion: str, answer: str) -> bool:
+        differing = sum(x != y for x, y in zip(completion, answer, strict=False))
+        by_one = abs(int(completion) - int(answer)) == 1
+        return by_one or (len(completion) == len(answer) and differing == 1)
 
     rows = _rows(size=3000, digits=3, correct=0.0, sloppy=0.5, wrong=0.5)
     for row in rows:
@@ -57,30 +57,29 @@ def test_sloppy_is_off_by_one_or_has_one_digit_wrong_and_wrong_is_neither() -> N
     sloppy = [row for row in rows if row["grade"] == "sloppy"]
     by_one = sum(abs(int(row["completion"]) - int(row["answer"])) == 1 for row in sloppy)
     assert 0.5 < by_one / len(sloppy) < 0.75  # one half, and the digits that happen to be next
-    said, answer = np.array([100, 7, 55]), np.array([99, 9, 65])
-    assert is_sloppy(said, answer).tolist() == [True, True, True]
-    assert is_sloppy(np.array([56, 10]), np.array([65, 8])).tolist() == [False, False]
+    assert all(is_sloppy(*pair) for pair in ((100, 99), (7, 9), (55, 65)))
+    assert not any(is_sloppy(*pair) for pair in ((56, 65), (10, 8)))
 
 
 def test_difficulty_is_digits_and_carries() -> None:
     marks = "+-*"
     for row in _rows(size=2000, digits=3, operators=marks):
-        mark = next(each for each in marks if each in row["prompt"])
+        mark = next(mark for mark in marks if mark in row["prompt"])
         left, right = map(int, row["prompt"].rstrip("=").split(mark))
-        assert row["difficulty"] == _counted_by_hand(left, right, mark), row
-    found = difficulties(np.array([37, 999, 1000]), np.array([45, 1, 1]), np.array([0, 0, 1]))
-    assert found.tolist() == [5.0, 7.0, 8.0]
+        assert row["difficulty"] == _school_difficulty(left, right, mark), row
+    questions = (Question(37, "+", 45), Question(999, "+", 1), Question(1000, "-", 1))
+    assert [question.difficulty for question in questions] == [5, 7, 8]
 
 
-def test_splits_share_no_question_nor_its_commuted_twin() -> None:
+def test_splits_share_no_question_even_with_its_operands_exchanged() -> None:
     def keys(split: Any, seed: int) -> set[Any]:
-        found = set()
+        questions = set()
         for row in _rows(split, size=300, seed=seed):
             question = row["prompt"].rstrip("=")
             mark = "+" if "+" in question else "-"
             pair = question.split(mark)
-            found.add((mark, *(sorted(pair) if mark == "+" else pair)))
-        return found
+            questions.add((mark, *(sorted(pair) if mark == "+" else pair)))
+        return questions
 
     train = keys("train", 0) | keys("train", 1)
     validation = keys("validation", 0) | keys("validation", 1)
@@ -118,7 +117,7 @@ def test_the_counts_of_digits_are_equally_likely() -> None:
     assert min(lengths.values()) > 450  # 600 each, a few fewer where questions are few
 
 
-def test_it_is_a_dataset_of_columns() -> None:
+def test_gather_and_column_agree_with_the_rows() -> None:
     dataset = Arithmetic(size=20, **GRADED)
     batch = dataset.gather(torch.tensor([3, 0]))
     assert batch["prompt"] == [dataset[3]["prompt"], dataset[0]["prompt"]]
@@ -127,7 +126,7 @@ def test_it_is_a_dataset_of_columns() -> None:
     assert len(set(dataset.ids)) == len(dataset) == 20
     data = AdaptiveDataModule(dataset, batch_size=4, difficulty="difficulty")
     assert len(next(iter(data.train_dataloader()))["prompt"]) == 4
-    with pytest.raises(ValueError, match=r"answer in Arithmetic \(train\) is no number"):
+    with pytest.raises(ValueError, match=r"answer in Arithmetic \(train\) is not numeric"):
         dataset.column("answer")
     with pytest.raises(ValueError, match="has no column 'ease'"):
         dataset.column("ease")
@@ -155,6 +154,6 @@ def test_it_is_a_dataset_of_columns() -> None:
         ({"digits": 1, "size": 200}, "only 1[0-9]{2} different questions"),
     ],
 )
-def test_bad_arguments_are_named(options: dict[str, Any], words: str) -> None:
+def test_an_argument_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Arithmetic(**options)

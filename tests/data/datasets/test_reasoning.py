@@ -1,4 +1,4 @@
-"""Questions with answers: reasoning-gym by name, GSM8K's and DeepScaleR's layouts."""
+"""Questions with answers: reasoning-gym by name, the columns of GSM8K and DeepScaleR."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import pytest
 from pyarrow import parquet
 
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
-from lit_adaptive.data.sources.rows import read_rows
 from lit_adaptive.rollout.rewards.matching import GSM8KMatch
 from lit_adaptive.rollout.rewards.math import MathVerify
 from lit_adaptive.rollout.rewards.reasoning_gym import ReasoningGym
@@ -18,33 +17,33 @@ DATA = Path("/work/shared/data")
 
 
 def columns(data: Any) -> dict[str, list[Any]]:
-    (chunk,) = read_rows(data).chunks()
-    return chunk
+    by_name: dict[str, list[Any]] = data.table.to_pydict()
+    return by_name
 
 
 # --- reasoning-gym
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "rearc", "countdown", "graph_color"])
-def test_right_answers_of_a_task_are_worth_1_and_others_less(task: str) -> None:
+def test_a_task_scores_its_right_answers_1_and_others_below_a_half(task: str) -> None:
     rows = columns(ReasoningTask(task, 12))
     assert [*rows] == ["id", "prompt", "answer", "metadata"]
     answers = {"answer": rows["answer"], "metadata": rows["metadata"]}
     wrong = ReasoningGym()(rows["prompt"], ["<answer>none</answer>"] * 12, **answers)
-    assert all(each is not None and each < 0.5 for each in wrong)
+    assert all(reward is not None and reward < 0.5 for reward in wrong)
     if task == "graph_color":  # has a scorer, but no answers of its own
         assert rows["answer"] == [None] * 12
         return
-    said = [f"<answer>{each}</answer>" for each in rows["answer"]]
-    assert ReasoningGym()(rows["prompt"], said, **answers) == [1] * 12
+    right = [f"<answer>{answer}</answer>" for answer in rows["answer"]]
+    assert ReasoningGym()(rows["prompt"], right, **answers) == [1] * 12
 
 
 def test_the_same_arguments_give_the_same_rows_and_other_seeds_others() -> None:
-    first, again, other = (columns(ReasoningTask("chain_sum", 50, seed)) for seed in (3, 3, 4))
+    first, again, second = (columns(ReasoningTask("chain_sum", 50, seed)) for seed in (3, 3, 4))
     assert first == again
     # reasoning-gym's own seeds 3 and 4 would share 49 of 50.
-    assert len(set(first["prompt"]) & set(other["prompt"])) < 3
-    assert set(first["id"]).isdisjoint(other["id"])
+    assert len(set(first["prompt"]) & set(second["prompt"])) < 3
+    assert set(first["id"]).isdisjoint(second["id"])
 
 
 def test_no_question_is_in_two_splits_or_twice_in_one() -> None:
@@ -74,20 +73,20 @@ def test_a_task_that_runs_out_of_questions_says_how_many_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("changed", "message"),
     [
         ({"name": "chain_sums"}, "did you mean chain_sum"),
-        ({"name": "composite"}, "no task of reasoning-gym"),
+        ({"name": "composite"}, "not a task of reasoning-gym"),
         ({"size": 0}, "size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"split": "dev"}, "split is 'dev'"),
-        ({"config": {"terms": 2}}, "which chain_sum does not take.*'terms'"),
-        ({"config": {"min_terms": -1}}, "which chain_sum does not take.*positive"),
+        ({"config": {"terms": 2}}, "which chain_sum does not accept.*'terms'"),
+        ({"config": {"min_terms": -1}}, "which chain_sum does not accept.*positive"),
     ],
 )
-def test_arguments_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_an_argument_out_of_range_is_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ReasoningTask(**{"name": "chain_sum", "size": 2} | wrong)
+        ReasoningTask(**{"name": "chain_sum", "size": 2} | changed)
 
 
 # --- files
@@ -111,7 +110,7 @@ def jsonl(folder: Path, *rows: dict[str, Any]) -> str:
         ("#### 1\n#### 2", "2"),
     ],
 )
-def test_gsm8ks_answer_is_the_number_behind_the_mark(
+def test_gsm8ks_answer_is_the_number_after_the_mark(
     tmp_path: Path, solution: str, answer: str
 ) -> None:
     data = Gsm8k(jsonl(tmp_path, {"question": "How many?", "answer": solution}))
@@ -124,32 +123,34 @@ def test_an_instruction_follows_the_question(tmp_path: Path) -> None:
     assert Gsm8k(file, "End with ####.")[0]["prompt"] == "How many?\n\nEnd with ####."
 
 
-def test_rows_without_an_answer_and_columns_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_answers_and_columns_are_named(tmp_path: Path) -> None:
     good = {"question": "q", "answer": "#### 1"}
     bad = {"question": "q", "answer": "no mark"}
-    with pytest.raises(ValueError, match=r"no number after #### in the rows \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"no number after #### in rows \[1, 3\]"):
         Gsm8k(jsonl(tmp_path, good, bad, good, {"question": "q", "answer": None}))
-    with pytest.raises(ValueError, match=r"'question' of .* is missing in the rows \[0\]"):
+    with pytest.raises(ValueError, match=r"question in .* is missing in rows \[0\]"):
         Gsm8k(jsonl(tmp_path, {"question": None, "answer": "#### 1"}))
-    with pytest.raises(ValueError, match=r"has no column 'answer' but \['question', 'solution'\]"):
+    with pytest.raises(
+        ValueError, match=r"has no column 'answer'; its columns are \['question', 'solution'\]"
+    ):
         Gsm8k(jsonl(tmp_path, {"question": "q", "solution": "#### 1"}))
     with pytest.raises(ValueError, match=r"has no column 'answer'"):
         DeepScaleR(jsonl(tmp_path, {"problem": "q"}))
-    with pytest.raises(ValueError, match=r"missing or empty in the rows \[1\]"):
+    with pytest.raises(ValueError, match=r"missing or empty in rows \[1\]"):
         DeepScaleR(jsonl(tmp_path, {"problem": "q", "answer": "1"}, {"problem": "q", "answer": ""}))
     with pytest.raises(ValueError, match="has no rows"):
         Gsm8k(jsonl(tmp_path))
 
 
 def verl_row(question: str, answer: Any, system: str | None = "Think.") -> dict[str, Any]:
-    said = [] if system is None else [{"role": "system", "content": system + " "}]
+    before = [] if system is None else [{"role": "system", "content": system + " "}]
     return {
-        "prompt": [*said, {"role": "user", "content": question}],
+        "prompt": [*before, {"role": "user", "content": question}],
         "reward_model": {"ground_truth": answer, "style": "rule"},
     }
 
 
-def test_both_layouts_of_deepscaler_are_read(tmp_path: Path) -> None:
+def test_deepscaler_reads_the_original_columns_and_verls(tmp_path: Path) -> None:
     own = DeepScaleR(jsonl(tmp_path, {"problem": "1+1?", "answer": "2", "solution": "s"}))
     assert own[0] == {"id": "rows-0", "prompt": "1+1?", "answer": "2"}
     file = str(tmp_path / "verl.parquet")
@@ -158,32 +159,27 @@ def test_both_layouts_of_deepscaler_are_read(tmp_path: Path) -> None:
     assert DeepScaleR(file, "Box it.")[0]["prompt"] == "1+1?\n\nBox it."
     assert DeepScaleR(file, "")[0]["prompt"] == "1+1?"
     file = jsonl(tmp_path, verl_row("a", "2"), verl_row("b", None))
-    with pytest.raises(ValueError, match=r"missing or empty in the rows \[1\]"):
+    with pytest.raises(ValueError, match=r"missing or empty in rows \[1\]"):
         DeepScaleR(file)
     assert DeepScaleR(jsonl(tmp_path, verl_row("a", "2", None)))[0]["prompt"] == "a"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the files are not here")
-def test_the_real_files_are_read_whole() -> None:
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real files")
+def test_all_rows_of_the_real_files_are_read() -> None:
     train = Gsm8k(str(DATA / "gsm8k_train.jsonl"))
     assert len(train) == 7473
     assert train[0]["answer"] == "72"
-    assert all(each.lstrip("-").replace(".", "").isdigit() for each in columns_of(train, "answer"))
+    assert all(text.lstrip("-").replace(".", "").isdigit() for text in columns(train)["answer"])
     assert len(Gsm8k(str(DATA / "gsm8k_test.jsonl"))) == 1319
     hard = DeepScaleR(str(DATA / "deepscaler_10240.parquet"))
     assert len(hard) == len(set(hard.ids)) == 10240
-    some = [hard[k] for k in range(0, 10240, 400)]
-    said = [rf"So it is \boxed{{{row['answer']}}}." for row in some]
-    found = MathVerify()(["p"] * len(some), said, answer=[row["answer"] for row in some])
-    assert found == [1] * len(some)
+    rows = [hard[k] for k in range(0, 10240, 400)]
+    completions = [rf"So it is \boxed{{{row['answer']}}}." for row in rows]
+    rewards = MathVerify()(["p"] * len(rows), completions, answer=[row["answer"] for row in rows])
+    assert rewards == [1] * len(rows)
 
 
-def columns_of(data: Any, name: str) -> list[Any]:
-    found: list[Any] = data.table[name].to_pylist()
-    return found
-
-
-def test_rows_are_counted_like_a_lists() -> None:
+def test_negative_rows_count_from_the_end_and_others_raise_an_index_error() -> None:
     data = ReasoningTask("gcd", 3)
     assert data[-1] == data[2]
     with pytest.raises(IndexError, match=r"row 3 of gcd \(train\), which has 3 rows"):

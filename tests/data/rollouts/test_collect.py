@@ -67,7 +67,7 @@ def test_a_demonstration_takes_the_place_of_a_completion() -> None:
     assert batch["off_policy"].sum() == 6
     assert step.groups.demonstration.view(6, 4).sum(1).tolist() == [1] * 6
     texts = [
-        module.dataset.decoded([tokens])[0]
+        module.dataset.decode_completions([tokens])[0]
         for tokens, demonstration in zip(
             torch.split(step.groups.tokens, step.groups.lengths.tolist()),
             step.groups.demonstration.tolist(),

@@ -1,188 +1,38 @@
-"""Files of scores and of samples: what is read is what was written; what is wrong is named."""
+"""Tables as datasets: the same items from any file, saved dataset or image column."""
 
 import json
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from PIL import Image
 from pyarrow import parquet
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lit_adaptive.data.sources import tables
-from lit_adaptive.data.sources.tables import (
-    Scores,
-    TableDataset,
-    aligned_scores,
-    read_scores,
-    read_table,
-    write_scores,
-)
-
-SUFFIXES = ["csv", "parquet"]
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
-
-
-def _file(folder: Path, body: str, name: str = "a.csv") -> Path:
-    path = folder / name
-    path.write_text(body, encoding="utf-8")
-    return path
-
-
-# --- scores ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@given(rows=st.dictionaries(NAMES, FINITE, min_size=1))
-def test_reads_exactly_the_scores_that_were_written(
-    suffix: str, rows: dict[str, float], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / f"scores.{suffix}"
-    written = torch.tensor(list(rows.values()), dtype=torch.float64)
-    write_scores(path, list(rows), written)
-    ids, score = read_scores(path)
-    assert score.equal(written)
-    assert [str(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)] == [*rows]
-    # ... and finds each of them by its id, whatever kind of id the file made of it.
-    assert aligned_scores(Scores(ids, score), [*rows][::-1]).equal(written.flip(0))
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@given(ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, unique=True))
-def test_integer_ids_stay_the_same_numbers(
-    suffix: str, ids: list[int], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / f"integers.{suffix}"
-    score = torch.arange(len(ids), dtype=torch.float64)
-    write_scores(path, torch.tensor(ids), score)
-    read = read_scores(path)
-    assert [int(i) for i in read.id] == ids
-    assert aligned_scores(read, torch.tensor(ids).flip(0)).equal(score.flip(0))
-
-
-@given(st.permutations(range(12)), st.integers(0, 12))
-def test_alignment_is_a_look_up_by_id(order: list[int], scored: int) -> None:
-    value = {f"s{i}": float(i * i) for i in order[:scored]}
-    scores = Scores([*value], torch.tensor([*value.values()], dtype=torch.float64))
-    wanted = [f"s{i}" for i in range(12)]
-    found = aligned_scores(scores, wanted, missing=-1.0)
-    assert found.tolist() == [value.get(name, -1.0) for name in wanted]
-
-
-def test_rows_without_an_id_go_by_their_number(tmp_path: Path) -> None:
-    scores = read_scores(_file(tmp_path, "id,score\n2,0.2\n0,0.0\n1,0.1\n"))
-    assert isinstance(scores.id, torch.Tensor)
-    assert aligned_scores(scores, 3).tolist() == [0.0, 0.1, 0.2]
-    assert aligned_scores(scores, ["1", "2", "0"]).tolist() == [0.1, 0.2, 0.0]
-
-
-def test_an_id_of_leading_zeros_is_no_integer(tmp_path: Path) -> None:
-    assert read_scores(_file(tmp_path, "id,score\n007,1\n8,2\n")).id == ["007", "8"]
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("", r"a\.csv is empty"),
-        ("id,score\n", r"columns \['id', 'score'\] but no rows"),
-        ("id,loss\n1,2\n", r"no column 'score'; its columns are \['id', 'loss'\]"),
-        ("name,score\n1,2\n", r"no column 'id'; its columns are \['name', 'score'\]"),
-        ("id,score\n1,0.5\n2,high\n3,low\n", r"no number.* rows \[1, 2\].* \['high', 'low'\]"),
-        ("id,score\n1,0.5\n2,nan\n", r"not finite in rows \[1\]"),
-        ("id,score\n1,\n2,3\n", r"missing or not finite in rows \[0\]"),
-        ("id,score\n1,-inf\n2,3\n", r"not finite in rows \[0\] .* \[-inf\]"),
-        ("id,score\nb,1\na,2\nb,3\n", r"id in .* holds \['b'\] more than once"),
-        ("id,score\na,1\n,2\n", r"id in .* is missing in rows \[1\]"),
-        ("id,id,score\n1,2,3\n", r"more than one column named \['id'\]"),
-        ("id,score\n1\n", "cannot be read as .csv: .*Expected 2 columns"),
-        ("id,score\n" + "".join(f"{i},x\n" for i in range(9)), r"\[0, 1, 2, 3, 4\] and 4 more"),
-    ],
-)
-def test_names_what_is_wrong_with_a_file_of_scores(tmp_path: Path, body: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        read_scores(_file(tmp_path, body))
-
-
-def test_names_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.csv is not there"):
-        read_scores(tmp_path / "none.csv")
-    with pytest.raises(ValueError, match=r"'\.xlsx'; a file of scores ends in \.csv or \.parquet"):
-        read_scores(tmp_path / "a.xlsx")
-    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as \.parquet"):
-        read_scores(_file(tmp_path, "hello", "a.parquet"))
-    parquet.write_table(pa.table({"id": [0.5], "score": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match="of type double; ids are integers or strings"):
-        read_scores(tmp_path / "b.parquet")
-    wide = pa.table({"id": pa.array([2**63], pa.uint64()), "score": [1]})
-    parquet.write_table(wide, tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match="beyond 64 bits; write such ids as strings"):
-        read_scores(tmp_path / "b.parquet")
-    parquet.write_table(pa.table({"id": [1], "score": [["x"]]}), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match=r"score in .* is of type list"):
-        read_scores(tmp_path / "c.parquet")
-
-
-@pytest.mark.parametrize(
-    ("ids", "score", "words"),
-    [
-        (["a", "b"], [1.0], r"2 ids, but score has the shape \[1\]"),
-        (["a", "b"], [1.0, float("nan")], r"score is not finite in rows \[1\]"),
-        (["a", "a"], [1.0, 2.0], r"id holds \['a'\] more than once"),
-        (["a", ""], [1.0, 2.0], r"id is missing in rows \[1\]"),
-        (["a", 1], [1.0, 2.0], "must be all strings or all integers"),
-        (torch.tensor([0.5]), [1.0], "they must be strings, or one dimension of integers"),
-        ([], [], "no scores to write"),
-    ],
-)
-def test_writes_nothing_that_it_would_not_read(
-    tmp_path: Path, ids: Any, score: list[float], words: str
-) -> None:
-    path = _file(tmp_path, "id,score\nold,1\n")
-    with pytest.raises(ValueError, match=words):
-        write_scores(path, ids, torch.tensor(score))
-    assert read_scores(path).id == ["old"]
-
-
-@pytest.mark.parametrize(
-    ("ids", "kwargs", "words"),
-    [
-        (["a"], {}, r"scores name \['b'\], which are no ids of the dataset \(it has \['a'\]\)"),
-        (["a", "b", "c"], {}, r"no score is given for the ids \['c'\]"),
-        (2, {}, r"scores name \['a', 'b'\].* \['0', '1'\]"),
-        (["a", "b"], {"missing": float("nan")}, "missing is nan"),
-    ],
-)
-def test_names_ids_that_do_not_match(ids: Any, kwargs: dict[str, float], words: str) -> None:
-    scores = Scores(["a", "b"], torch.tensor([1.0, 2.0], dtype=torch.float64))
-    with pytest.raises(ValueError, match=words):
-        aligned_scores(scores, ids, **kwargs)
-    twice = Scores(["a", "a"], scores.score)
-    with pytest.raises(ValueError, match=r"\['a'\] more than once"):
-        aligned_scores(twice, ["a"])
-
-
-def test_aligns_a_million_strings_in_seconds() -> None:
-    ids = [f"sample-{i}" for i in range(1_000_000)]
-    scores = Scores(ids, torch.arange(1_000_000, dtype=torch.float64))
-    start = time.process_time()
-    found = aligned_scores(scores, ids[::-1])
-    assert time.process_time() - start < 10  # 1.5 s where it was written; a row at a time: minutes
-    assert found[0] == 999_999
-
-
-# --- datasets -------------------------------------------------------------------------------------
+from lit_adaptive.data.sources import rows
+from lit_adaptive.data.sources.tables import TableDataset
 
 ROWS = [
     {"key": "k2", "x": 1.5, "y": 2, "kind": "cat", "day": "2020-01-01", "note": "two\nlines"},
     {"key": "k0", "x": -2.0, "y": 0, "kind": "dog", "day": "2020-01-02", "note": "42"},
     {"key": "k1", "x": 0.25, "y": 7, "kind": "ant", "day": "2020-01-03", "note": 'a "b", c'},
 ]
+SIZE = 6
+NAMES = ["neg", "pos", "mixed"]
+
+
+def _file(folder: Path, body: str, name: str = "a.csv") -> Path:
+    path = folder / name
+    path.write_text(body, encoding="utf-8")
+    return path
 
 
 def _three(folder: Path) -> dict[str, Path]:
@@ -220,9 +70,11 @@ def test_a_table_is_the_same_from_any_kind_of_file(tmp_path: Path, kind: str) ->
 def test_gather_equals_collating_the_items(
     index: list[int], text: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = _three(tmp_path_factory.getbasetemp())["csv"]
-    given_text = {"text": "note", "features": ["y", "x"]} if text else {}
-    data = TableDataset(path, target="kind", **given_text)  # type: ignore[arg-type]
+    path = tmp_path_factory.getbasetemp() / "a.csv"
+    if not path.exists():
+        _three(path.parent)
+    roles = {"text": "note", "features": ["y", "x"]} if text else {}
+    data = TableDataset(path, target="kind", **roles)  # type: ignore[arg-type]
     batch, slow = data.gather(torch.tensor(index)), default_collate([data[i] for i in index])
     assert [*batch] == [*slow]
     for key, value in slow.items():
@@ -230,7 +82,7 @@ def test_gather_equals_collating_the_items(
         assert getattr(batch[key], "dtype", None) == getattr(value, "dtype", None)
 
 
-def test_takes_all_numbers_for_features_but_the_target_and_the_id(tmp_path: Path) -> None:
+def test_all_numeric_columns_without_a_role_are_features(tmp_path: Path) -> None:
     path = _file(tmp_path, "n,flag,name,y,x\n5,true,a,1,0.5\n6,false,b,0,1.5\n")
     data = TableDataset(path, target="y", id="n")
     assert data.gather(torch.tensor([0, 1]))["input"].tolist() == [[1.0, 0.5], [0.0, 1.5]]
@@ -252,20 +104,22 @@ def test_a_column_of_vectors_counts_once_per_component(tmp_path: Path) -> None:
     assert data.inputs is not None
     assert data.inputs[torch.arange(2)].tolist() == [[1.0, 2.0, 5.0], [3.5, 4.0, 6.0]]
     odd = _file(tmp_path, '{"v":[1,2]}\n{"v":[3]}\n{"v":null}\n', "b.jsonl")
-    with pytest.raises(ValueError, match=r"no vector of 2 numbers in rows \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"not a vector of 2 numbers in rows \[1, 2\]"):
         TableDataset(odd, features=["v"])
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_the_type_of_a_column_is_told_by_all_rows(
+def test_all_rows_decide_the_type_of_a_column(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_BLOCK", 1 << 10)  # the last row comes many blocks later
-    rows = ["1"] * 5_000 + ["2.5"]
-    body = "x\n" + "\n".join(rows) if name == "a.csv" else "\n".join(f'{{"x":{r}}}' for r in rows)
+    monkeypatch.setattr(rows, "_JSON_CHUNK", 1 << 19)  # 16 KiB blocks: the last row is in another
+    values = ["1"] * 20_000 + ["2.5"]
+    body = (
+        "x\n" + "\n".join(values) if name == "a.csv" else "\n".join(f'{{"x":{r}}}' for r in values)
+    )
     column = TableDataset(_file(tmp_path, body + "\n", name)).column("x")
     assert column[-1] == 2.5
-    assert column.sum() == 5_002.5
+    assert column.sum() == 20_002.5
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
@@ -284,7 +138,7 @@ def test_text_that_looks_like_numbers_or_dates_stays_text(tmp_path: Path) -> Non
     assert TableDataset(lines, text="day")[1]["text"] == "2020-01-02"
 
 
-def test_given_classes_number_a_file_that_lacks_some(tmp_path: Path) -> None:
+def test_classes_number_the_targets_of_a_file_that_lacks_some(tmp_path: Path) -> None:
     path = _three(tmp_path)["csv"]
     data = TableDataset(path, target="kind", classes=["dog", "bee", "cat", "ant"])
     assert data.targets is not None
@@ -316,12 +170,12 @@ MIXED = "id,x,y,kind,gap\na,1,0,cat,0.5\nb,1e39,1.5,dog,\nc,inf,-1,ant,2\n"
         ({"target": "q"}, "no column 'q'"),
         ({"features": ["kind"]}, r"type string; features.* are \['x', 'y', 'gap'\]"),
         ({"features": ["gap"]}, r"gap in .*a\.csv is missing .* rows \[1\] .* \[None\]"),
-        ({"features": ["x"]}, r"no finite float32 in rows \[1, 2\]"),
-        ({"target": "y", "text": "kind"}, r"no class, .* rows \[1, 2\] .* \[1\.5, -1\.0\]"),
-        ({"features": []}, "gives a model no input"),
+        ({"features": ["x"]}, r"not a finite float32 in rows \[1, 2\]"),
+        ({"target": "y", "text": "kind"}, r"not a class, .* rows \[1, 2\] .* \[1\.5, -1\.0\]"),
+        ({"features": []}, "has no input for a model"),
     ],
 )
-def test_names_what_is_wrong_with_a_table(
+def test_a_table_that_cannot_be_used_is_named_by_column_and_row(
     tmp_path: Path, kwargs: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -337,14 +191,16 @@ def test_names_what_is_wrong_with_a_table(
         ("x", r"not finite in rows \[2\] .* \[inf\]"),
     ],
 )
-def test_names_what_is_wrong_with_a_column(tmp_path: Path, name: str, words: str) -> None:
+def test_a_column_that_is_not_numeric_or_finite_is_named(
+    tmp_path: Path, name: str, words: str
+) -> None:
     data = TableDataset(_file(tmp_path, MIXED), text="kind")
     assert data.column("y").tolist() == [0.0, 1.5, -1.0]
     with pytest.raises(ValueError, match=words):
         data.column(name)
 
 
-def test_names_missing_targets_and_texts_by_row(tmp_path: Path) -> None:
+def test_missing_targets_texts_and_ids_are_named_by_row(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"t": ["a", None], "x": [1, 2], "d": [[1], [2]]}), path)
     for role in ("target", "text", "id"):
@@ -360,8 +216,227 @@ def test_a_row_beyond_the_end_is_an_index_error(tmp_path: Path) -> None:
         TableDataset(_three(tmp_path)["csv"])[3]
 
 
-def test_names_a_file_that_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'\.txt'; it must be one of \['\.csv', '\.parquet'"):
-        read_table(tmp_path / "a.txt")
-    with pytest.raises(ValueError, match=r"cannot be read as \.jsonl"):
-        read_table(_file(tmp_path, '{"x":1}\n{"x":"a"}\n', "a.jsonl"))
+def test_a_file_that_is_not_a_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no such file or folder"):
+        TableDataset(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"x in .*a\.jsonl holds values of several types"):
+        TableDataset(_file(tmp_path, '{"x":1}\n{"x":"a"}\n', "a.jsonl"), features=["x"])
+
+
+def _dataset() -> Any:
+    features = datasets.Features(
+        {
+            "name": datasets.Value("string"),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=NAMES),
+            "hard": datasets.Value("float32"),
+            "gap": datasets.Value("float64"),
+            "vector": datasets.List(datasets.Value("float32"), length=3),
+            "image": datasets.Image(),
+        }
+    )
+    pixels = [np.full((4, 5, 3), 10 * i, dtype=np.uint8) for i in range(SIZE)]
+    columns = {
+        "name": [f"n{i}" for i in range(SIZE)],
+        "text": [f"text {i}" for i in range(SIZE)],
+        "label": [i % 3 for i in range(SIZE)],
+        "hard": [i / 2 for i in range(SIZE)],
+        "gap": [None, *range(1, SIZE)],
+        "vector": [[i, i + 0.5, -i] for i in range(SIZE)],
+        "image": [Image.fromarray(p) for p in pixels],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Splits ``train`` and ``test``; the latter is a choice of rows, in another order."""
+    folder = tmp_path_factory.mktemp("hub")
+    dataset = _dataset()
+    splits = datasets.DatasetDict(train=dataset, test=dataset.select([4, 1, 3]))
+    splits.save_to_disk(str(folder / "splits"))
+    dataset.save_to_disk(str(folder / "single"))
+    return folder
+
+
+class _Shade(torch.nn.Module):
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def forward(self, image: Any) -> torch.Tensor:
+        return torch.tensor(float(image.getpixel((self.at, 0))[0]))
+
+
+def _width(image: Any) -> torch.Tensor:
+    return torch.tensor(float(image.width))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_progress_bars() -> Any:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def test_a_saved_split_has_texts_and_class_labels(saved: Path) -> None:
+    data = TableDataset(str(saved / "splits"), split="test", text="text", target="label", id="name")
+    assert [data[i] for i in range(len(data))] == [
+        {"target": 1, "text": "text 4"},
+        {"target": 1, "text": "text 1"},
+        {"target": 0, "text": "text 3"},
+    ]
+    assert data.classes == NAMES
+    assert data.ids == ["n4", "n1", "n3"]
+    assert data.targets is not None
+    assert data.targets.tolist() == [1, 1, 0]
+    assert data.column("hard").tolist() == [2.0, 0.5, 1.5]
+
+
+@given(
+    index=st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=8),
+    kwargs=st.sampled_from(
+        [
+            {"features": ["vector", "hard"]},
+            {"features": ["hard"], "text": "text"},
+            {"image": "image"},
+            {"image": "image", "text": "text", "target": "label"},
+        ]
+    ),
+)
+def test_gather_equals_collating_the_items_of_a_saved_dataset(
+    saved: Path, index: list[int], kwargs: dict[str, Any]
+) -> None:
+    data = TableDataset(str(saved / "single"), **kwargs)
+    batch, slow = data.gather(torch.tensor(index)), default_collate([data[i] for i in index])
+    assert [*batch] == [*slow]
+    for key, value in slow.items():
+        assert batch[key].equal(value) if isinstance(value, torch.Tensor) else batch[key] == value
+
+
+def test_vectors_and_numbers_make_one_input(saved: Path) -> None:
+    data = TableDataset(str(saved / "splits"), split="test", features=["vector", "hard"])
+    assert data[0]["input"].tolist() == [4.0, 4.5, -4.0, 2.0]
+    assert data.targets is None
+    assert isinstance(data.ids, torch.Tensor)
+    assert data.ids.tolist() == [0, 1, 2]
+
+
+def test_images_are_channels_first_in_the_unit_interval(saved: Path) -> None:
+    data = TableDataset(str(saved / "splits"), split="test", image="image", target="label")
+    image = data[0]["input"]
+    assert image.shape == (3, 4, 5)
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(image, torch.full((3, 4, 5), 40 / 255))
+    wide = TableDataset(str(saved / "single"), image="image", transform=_width)
+    assert wide.gather(torch.tensor([0, 5]))["input"].tolist() == [5.0, 5.0]
+
+
+def test_yaml_names_the_transform_by_its_class(saved: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=Dataset)
+    transform = {"class_path": f"{__name__}._Shade", "init_args": {"at": 1}}
+    init_args = {"path": str(saved / "single"), "image": "image", "transform": transform}
+    table = {"class_path": "lit_adaptive.data.TableDataset", "init_args": init_args}
+    data = parser.instantiate_classes(parser.parse_object({"data": table})).data
+    assert data.gather(torch.tensor([5, 2]))["input"].tolist() == [50.0, 20.0]
+
+
+def test_images_need_no_other_column(tmp_path: Path) -> None:
+    _dataset().select_columns(["image"]).save_to_disk(str(tmp_path / "images"))
+    data = TableDataset(str(tmp_path / "images"), image="image")
+    assert len(data) == SIZE
+    assert set(data[5]) == {"input"}
+
+
+def test_an_image_without_8_bits_per_channel_needs_a_transform(tmp_path: Path) -> None:
+    deep = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(np.zeros((2, 2), dtype=np.int32))], "y": [0]},
+        features=datasets.Features({"image": datasets.Image(), "y": datasets.Value("int64")}),
+    )
+    deep.save_to_disk(str(tmp_path / "deep"))
+    with pytest.raises(ValueError, match="mode I, not 8 bits per channel; pass transform="):
+        TableDataset(str(tmp_path / "deep"), image="image", target="y")[0]
+
+
+def test_worker_processes_serve_the_same_images(saved: Path) -> None:
+    data = TableDataset(
+        str(saved / "splits"), split="test", target="label", text="text", image="image"
+    )
+    far: Any = DataLoader(data, 2, num_workers=1, multiprocessing_context="spawn")
+    near: Any = DataLoader(data, 2)
+    for there, here in zip(far, near, strict=True):
+        assert there["target"].equal(here["target"])
+        assert there["input"].equal(here["input"])
+        assert there["text"] == here["text"]
+    assert pickle.loads(pickle.dumps(data)).column("hard").tolist() == [2.0, 0.5, 1.5]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_class_labels_and_numbers_are_read_from_a_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = str(tmp_path / f"a.{suffix}")
+    columns = _dataset().select_columns(["text", "label", "hard"])
+    getattr(columns, "to_json" if suffix == "jsonl" else f"to_{suffix}")(path)
+    data = TableDataset(path, text="text", target="label")
+    batch = data.gather(torch.tensor([5, 1]))
+    assert batch["target"].tolist() == [2, 1]
+    assert batch["text"] == ["text 5", "text 1"]
+    assert data.column("hard").tolist() == [i / 2 for i in range(SIZE)]
+    with pytest.raises(ValueError, match=r"Unknown split .test."):
+        TableDataset(path, split="test", text="text")
+
+
+def test_string_classes_are_numbered_in_sorted_order(saved: Path) -> None:
+    data = TableDataset(str(saved / "splits"), split="test", text="text", target="name")
+    assert data.classes == ["n1", "n3", "n4"]
+    assert [data[i]["target"] for i in range(3)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"split": "dev"}, r"no split 'dev'; its splits are \['train', 'test'\]"),
+        ({"features": ["q"]}, r"no column 'q'; its columns are \['name', 'text', 'label'"),
+        ({"target": "q"}, "no column 'q'"),
+        ({"image": "q"}, "no column 'q'"),
+        ({"features": ["image"]}, r"type struct.*; features are numeric"),
+        ({"features": ["text"]}, r"type string; features are numeric"),
+        ({"features": ["gap"]}, r"gap in .*splits \(train\) is missing .* rows \[0\]"),
+        ({"image": "image", "features": ["hard"]}, "only one can be the input"),
+    ],
+)
+def test_a_split_or_column_that_cannot_be_used_is_named(
+    saved: Path, kwargs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        TableDataset(str(saved / "splits"), **kwargs)
+
+
+def test_a_column_of_a_saved_dataset_that_is_not_numeric_is_named(saved: Path) -> None:
+    data = TableDataset(str(saved / "single"), text="text")
+    for name, words in (
+        ("q", "no column 'q'"),
+        ("name", "type string, not numeric; numeric columns are "),
+        ("gap", r"gap in .* not finite in rows \[0\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            data.column(name)
+
+
+def test_an_unlabelled_row_is_named(tmp_path: Path) -> None:
+    features = datasets.Features({"t": datasets.Value("string"), "y": datasets.ClassLabel(2)})
+    rows = datasets.Dataset.from_dict({"t": ["a", "b"], "y": [1, -1]}, features=features)
+    rows.save_to_disk(str(tmp_path / "unlabelled"))
+    with pytest.raises(ValueError, match=r"not a class, an integer from 0 to 1, in rows \[1\]"):
+        TableDataset(str(tmp_path / "unlabelled"), text="t", target="y")
+
+
+def test_a_saved_dataset_has_its_own_split_only(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"x": [1.0]}, split="validation")
+    rows.save_to_disk(str(tmp_path / "one"))
+    assert len(TableDataset(str(tmp_path / "one"), split="validation")) == 1
+    with pytest.raises(ValueError, match=r"no split 'train'; its splits are \['validation'\]"):
+        TableDataset(str(tmp_path / "one"))

@@ -1,16 +1,13 @@
 """Demonstrations as tokens: masks against a slow twin, stop tokens, packing, lengths."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lit_adaptive.data import DemonstrationDataset
-from lit_adaptive.data.text.packing import best_fit_decreasing
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 
 TOKENIZER = character_tokenizer()
@@ -108,7 +105,7 @@ def test_batches_are_what_a_slow_twin_makes_sample_by_sample(
     tokenizer = BEGINNING if bos else TOKENIZER
     kept = [i for i, each in enumerate(expected) if each is not None]
     if not kept:
-        with pytest.raises(ValueError, match=r"none is left.*raise max_length"):
+        with pytest.raises(ValueError, match=r"none of the .* is left.*raise max_length"):
             DemonstrationDataset(rows, tokenizer, **options)
         return
     found = DemonstrationDataset(rows, tokenizer, **options)
@@ -149,47 +146,6 @@ def test_of_plain_texts_all_but_the_first_token_are_targets(
         assert found.counts["dropped"] == len(texts) - len(kept)
 
 
-@pytest.mark.parametrize(
-    ("completion", "said"),
-    [
-        ("82", "82<eos>"),
-        ("82<eos>", "82<eos>"),
-        ("82<eos><eos>", "82<eos>"),
-        ("8<eos>2", "8<eos>2<eos>"),
-        ("82\n", "82\n<eos>"),
-    ],
-)
-def test_a_completion_ends_with_exactly_one_stop_token(completion: str, said: str) -> None:
-    rows = [{"prompt": "4=", "completion": completion}]
-    batch = DemonstrationDataset(rows, TOKENIZER).gather(torch.tensor([0]))
-    assert TOKENIZER.decode(batch["target"]) == said
-
-
-def test_a_cut_completion_does_not_stop_and_the_cuts_are_counted() -> None:
-    rows = [{"prompt": "a" * n, "completion": "b" * m} for n, m in ((2, 2), (9, 2), (2, 9), (9, 9))]
-    counts = {}
-    for policy in POLICIES:
-        found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong=policy)  # type: ignore[arg-type]
-        counts[policy] = list(found.counts.values())
-        targets = found.gather(torch.arange(len(found)))
-        ends = [int(targets["target"][targets["sequence"] == i][-1]) for i in range(len(found))]
-        stopped = [
-            found.texts(torch.tensor([i]))[0]["completion"] == "bb" for i in range(len(found))
-        ]
-        if policy == "truncate_left":
-            assert [end == EOS for end in ends] == stopped == [True, True, False, False]
-        elif policy == "truncate_right":
-            assert [end == EOS for end in ends] == [True, False]
-    # rows, kept, empty, shortened, unfinished, dropped
-    assert counts == {
-        "truncate_left": [4, 4, 0, 3, 2, 0],
-        "truncate_right": [4, 2, 0, 0, 1, 2],
-        "drop": [4, 1, 0, 0, 0, 3],
-    }
-    with pytest.raises(ValueError, match=r"3 of the rows 0 to 3 .* rows \[1, 2, 3\] have \[12, 12"):
-        DemonstrationDataset(rows, TOKENIZER, max_length=6)
-
-
 def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "a" * n, "completion": "b"} for n in (2, 9)]
     with caplog.at_level("INFO"):
@@ -199,12 +155,6 @@ def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(told) == 1
     assert "1 of 2 rows are kept" in told[0]
     assert "1 are dropped" in told[0]
-
-
-def test_a_bos_token_is_there_once() -> None:
-    rows = [{"prompt": prompt, "completion": "2"} for prompt in ("1+1=", "<bos>1+1=")]
-    batch = DemonstrationDataset(rows, BEGINNING).gather(torch.tensor([0, 1]))
-    assert batch["input_ids"].tolist() == [[BOS, *_ids("1+1=2"), EOS]] * 2
 
 
 def test_prompts_are_what_generation_begins_with() -> None:
@@ -220,81 +170,79 @@ def test_prompts_are_what_generation_begins_with() -> None:
     assert batch["answer"] == ["11", "2"]
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
-def test_packing_never_overfills_and_is_as_good_as_best_fit_decreasing(lengths: list[int]) -> None:
-    rows, starts = best_fit_decreasing(lengths, 20)
-    spans: dict[int, list[tuple[int, int]]] = {}
-    for row, start, length in zip(rows, starts, lengths, strict=True):
-        spans.setdefault(row, []).append((start, start + length))
-    for own in spans.values():
-        own.sort()
-        assert own[0][0] == 0
-        assert own[-1][1] <= 20
-        assert all(a[1] == b[0] for a, b in pairwise(own))
-    # The plain algorithm: the fullest row with room.
-    fill: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        fitting = [i for i in range(len(fill)) if fill[i] + length <= 20]
-        if fitting:
-            fill[max(fitting, key=lambda i: fill[i])] += length
-        else:
-            fill.append(length)
-    assert sorted(own[-1][1] for own in spans.values()) == sorted(fill)
-    assert sorted(spans) == list(range(len(fill)))
+def test_groups_are_numbered_as_prompts_come() -> None:
+    prompts = ["b", "a", "b", "c", "a"]
+    rows = [{"prompt": prompt, "completion": "x"} for prompt in prompts]
+    found = DemonstrationDataset(rows, TOKENIZER)
+    assert found.groups.tolist() == [0, 1, 0, 2, 1]
+    assert found.subset(torch.tensor([4, 3, 1])).groups.tolist() == [0, 1, 0]
+    texts = DemonstrationDataset([{"text": text} for text in ("aa", "b", "aa")], TOKENIZER)
+    assert texts.groups.tolist() == [0, 1, 0]
 
 
-def _log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    logits = model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-    ).logits
-    chosen = logits.flatten(0, 1)[batch["position"]].log_softmax(-1)
-    return chosen.gather(1, batch["target"][:, None]).squeeze(1)
+def test_ids_are_of_one_kind_and_distinct_or_the_numbers_of_the_rows() -> None:
+    def ids(values: list[Any], **options: Any) -> Any:
+        rows = [{"prompt": "a", "completion": "b", "id": value} for value in values]
+        return DemonstrationDataset(rows, TOKENIZER, **options).ids
+
+    assert ids([7, 3]).tolist() == [7, 3]
+    assert ids(["7", "3"]) == ["7", "3"]
+    assert ids(["x", "x"], id=None).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"id in list is missing or not an integer.*rows \[1\]"):
+        ids([7, "3"])
+    with pytest.raises(ValueError, match=r"rows \[0\] .*\[None\]"):
+        ids([None, "3"])
+    with pytest.raises(ValueError, match="more than once"):
+        ids(["x", "x"])
+    with pytest.raises(ValueError, match="has no column 'name'"):
+        ids(["x"], id="name")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_equals_unpacked_through_a_language_model(attention: str) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        attn_implementation=attention,
-    )
-    model = LlamaForCausalLM(config).eval()
-    rows = [{"prompt": "3" * n + "=", "completion": "7" * (n % 4 + 1)} for n in range(1, 13)]
-    loose = DemonstrationDataset(rows, TOKENIZER, max_length=24)
-    packed = DemonstrationDataset(rows, TOKENIZER, max_length=24, packing=True)
-    index = torch.tensor([3, 11, 0, 5, 7, 3, 1])
-    one, other = loose.gather(index), packed.gather(index)
-    assert len(other["input_ids"]) < len(one["input_ids"])
-    assert other["sequence"].equal(one["sequence"])
-    assert other["target"].equal(one["target"])
-    with torch.no_grad():
-        expected = _log_probs(model, one)
-        torch.testing.assert_close(_log_probs(model, other), expected, rtol=0, atol=1e-5)
-        # The test sees a leak: without restarts of the position ids it fails.
-        width = other["input_ids"].shape[1]
-        other["position_ids"] = torch.arange(width).expand(len(other["input_ids"]), -1)
-        assert (_log_probs(model, other) - expected).abs().max() > 1e-3
+def test_dropped_rows_leave_ids_and_numbers_where_they_were() -> None:
+    rows = [{"prompt": "a" * n, "completion": "b", "reward": float(n)} for n in (1, 9, 2, 9, 3)]
+    found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
+    assert found.ids.tolist() == [0, 2, 4]
+    assert found.column("reward").tolist() == [1.0, 2.0, 3.0]
+    assert [row["prompt"] for row in found.texts(torch.tensor([2, 0]))] == ["aaa", "a"]
+    assert found.offsets.tolist() == [0, 2, 4, 6]
+    thrice = DemonstrationDataset(rows * 3, TOKENIZER, max_length=6, overlong="drop")
+    assert thrice.ids.tolist() == [0, 2, 4, 5, 7, 9, 10, 12, 14]
+    assert thrice.groups.tolist() == [0, 1, 2] * 3
+    empty = [{"prompt": "a", "completion": each} for each in ("", "b", "<eos>")]
+    found = DemonstrationDataset(empty, TOKENIZER, empty="drop")
+    assert found.ids.tolist() == [1]
+    assert found.counts["empty"] == 2
 
 
-def test_pack_length_holds_any_sample() -> None:
-    rows = [{"prompt": "a", "completion": "b"}] * 3
-    with pytest.raises(ValueError, match="pack_length is 10, max_length 20"):
-        DemonstrationDataset(rows, TOKENIZER, max_length=20, packing=True, pack_length=10)
-    found = DemonstrationDataset(rows, TOKENIZER, max_length=5, packing=True, pack_length=9)
-    batch = found.gather(torch.arange(3))
-    assert batch["input_ids"].shape == (1, 9)
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2]]
+def test_columns_of_numbers_are_finite_and_named() -> None:
+    rows = [{"prompt": "a", "completion": "b", "reward": r, "note": "x"} for r in (1, None, 2.5)]
+    found = DemonstrationDataset(rows, TOKENIZER)
+    with pytest.raises(ValueError, match=r"reward in list is missing or not finite in rows \[1\]"):
+        found.column("reward")
+    with pytest.raises(ValueError, match=r"no column 'note' of numbers.*\['reward'\]"):
+        found.column("note")
+    assert found.subset(torch.tensor([2, 0])).column("reward").tolist() == [2.5, 1.0]
 
 
-def test_padding_of_a_packed_row_is_a_sample_of_its_own() -> None:
-    rows = [{"prompt": "a", "completion": c} for c in ("b", "bb", "bbb")]
-    found = DemonstrationDataset(rows, TOKENIZER, max_length=8, packing=True)
-    batch = found.gather(torch.arange(3))  # 5 + 3 in one row, 4 in the other
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]]
-    assert batch["input_ids"][1, 4:].tolist() == [0] * 4
+def test_a_column_may_hold_text_late_or_come_late() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "a", "completion": "b", "note": i} for i in range(20)]
+    rows[15]["note"] = "x"
+    rows[16]["late"] = 1.0
+    found = DemonstrationDataset(rows, TOKENIZER)
+    with pytest.raises(ValueError, match="no column 'note' of numbers"):
+        found.column("note")
+    with pytest.raises(ValueError, match=r"late in list is missing .* rows \[0, 1, 2, 3, 4\]"):
+        found.column("late")
+    assert found.subset(torch.tensor([16])).column("late").tolist() == [1.0]
+    more = [*({**row, "answer": 1} for row in rows[:16]), {**rows[0], "answer": None}]
+    with pytest.raises(ValueError, match=r"answer in list is missing in rows \[16\]"):
+        DemonstrationDataset(more, TOKENIZER, columns=["answer"])
+
+
+def test_reference_log_probs_fit_or_are_refused() -> None:
+    rows = [{"prompt": "1+1=", "completion": "2"}] * 5
+    found = DemonstrationDataset(rows, TOKENIZER)
+    with pytest.raises(ValueError, match=r"there are \(3,\) reference log-probabilities; list has"):
+        found.set_reference(torch.zeros(3))
+    found.set_reference(torch.zeros(int(found.offsets[-1])))
+    assert "ref_log_probs" not in found.subset(torch.tensor([0])).gather(torch.tensor([0]))

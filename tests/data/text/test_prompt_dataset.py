@@ -1,4 +1,4 @@
-"""Prompts from any source: what the model sees, what rewards get, what is refused."""
+"""Prompts from any source: tokens for the model, columns for rewards, errors."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_conversations_end_where_the_assistant_begins(tmp_path: Path) -> None:
     assert plain.texts(torch.tensor([0]))[0]["prompt"] == "s:be brief;u:1+1;a:"
 
 
-def test_long_prompts_are_refused_dropped_or_lose_their_beginning(tmp_path: Path) -> None:
+def test_long_prompts_raise_an_error_are_dropped_or_lose_their_beginning(tmp_path: Path) -> None:
     rows = [{"prompt": "1+1="}, {"prompt": "1111+1111="}, {"prompt": "2+2="}]
     path = _file(tmp_path, rows)
     lead = len(PromptDataset(path).tokens(torch.tensor([0]))[0]) - 4
@@ -79,17 +79,17 @@ def test_long_prompts_are_refused_dropped_or_lose_their_beginning(tmp_path: Path
     assert cut.tokenizer.decode(tokens, skip_special_tokens=True) == "1111="
 
 
-def test_demonstrations_are_closed_and_no_column_of_rewards() -> None:
+def test_demonstrations_end_with_a_stop_token_and_are_not_among_the_columns() -> None:
     found = PromptDataset(Arithmetic("train", size=5), demonstration="completion")
     assert found.demonstrated
     row = found.texts(torch.tensor([3]))[0]
     assert "completion" not in row
     tokens = found.demonstration(3)
     assert tokens[-1] == found.tokenizer.eos_token_id
-    assert found.decoded([torch.tensor(tokens)]) == [row["answer"]]
+    assert found.decode_completions([torch.tensor(tokens)]) == [row["answer"]]
 
 
-def test_fingerprint_tells_prompts_and_order_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_prompts_their_borders_and_their_order(tmp_path: Path) -> None:
     one, same, other = (PromptDataset(Arithmetic("train", size=9, seed=s)) for s in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint
     borders = []  # the same tokens in all, cut in other places
@@ -103,7 +103,7 @@ def test_fingerprint_tells_prompts_and_order_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"question": "1"}], {}, "has no column 'prompt'; it has"),
+        ([{"question": "1"}], {}, "has no column 'prompt'; its columns are"),
         ([{"prompt": "1"}], {"columns": ["answer"]}, "has no column 'answer'"),
         ([{"prompt": "1"}, {"prompt": ""}], {}, r"is empty in rows \[1\]"),
         ([{"prompt": "1"}], {"max_length": 0}, "max_length is 0; it must be above 0"),
