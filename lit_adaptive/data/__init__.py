@@ -1,4 +1,4 @@
-"""LightningDataModules: what a sampler drew, served with index, probability and weight."""
+"""LightningDataModules: batches that a sampler drew, with index, probability and weight."""
 
 from lit_adaptive.data.datasets.arithmetic import Arithmetic
 from lit_adaptive.data.datasets.digits import LongTailedDigits

@@ -1,4 +1,4 @@
-"""Any map-style dataset as a datamodule, drawn by any sampler."""
+"""Datamodule of any map-style dataset, drawn by any sampler."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,27 +25,28 @@ Collate = Callable[[list[Any]], Any]
 
 
 class _Fetch(Dataset[Any]):
-    """Asked with indices, returns their collated batch and the question itself."""
+    """Dataset whose keys are draws: each gives its collated batch, and the draw itself."""
 
-    def __init__(self, dataset: Dataset[Any], collate: Collate, *seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], collate: Collate, seed: tuple[int, ...] = (0,)
+    ) -> None:
         self.dataset = dataset
         self.collate = collate
         self.seed = seed
-        at_once = getattr(dataset, "gather", None)
         self.gather: Callable[[Tensor], Any] | None = (
-            at_once if collate is default_collate else None
+            getattr(dataset, "gather", None) if collate is default_collate else None
         )
 
-    def __getitem__(self, asked: Any) -> tuple[Any, Any]:
-        index: Tensor = asked.index
+    def __getitem__(self, draw: Any) -> tuple[Any, Any]:
+        index: Tensor = draw.index
         if self.gather is not None:
-            return self.gather(index), asked
-        with seeded(derive_seed(*self.seed, asked.number)):
-            return self.collate([self.dataset[i] for i in index.tolist()]), asked
+            return self.gather(index), draw
+        with seeded(derive_seed(*self.seed, draw.number)):
+            return self.collate([self.dataset[i] for i in index.tolist()]), draw
 
 
-class _Part(NamedTuple):
-    """Indices of an evaluation batch, and which of them count (the others fill up a rank)."""
+class _EvaluationBatch(NamedTuple):
+    """Indices of an evaluation batch; those not ``counted`` pad it to equal sizes over ranks."""
 
     index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     counted: Tensor
@@ -60,30 +61,33 @@ class AdaptiveDataModule(SampledDataModule):
     """Samples of a map-style dataset, drawn by any sampler.
 
     A batch is the collated dictionary, or ``{"input": ..., "target": ...}`` for a dataset of pairs,
-    with the draw's ``index``, ``probability`` and ``weight``. A dataset may offer more than items:
-    ``gather(index)`` (a collated batch at once: the fast way, for what is not random),
-    ``column(name)`` (numbers by name), ``ids`` (one for each sample, for files of scores), and for
-    samplers that want them ``groups`` (``[N]`` integers: which samples belong together) and
-    ``lengths`` (``[N]``: how long each is).
+    with the draw's ``index``, ``probability`` and ``weight``. Optional attributes of a dataset are
+    ``gather(index)`` (returns a collated batch at once, which is faster, for items that are not
+    random), ``column(name)`` (a numeric column), ``ids`` (one per sample, for files of scores), and
+    for samplers that need them ``groups`` (``[N]`` integers, the group of each sample) and
+    ``lengths`` (``[N]``, the length of each sample).
 
     Args:
-        dataset: has ``__len__`` and ``__getitem__``; its items are dictionaries or pairs. Hugging
-            Face datasets, torchvision's and tensors do; ``data.TableDataset`` reads files.
-        sampler: chooses what is drawn; by default each sample once in a pass, shuffled.
-        val_dataset: validated on, in order; every rank takes its share.
-        test_dataset: the same for ``test`` and ``predict``; ``val_dataset`` if not given.
+        dataset: training set with ``__len__`` and ``__getitem__`` whose items are dictionaries or
+            pairs, such as datasets of Hugging Face and torchvision, and tensors;
+            ``data.TableDataset`` reads files.
+        sampler: chooses what is drawn; by default each sample once per pass, shuffled.
+        val_dataset: validation set, read in order; every rank takes its share.
+        test_dataset: set for ``test`` and ``predict``; by default the validation set.
         batch_size: samples per batch and rank.
-        batches_per_epoch: by default as many as see ``len(dataset)`` samples over all ranks.
-        eval_batch_size: samples per batch where nothing is drawn; by default four times as many.
-        num_workers: processes that load samples; draws then run ahead by two batches a worker.
-        difficulty: for a curriculum: a column of the dataset, or a CSV or Parquet file of ``id``
-            and ``score``.
-        scores: what the sampler begins with: a column of the dataset, such as its rewards, or a CSV
-            or Parquet file of ``id`` and ``score``, such as an earlier run's ``scores.csv``.
+        batches_per_epoch: batches per epoch; by default as many as draw ``len(dataset)`` samples
+            over all ranks.
+        eval_batch_size: samples per batch of validation, test and prediction; by default four times
+            ``batch_size``.
+        num_workers: processes that load samples; draws then run ahead by two batches per worker.
+        difficulty: difficulty of each sample, for a curriculum: a column of the dataset, or a CSV
+            or Parquet file of ``id`` and ``score``.
+        scores: initial scores of the sampler: a column of the dataset, such as its rewards, or a
+            CSV or Parquet file of ``id`` and ``score``, such as an earlier run's ``scores.csv``.
         beta: see ``SampledDataModule``.
         normalize: see ``SampledDataModule``.
         collate: makes a batch of a list of items.
-        seed: of the sampler; by default that of ``seed_everything``.
+        seed: seed of the sampler; by default that of ``seed_everything``.
 
     Raises:
         ValueError: if the dataset is empty, a number is out of range, or a file or column does not
@@ -118,11 +122,11 @@ class AdaptiveDataModule(SampledDataModule):
         )
         if eval_batch_size is not None and eval_batch_size <= 0:
             raise ValueError(f"eval_batch_size is {eval_batch_size}; it must be above 0")
-        self._given_batches = batches_per_epoch
+        self._batches_option = batches_per_epoch
         self.dataset = dataset
         self.val_dataset = val_dataset
         self.test_dataset = test_dataset
-        if val_dataset is None:  # Lightning asks who overrides it; an empty one makes it warn
+        if val_dataset is None:  # Lightning checks for an override, and warns about an empty one
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.num_workers = num_workers
@@ -133,37 +137,36 @@ class AdaptiveDataModule(SampledDataModule):
             self.sampler.set_difficulty(self.numbers(difficulty))
         elif self.sampler.needs_difficulty:
             raise ValueError(
-                f"{type(self.sampler).__name__} needs to know how hard each sample is: set the "
-                "datamodule's `difficulty` to a column of the dataset or a file of scores, or let "
-                "the curriculum go by losses (by: loss)"
+                f"{type(self.sampler).__name__} needs the difficulty of each sample: set the "
+                "datamodule's `difficulty` to a column of the dataset or a file of scores, or use "
+                "the losses (by: loss)"
             )
         if self.sampler.needs_groups:
-            self.sampler.set_groups(self._own("groups", "which samples belong together"))
+            self.sampler.set_groups(self._dataset_attribute("groups", "each sample's group"))
         if self.sampler.needs_lengths:
-            self.sampler.set_lengths(self._own("lengths", "how long each sample is"))
+            self.sampler.set_lengths(self._dataset_attribute("lengths", "each sample's length"))
         if scores is not None:
             self._warm_start(scores)
 
-    def _own(self, name: str, what: str) -> Tensor:
-        """What the sampler wants to know, and only the dataset can tell."""
-        found: Tensor | None = getattr(self.dataset, name, None)
-        if found is None:
+    def _dataset_attribute(self, name: str, meaning: str) -> Tensor:
+        """An attribute ``[N]`` of the dataset that the sampler needs."""
+        values: Tensor | None = getattr(self.dataset, name, None)
+        if values is None:
             raise ValueError(
-                f"{type(self.sampler).__name__} needs to know {what}, which a "
-                f"{type(self.dataset).__name__} does not tell: give the dataset an attribute "
-                f"`{name}` ([N], as data.TokenizedDemonstrations has), or choose a sampler that "
-                "does without"
+                f"{type(self.sampler).__name__} needs {meaning}, and {type(self.dataset).__name__} "
+                f"has no attribute `{name}`: add it to the dataset ([N], as "
+                "data.DemonstrationDataset has it), or choose another sampler"
             )
-        return torch.as_tensor(found)
+        return torch.as_tensor(values)
 
     @property
     def ids(self) -> Any:
-        """One for each sample: the dataset's own, or the number of the row."""
-        own = getattr(self.dataset, "ids", None)
-        return torch.arange(self.sampler.size) if own is None else own
+        """Id of each sample: the dataset's ``ids``, or the row numbers."""
+        ids = getattr(self.dataset, "ids", None)
+        return torch.arange(self.sampler.size) if ids is None else ids
 
     def numbers(self, source: str) -> Tensor:
-        """A number for each sample: a column of the dataset, or a file of ``id`` and ``score``.
+        """One number per sample: a column of the dataset, or a file of ``id`` and ``score``.
 
         Raises:
             ValueError: if there is no such column or file, or it does not fit the dataset.
@@ -173,8 +176,8 @@ class AdaptiveDataModule(SampledDataModule):
         column = getattr(self.dataset, "column", None)
         if column is None:
             raise ValueError(
-                f"{source!r} is no file, and a {type(self.dataset).__name__} has no columns by "
-                "name: give a CSV or Parquet file of id and score"
+                f"{source!r} is not a CSV or Parquet file, and {type(self.dataset).__name__} has "
+                "no named columns: give a file of id and score"
             )
         values: Tensor = column(source)
         return values
@@ -182,26 +185,30 @@ class AdaptiveDataModule(SampledDataModule):
     def _warm_start(self, source: str) -> None:
         if not (isinstance(self.sampler, AdaptiveSampler) and self.sampler.learns):
             raise ValueError(
-                f"scores is {source!r}, but {type(self.sampler).__name__} learns nothing that "
-                "scores could begin with: choose a sampler that learns, or leave scores out"
+                f"scores is {source!r}, but {type(self.sampler).__name__} does not learn scores: "
+                "choose a sampler that does, or leave scores out"
             )
         self.sampler.set_scores(self.numbers(source))
 
     def write_scores(self, path: str | Path) -> None:
-        """Keep what the sampler has learnt, for ``scores`` of a later run.
+        """Write the sampler's scores to a file, for ``scores`` of a later run.
 
         Raises:
-            ValueError: if it learns nothing, or the path ends neither in ``.csv`` nor ``.parquet``.
+            ValueError: if it does not learn scores, or the path does not end in ``.csv`` or
+                ``.parquet``.
         """
         if not isinstance(self.sampler, AdaptiveSampler):
-            raise ValueError(f"{type(self.sampler).__name__} learns nothing that could be kept")
+            raise ValueError(
+                f"{type(self.sampler).__name__} does not learn scores that could be written: "
+                "choose an adaptive sampler"
+            )
         write_scores(path, self.ids, self.sampler.scores())
 
     @property
     def provides(self) -> frozenset[str]:
-        """See ``lit_adaptive.contract``; the dataset's own columns are read off its first item."""
+        """See ``lit_adaptive.contract``; the batch's keys are those of the dataset's first item."""
         first = self._named(
-            _Fetch(self.dataset, self.collate)[_Part(torch.tensor([0]), _ONE, 0)][0]
+            _Fetch(self.dataset, self.collate)[_EvaluationBatch(torch.tensor([0]), _ONE, 0)][0]
         )
         names = {f"batch.{key}" for key in first} | {"data.scoring_dataloader"}
         if isinstance(self.sampler, AdaptiveSampler):
@@ -224,7 +231,7 @@ class AdaptiveDataModule(SampledDataModule):
     def _serve(self) -> Iterator[Batch]:
         batches = self.epoch()
         loader: DataLoader[tuple[Any, BatchDraw]] = DataLoader(
-            _Fetch(self.dataset, self.collate, self.seed, batches.rank),
+            _Fetch(self.dataset, self.collate, (self.seed, batches.rank)),
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
@@ -236,8 +243,8 @@ class AdaptiveDataModule(SampledDataModule):
             yield self.weighted(self._named(samples), draw)
 
     def batches(self) -> DrawBatches:
-        """The draws of this rank; an epoch is as long as the number of ranks makes it."""
-        if self._given_batches is None:
+        """The draws of this rank; the length of an epoch depends on the number of ranks."""
+        if self._batches_option is None:
             ranks = self.trainer.world_size if self.trainer else 1
             self.batches_per_epoch = math.ceil(self.sampler.size / (self.batch_size * ranks))
         return super().batches()
@@ -247,63 +254,65 @@ class AdaptiveDataModule(SampledDataModule):
         self.batches()
         return ServedBatches(self.batches_per_epoch, self._serve)
 
-    # What is not drawn but read in order ---------------------------------------------------------
+    # Evaluation ----------------------------------------------------------------------------------
 
     def _evaluation_order(self, dataset: Dataset[Any]) -> Tensor:
-        """In which order it is read where nothing is drawn: ``[N]`` int64."""
+        """Order ``[N]`` int64 in which a dataset is evaluated."""
         return torch.arange(_length(dataset))
 
-    def _parts(self, order: Tensor) -> list[_Part]:
-        """This rank's batches of ``order`` ``[N]``: as many on every rank."""
+    def _split_order(self, order: Tensor) -> list[_EvaluationBatch]:
+        """This rank's batches of ``order`` ``[N]``; every rank has the same number."""
         size = len(order)
         ranks, rank = 1, 0
         if self.trainer is not None:
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
-        place = torch.arange(-(-size // ranks)) * ranks + rank
-        counted = place < size
-        index = order[place % size]
+        position = torch.arange(-(-size // ranks)) * ranks + rank
+        counted = position < size
+        index = order[position % size]
         return [
-            _Part(index[start:stop], counted[start:stop], start)
+            _EvaluationBatch(index[start:stop], counted[start:stop], start)
             for start in range(0, len(index), self.eval_batch_size)
             for stop in (start + self.eval_batch_size,)
         ]
 
     def _evaluation_batches(self, dataset: Dataset[Any]) -> ServedBatches:
-        parts = self._parts(self._evaluation_order(dataset))
+        plan = self._split_order(self._evaluation_order(dataset))
 
         def serve() -> Iterator[Batch]:
-            loader: DataLoader[tuple[Any, _Part]] = DataLoader(
+            loader: DataLoader[tuple[Any, _EvaluationBatch]] = DataLoader(
                 _Fetch(dataset, self.collate),
-                sampler=parts,
+                sampler=plan,
                 batch_size=None,
                 num_workers=self.num_workers,
                 collate_fn=_as_is,
             )
-            for samples, part in loader:
+            for samples, drawn in loader:
                 batch = self._named(samples)
-                batch["index"], batch["counted"] = part.index, part.counted
+                batch["index"], batch["counted"] = drawn.index, drawn.counted
                 yield batch
 
-        return ServedBatches(len(parts), serve)
+        return ServedBatches(len(plan), serve)
 
     def scoring_dataloader(self) -> ServedBatches:
-        """The whole dataset in order, this rank's share; ``counted`` ``[B]`` marks what counts."""
+        """This rank's share of the training set in order; padding is not ``counted`` ``[B]``."""
         return self._evaluation_batches(self.dataset)
 
     def val_dataloader(self) -> Any:
-        """The validation set in order, this rank's share."""
-        assert self.val_dataset is not None  # otherwise Lightning does not ask
+        """This rank's share of the validation set, in order."""
+        assert self.val_dataset is not None  # otherwise Lightning does not call it
         return self._evaluation_batches(self.val_dataset)
 
     def test_dataloader(self) -> ServedBatches:
-        """The test set, or else the validation set.
+        """This rank's share of the test set, or else of the validation set.
 
         Raises:
-            ValueError: if neither was given.
+            ValueError: if there is neither.
         """
         dataset = self.test_dataset or self.val_dataset
         if dataset is None:
-            raise ValueError("neither test_dataset nor val_dataset is given: nothing to test on")
+            raise ValueError(
+                "there is neither a test_dataset nor a val_dataset to test on: set one of them"
+            )
         return self._evaluation_batches(dataset)
 
     predict_dataloader = test_dataloader
@@ -317,8 +326,8 @@ def _length(dataset: Dataset[Any]) -> int:
         size = len(dataset)  # type: ignore[arg-type]
     except TypeError as error:
         raise ValueError(
-            f"a {type(dataset).__name__} has no length; samples are drawn by index: "
-            "use a map-style dataset"
+            f"{type(dataset).__name__} has no length, and samples are drawn by index: use a "
+            "map-style dataset"
         ) from error
     if size == 0:
         raise ValueError("the dataset is empty; there is nothing to draw from")

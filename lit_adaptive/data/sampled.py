@@ -1,4 +1,4 @@
-"""What all datamodules around a sampler share: serving draws, weighting them, remembering them."""
+"""Base class of the datamodules: serve a sampler's draws, weight them, and save their state."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,34 +20,34 @@ Normalize = Literal["none", "batch", "buffer"]
 Batch = dict[str, Any]
 
 
-def _seed_of_the_run() -> int:
-    """What ``seed_everything`` set, the same in every process."""
+def _default_seed() -> int:
+    """The seed of ``seed_everything``, the same in every process."""
     return torch.initial_seed() % 2**31
 
 
 class SampledDataModule(LightningDataModule):
-    r"""Serves batches that a sampler drew, each item with its index, probability and weight.
+    r"""Serves batches that a sampler drew, with the index, probability and weight of each item.
 
-    The weight is :math:`w_i = (N P(i))^{-\beta}`, divided by :math:`\max_j w_j` or not, times the
-    sampler's own loss weight if it has one. It is made when the batch is served, from the
-    probability and the count N at the draw and the ``beta`` of now, so it is right even when worker
-    processes drew the batch several updates ago; ``staleness`` says how many.
+    The weight is :math:`w_i = (N P(i))^{-\beta}`, optionally divided by :math:`\max_j w_j`, times
+    the sampler's loss weight if it has one. It is computed when the batch is served, from the
+    probability and the count N at the draw and the current ``beta``, so it is right even if worker
+    processes drew the batch several updates ago; ``staleness`` is the number of these updates.
 
-    With each batch torch's global random streams begin anew, from the seed, the batch's number and
-    the rank: dropout in a resumed run is that of the uninterrupted one (``data.randomness``).
+    Each batch seeds torch's global generators from the run's seed, the batch's number and the rank,
+    so that dropout in a resumed run is that of the uninterrupted one (``data.seeding``).
 
-    Every rank holds the same sampler and draws the same global batch, of which it serves its share;
-    hence ``use_distributed_sampler: false`` and one state for all ranks in the checkpoint.
+    Every rank holds the same sampler, draws the same global batch and serves its share of it; hence
+    ``use_distributed_sampler: false``, and one state for all ranks in the checkpoint.
 
     Args:
         batch_size: items per batch and rank, above 0.
         batches_per_epoch: batches after which an epoch ends, above 0.
-        beta: how much of the sampling bias the weights correct, in [0, 1]; 1 is all of it.
-            ``callbacks.BetaAnneal`` moves it during training.
-        normalize: the maximum that weights are divided by: the ``"batch"``'s (over all ranks), the
-            whole ``"buffer"``'s (Schaul et al., 2016, section 3.4), or ``"none"``: weights of mean
-            1, which at ``beta=1`` make the batch's mean an unbiased estimate.
-        seed: of the sampler; by default that of ``seed_everything``.
+        beta: strength of the correction of the sampling bias, in [0, 1]; 1 corrects fully.
+            ``callbacks.BetaAnneal`` changes it during training.
+        normalize: maximum that weights are divided by: that of the ``"batch"`` over all ranks, that
+            of the whole ``"buffer"`` (Schaul et al., 2016, section 3.4), or ``"none"``: weights of
+            mean 1, which at ``beta=1`` make the batch's mean an unbiased estimate.
+        seed: seed of the sampler; by default that of ``seed_everything``.
     """
 
     sampler: IndexSampler
@@ -73,14 +73,14 @@ class SampledDataModule(LightningDataModule):
         self.batches_per_epoch = batches_per_epoch
         self.beta = beta
         self.normalize: Normalize = normalize
-        self.seed = _seed_of_the_run() if seed is None else seed
+        self.seed = _default_seed() if seed is None else seed
         self._batches: DrawBatches | None = None
         self._restored: dict[str, Any] | None = None
         self.staleness = 0
 
     @property
     def provides(self) -> frozenset[str]:
-        """What this datamodule offers to modules and callbacks (see ``lit_adaptive.contract``)."""
+        """See ``lit_adaptive.contract``."""
         names = {"batch.index", "batch.probability", "batch.weight", "data.sampler", "data.beta"}
         names.add("data.staleness")
         if self.sampler.learns:
@@ -90,13 +90,13 @@ class SampledDataModule(LightningDataModule):
         return frozenset(names)
 
     def setup(self, stage: str) -> None:
-        """Refuse a run whose parts do not fit together, before training."""
+        """Check before training that module, datamodule and callbacks fit together."""
         if stage == "fit" and self.trainer is not None:
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             check_pairing([self.trainer.lightning_module, self, *callbacks])
 
     def batches(self) -> DrawBatches:
-        """The draws of this rank; made on first use, when the number of ranks is known."""
+        """The draws of this rank; created on first use, when the number of ranks is known."""
         if self._batches is None:
             trainer = self.trainer
             self._batches = DrawBatches(
@@ -110,7 +110,7 @@ class SampledDataModule(LightningDataModule):
         return self._batches
 
     def _consumed(self) -> int:
-        """How many batches of an epoch the trainer takes; drawing more ahead would lose draws."""
+        """Batches that the trainer takes per epoch; drawing more ahead would lose draws."""
         limit: int | float | None = getattr(self.trainer, "limit_train_batches", None)
         if not limit:
             return self.batches_per_epoch
@@ -119,7 +119,7 @@ class SampledDataModule(LightningDataModule):
         return max(1, int(limit * self.batches_per_epoch))
 
     def epoch(self) -> DrawBatches:
-        """The draws of the epoch that begins, or that a checkpoint was taken in the middle of."""
+        """The draws of the next epoch, or the rest of the epoch that a checkpoint interrupted."""
         batches = self.batches()
         if self._restored is not None:
             if in_mid_epoch(self.trainer):
@@ -148,21 +148,22 @@ class SampledDataModule(LightningDataModule):
             weight = importance_sampling_weights(
                 draw.probability, beta=self.beta, min_probability=draw.min_probability
             )
-        own = self.sampler.loss_weights(draw.index)
-        return weight if own is None else weight * own
+        loss_weight = self.sampler.loss_weights(draw.index)
+        return weight if loss_weight is None else weight * loss_weight
 
     def advance(self, progress: float) -> None:
-        """Tell the sampler which share of the training is done, in [0, 1]."""
+        """Pass the fraction of training that is done, in [0, 1], to the sampler."""
         self.sampler.advance(progress)
 
     def update(self, drawn: dict[str, Tensor], priority: Tensor) -> None:
-        """Give drawn items their new ``priority`` ``[K]``, finite and not negative.
+        """Set the new priorities of drawn items.
 
         Args:
-            drawn: ``index`` ``[K]`` and whatever else tells the items, of all ranks, in rank order.
-            priority: in the order of ``index``.
+            drawn: ``index`` ``[K]`` and further identifiers of the items, of all ranks, in rank
+                order.
+            priority: ``[K]``, finite and not negative, in the order of ``index``.
         """
-        assert isinstance(self.sampler, AdaptiveSampler)  # refused by the contract before training
+        assert isinstance(self.sampler, AdaptiveSampler)  # checked by the contract before training
         device = self.sampler.device
         self.sampler.update(drawn["index"].to(device), priority.to(device))
 
@@ -171,13 +172,13 @@ class SampledDataModule(LightningDataModule):
         """Batches of this rank's share of the draws."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's memory, and how far the epoch has come."""
-        return {"batches": self._place(), "sampler": self.sampler.state_dict()}
+        """The sampler's state, and the position in the epoch."""
+        return {"batches": self._epoch_state(), "sampler": self.sampler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on drawing as if the run had never stopped; nothing where nothing is drawn.
+        """Continue drawing as if the run had never stopped; does nothing outside of training.
 
-        So a checkpoint can be tested, and asked for predictions, on data of any other size.
+        So a checkpoint can be tested, and used for prediction, on data of any size.
         """
         if not self._fitting():
             return
@@ -185,25 +186,25 @@ class SampledDataModule(LightningDataModule):
         self._restored = state_dict["batches"]
 
     def _fitting(self) -> bool:
-        """Whether what a checkpoint holds of the draws is wanted: not where only a test runs."""
+        """Whether a checkpoint's draws are to be restored: not for tests and predictions."""
         return self.trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING)
 
-    def _place(self) -> dict[str, Any]:
-        """How far the epoch has come, and which draws are under way to the model."""
+    def _epoch_state(self) -> dict[str, Any]:
+        """The position in the epoch, and the draws that were prefetched."""
         return self.batches().state_dict() if self._restored is None else self._restored
 
 
 def in_mid_epoch(trainer: Trainer | None) -> bool:
-    """Whether Lightning goes on with an epoch rather than beginning one."""
+    """Whether Lightning resumes an epoch rather than starting one."""
     return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
 
 
 def skip_save_at_this_step(trainer: Trainer | None) -> None:
-    """Tell checkpoint callbacks that the step resumed from is saved already.
+    """Mark the step that a run resumes from as saved, for checkpoint callbacks.
 
     ``ModelCheckpoint`` forgets it, and would save that step again after the next *batch*. Under
-    gradient accumulation that is a checkpoint without the gradients gathered so far, so resuming
-    from it would not end where the uninterrupted run ends.
+    gradient accumulation that checkpoint lacks the gradients accumulated so far, so resuming from
+    it would not end where the uninterrupted run ends.
     """
     for callback in trainer.checkpoint_callbacks if trainer is not None else []:
         if hasattr(callback, "_last_global_step_saved"):
@@ -211,10 +212,10 @@ def skip_save_at_this_step(trainer: Trainer | None) -> None:
 
 
 class ServedBatches:
-    """An epoch of batches. It has a length, so Lightning does not fetch one ahead.
+    """A loader of one epoch's batches. It has a length, so Lightning fetches no batch ahead.
 
-    Its place in the epoch is part of the datamodule's state; the empty ``state_dict`` tells
-    Lightning that it can be resumed in the middle of an epoch.
+    The position in the epoch is part of the datamodule's state; the empty ``state_dict`` makes
+    Lightning resume the loader in the middle of an epoch.
     """
 
     def __init__(self, length: int, serve: Callable[[], Iterator[Batch]]) -> None:
@@ -228,8 +229,8 @@ class ServedBatches:
         return self._serve()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the datamodule saves it."""
+        """Empty; the datamodule saves the position."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the datamodule restored it."""
+        """Does nothing; the datamodule has restored the position."""

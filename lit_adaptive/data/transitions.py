@@ -1,4 +1,4 @@
-"""A replay buffer as a datamodule: experience comes in during training and is drawn again."""
+"""Datamodule of a replay buffer: transitions are collected during training and drawn again."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -18,29 +18,30 @@ class TransitionsDataModule(SampledDataModule):
     r"""Transitions of a Gymnasium environment, drawn from a replay buffer by any sampler.
 
     A batch holds ``observation``, ``action``, ``reward`` (summed over n steps, discounted),
-    ``next_observation`` (n steps on), ``terminated``, ``discount`` (:math:`\gamma^k`), and the
+    ``next_observation`` (n steps later), ``terminated``, ``discount`` (:math:`\gamma^k`), and the
     draw's ``index``, ``probability``, ``weight`` and ``serial``. Validation, test and prediction
     serve ``seed``: the episodes that ``callbacks.EpisodeEvaluation`` plays.
 
     Args:
         environment: a Gymnasium id, such as ``CartPole-v1``, ``MinAtar/Breakout-v1`` or
             ``ALE/Breakout-v5``.
-        sampler: chooses what is replayed.
-        capacity: transitions kept; the oldest make room.
+        sampler: chooses the transitions to replay.
+        capacity: maximum number of transitions; the oldest are overwritten.
         batch_size: transitions per batch and rank.
         batches_per_epoch: batches after which an epoch ends (and validation may run).
-        num_environments: environments that collect side by side, over all ranks.
-        n_step: rewards summed before bootstrapping, above 0.
-        gamma: discount per step, in [0, 1].
+        num_environments: environments that collect in parallel, over all ranks.
+        n_step: number of rewards summed before bootstrapping, above 0.
+        gamma: discount factor per step, in [0, 1].
         beta: see ``SampledDataModule``.
         normalize: see ``SampledDataModule``.
-        frame_stack: the observation's first axis stacks this many frames, kept once each.
-        environment_kwargs: passed to the environment.
-        evaluation_environment_kwargs: laid over ``environment_kwargs`` for greedy episodes (such as
-            unclipped rewards).
+        frame_stack: number of frames that the observation's first axis stacks; each frame is stored
+            once.
+        environment_kwargs: arguments of the environment.
+        evaluation_environment_kwargs: arguments that replace those of ``environment_kwargs`` in
+            greedy episodes, such as unclipped rewards.
         evaluation_episodes: greedy episodes per validation.
-        storage: device that holds the transitions, ``cpu`` or ``cuda``.
-        seed: of environments, exploration and sampler; by default that of ``seed_everything``.
+        storage: device of the transitions, ``cpu`` or ``cuda``.
+        seed: seed of environments, exploration and sampler; by default that of ``seed_everything``.
     """
 
     needs = frozenset({"duty.collect"})
@@ -98,24 +99,24 @@ class TransitionsDataModule(SampledDataModule):
         )
         self.sampler = self.replay.sampler
         self.sampler.generator.manual_seed(self.seed)
-        with self.make_environment() as one:  # refuses an unknown environment before training
-            self.observation_space = one.observation_space
-            self.action_space = one.action_space
+        with self.make_environment() as environment_:  # an unknown one is rejected before training
+            self.observation_space = environment_.observation_space
+            self.action_space = environment_.action_space
 
     @property
     def provides(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``."""
         keys = ("observation", "action", "reward", "next_observation", "terminated", "discount")
-        own = {f"batch.{key}" for key in (*keys, "serial")}
-        return super().provides | own | {"data.replay", "data.make_environment"}
+        names = {f"batch.{key}" for key in (*keys, "serial")}
+        return super().provides | names | {"data.replay", "data.make_environment"}
 
     def make_environment(self, *, evaluation: bool = False) -> gymnasium.Env[Any, Any]:
-        """One environment, for collecting or for a greedy episode."""
-        overlay = self.evaluation_environment_kwargs if evaluation else {}
-        return make_environment(self.environment, **{**self.environment_kwargs, **overlay})
+        """Make an environment, for collection or for a greedy episode."""
+        kwargs = self.evaluation_environment_kwargs if evaluation else {}
+        return make_environment(self.environment, **{**self.environment_kwargs, **kwargs})
 
     def update(self, drawn: dict[str, Tensor], priority: Tensor) -> None:
-        """Give slots their new priorities, but for those overwritten since they were drawn."""
+        """Set new priorities, except of slots overwritten since they were drawn."""
         self.replay.update(drawn["index"], priority, serial=drawn["serial"])
 
     def _serve(self) -> Iterator[Batch]:
@@ -127,20 +128,20 @@ class TransitionsDataModule(SampledDataModule):
             yield self.weighted(batch, draw)
 
     def train_dataloader(self) -> ServedBatches:
-        """Replayed transitions, drawn at the moment they are asked for."""
+        """Replayed transitions, drawn when they are fetched."""
         return ServedBatches(self.batches_per_epoch, self._serve)
 
     def _episodes(self) -> DataLoader[dict[str, Tensor]]:
         world, rank = (
             (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         )
-        own = self.evaluation_seeds[rank::world]
-        if len(own) == 0:
+        local = self.evaluation_seeds[rank::world]
+        if len(local) == 0:
             raise ValueError(
-                f"evaluation_episodes is {len(self.evaluation_seeds)} and there are {world} ranks; "
-                "each rank plays at least one: raise evaluation_episodes"
+                f"evaluation_episodes is {len(self.evaluation_seeds)}, but there are {world} ranks "
+                "and each plays at least one: raise evaluation_episodes"
             )
-        seeds: Any = own  # a tensor is a dataset of its rows
+        seeds: Any = local  # a tensor is a dataset of its rows
         return DataLoader(seeds, batch_size=len(self.evaluation_seeds), collate_fn=_as_seeds)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -151,11 +152,11 @@ class TransitionsDataModule(SampledDataModule):
     predict_dataloader = val_dataloader
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer with its sampler, and how far the epoch has come."""
-        return {"batches": self._place(), "replay": self.replay.state_dict()}
+        """The buffer with its sampler, and the position in the epoch."""
+        return {"batches": self._epoch_state(), "replay": self.replay.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same experience, priorities and draws."""
+        """Continue with the same transitions, priorities and draws."""
         self.replay.load_state_dict(state_dict["replay"])
         self._restored = state_dict["batches"]
 

@@ -1,4 +1,4 @@
-"""LightningModules: a loss, and a per-sample signal beside it."""
+"""LightningModules: training steps that return a loss and a signal per sample."""
 
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier

@@ -181,9 +181,9 @@ def test_scores_are_kept_and_begun_with(tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match="item-0"):
         AdaptiveDataModule(PAIRS, AdaptiveBatchSampler, scores=str(path))
-    with pytest.raises(ValueError, match="ShuffledSampler learns nothing"):
+    with pytest.raises(ValueError, match="ShuffledSampler does not learn scores"):
         AdaptiveDataModule(_Gathering(), scores=str(path))
-    with pytest.raises(ValueError, match="ShuffledSampler learns nothing"):
+    with pytest.raises(ValueError, match="ShuffledSampler does not learn scores"):
         AdaptiveDataModule(_Gathering()).write_scores(path)
     prioritized = AdaptiveDataModule(_Gathering(), PrioritizedSampler, scores=str(path))
     again_law = prioritized.sampler.probabilities()
@@ -201,9 +201,9 @@ def test_scores_may_be_a_column_such_as_rewards(tmp_path: Path) -> None:
     for scores, words in (("rewards", "rewards"), ("word", "not numeric")):
         with pytest.raises(ValueError, match=words):
             AdaptiveDataModule(table, RewardWeightedSampler, scores=scores)
-    with pytest.raises(ValueError, match="TensorDataset has no columns by name"):
+    with pytest.raises(ValueError, match="TensorDataset has no named columns"):
         AdaptiveDataModule(PAIRS, RewardWeightedSampler, scores="reward")
-    with pytest.raises(ValueError, match="MixtureSampler learns nothing"):
+    with pytest.raises(ValueError, match="MixtureSampler does not learn scores"):
         AdaptiveDataModule(table, lambda n: MixtureSampler(n, [UniformSampler]), scores="reward")
 
 
@@ -221,9 +221,11 @@ def test_groups_and_lengths_are_the_datasets_own() -> None:
     data = AdaptiveDataModule(Grouped(), lambda n: BucketedSampler(n, batches=4), batch_size=5)
     drawn = [batch["index"].tolist() for batch in data.train_dataloader()]
     assert sorted(drawn) == [list(range(start, start + 5)) for start in range(0, 20, 5)]
-    with pytest.raises(ValueError, match=r"RewardWeightedSampler needs to know which.*`groups`"):
+    with pytest.raises(
+        ValueError, match=r"RewardWeightedSampler needs each sample's group.*`groups`"
+    ):
         AdaptiveDataModule(_Gathering(), lambda n: RewardWeightedSampler(n, normalize_groups=True))
-    with pytest.raises(ValueError, match=r"BucketedSampler needs to know how long.*`lengths`"):
+    with pytest.raises(ValueError, match=r"BucketedSampler needs each sample's length.*`lengths`"):
         AdaptiveDataModule(_Gathering(), BucketedSampler)
 
 
@@ -237,9 +239,9 @@ def test_difficulty_comes_from_a_column_or_a_file(tmp_path: Path) -> None:
     path.write_text("id,score\n" + "".join(f"item-{i},{i}\n" for i in range(20)))
     data = AdaptiveDataModule(_Gathering(), curriculum, difficulty=str(path))
     assert set(data.sampler.draw(20).index.tolist()) == {0, 1, 2, 3, 4}
-    with pytest.raises(ValueError, match="needs to know how hard"):
+    with pytest.raises(ValueError, match="needs the difficulty of each sample"):
         AdaptiveDataModule(PAIRS, curriculum)
-    with pytest.raises(ValueError, match="TensorDataset has no columns by name"):
+    with pytest.raises(ValueError, match="TensorDataset has no named columns"):
         AdaptiveDataModule(PAIRS, curriculum, difficulty="length")
     mixture = AdaptiveDataModule(
         _Gathering(), lambda n: MixtureSampler(n, [curriculum, UniformSampler]), difficulty="any"
@@ -274,7 +276,7 @@ def test_names_bad_datasets() -> None:
         AdaptiveDataModule(Stream())
     with pytest.raises(ValueError, match="the dataset is empty"):
         AdaptiveDataModule(TensorDataset(torch.empty(0)))
-    with pytest.raises(ValueError, match="nothing to test on"):
+    with pytest.raises(ValueError, match="there is neither a test_dataset nor a val_dataset"):
         AdaptiveDataModule(PAIRS).test_dataloader()
     with pytest.raises(ValueError, match="eval_batch_size is -1"):
         AdaptiveDataModule(PAIRS, eval_batch_size=-1)

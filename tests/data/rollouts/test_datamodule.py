@@ -297,5 +297,5 @@ def test_a_replay_buffer_of_another_dataset_is_rejected() -> None:
         PromptDataset(Arithmetic("train", size=60, seed=2)), replay=buffer,
         replay_fraction=0.5, sampling=SamplingParams(5), rewards=Scorer([EvenLength()], workers=0),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match="the rollouts are of tokenizer and model"):
         fit_rollouts(other, RolloutReplay(), max_epochs=1)
