@@ -2,7 +2,7 @@
 
 A frame occupies a row of the frame pool while it is referenced: by a slot's observation or next
 observation, by the first observation of an open window, or as a stream's latest observation. Free
-rows form a linked list: ``references`` of a free row is ``-2 - next``, and ``-2 - (-1)`` ends it.
+rows form a linked list: ``counts`` of a free row is ``-2 - next``, and ``-2 - (-1)`` ends it.
 
 A window opens at every step and closes after n steps or with its episode; then it is a transition.
 """
@@ -21,11 +21,11 @@ class FrameReferences(NamedTuple):
     """Reference counts of the rows of a frame pool.
 
     Attributes:
-        references: ``[rows]`` int32, number of references; if negative, a link of the free list.
+        counts: ``[rows]`` int32, number of references; if negative, a link of the free list.
         free: ``[2]`` int64: first free row (-1: none), number of free rows.
     """
 
-    references: Array
+    counts: Array
     free: Array
 
 
@@ -107,9 +107,9 @@ class RingWrites(NamedTuple):
 @compiled
 def release(pool: FrameReferences, row: int) -> None:
     """Remove a reference to ``row``."""
-    pool.references[row] -= 1
-    if pool.references[row] == 0:
-        pool.references[row] = -2 - pool.free[FIRST_FREE]
+    pool.counts[row] -= 1
+    if pool.counts[row] == 0:
+        pool.counts[row] = -2 - pool.free[FIRST_FREE]
         pool.free[FIRST_FREE] = row
         pool.free[FREE] += 1
 
@@ -118,19 +118,19 @@ def release(pool: FrameReferences, row: int) -> None:
 def take(pool: FrameReferences) -> int:
     """Take a free row without references; the caller has reserved one."""
     row = pool.free[FIRST_FREE]
-    pool.free[FIRST_FREE] = -2 - pool.references[row]
+    pool.free[FIRST_FREE] = -2 - pool.counts[row]
     pool.free[FREE] -= 1
-    pool.references[row] = 0
+    pool.counts[row] = 0
     return int(row)
 
 
 @compiled
 def chain(pool: FrameReferences, first: int) -> None:
     """Make the rows from ``first`` on free, to be taken in ascending order."""
-    for row in range(pool.references.size - 1, first - 1, -1):
-        pool.references[row] = -2 - pool.free[FIRST_FREE]
+    for row in range(pool.counts.size - 1, first - 1, -1):
+        pool.counts[row] = -2 - pool.free[FIRST_FREE]
         pool.free[FIRST_FREE] = row
-    pool.free[FREE] += pool.references.size - first
+    pool.free[FREE] += pool.counts.size - first
 
 
 @compiled
@@ -138,7 +138,7 @@ def count(pool: FrameReferences, rows: Array) -> None:
     """Add a reference to each of ``rows`` (-1: none); only before ``chain``."""
     for row in rows:
         if row >= 0:
-            pool.references[row] += 1
+            pool.counts[row] += 1
 
 
 @compiled
@@ -155,7 +155,7 @@ def _write(
     for j in range(streams.latest.shape[1]):
         slots.pointer[slot, 0, j] = streams.first[s, place, j]
         slots.pointer[slot, 1, j] = streams.latest[s, j]
-        pool.references[streams.latest[s, j]] += 1
+        pool.counts[streams.latest[s, j]] += 1
     slots.reward[slot] = streams.gain[s, place]
     slots.terminated[slot] = terminated
     if slots.steps.size > 0:
@@ -251,7 +251,7 @@ def _reference_frames(
             out.row[0, fresh[0]], out.source[0, fresh[0]] = row, b * stack + j
             fresh[0] += 1
         streams.first[s, place, j] = row
-        pool.references[row] += 1
+        pool.counts[row] += 1
     for j in range(stack):
         if streams.latest[s, j] >= 0:
             release(pool, streams.latest[s, j])
@@ -262,7 +262,7 @@ def _reference_frames(
             out.row[1, fresh[1]], out.source[1, fresh[1]] = row, b * stack + j
             fresh[1] += 1
         streams.latest[s, j] = row
-        pool.references[row] += 1
+        pool.counts[row] += 1
 
 
 @compiled

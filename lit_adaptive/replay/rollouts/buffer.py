@@ -83,7 +83,7 @@ class RolloutBuffer:
         max_age: largest age of a group in policy versions; None: unlimited.
         tolerance: distance from 0 or 1 within which a mean reward counts as 0 or 1, in [0, 0.5).
         deduplicate: keep only the newest group of each prompt.
-        seed: seed of the buffer's own generator.
+        seed: seed of the buffer's generator.
 
     Attributes:
         dropped_solved: groups not stored because all rollouts were right.

@@ -1,4 +1,4 @@
-"""Replay: transitions in a ring, and a sampler that chooses among them."""
+"""Experience replay: a ring of transitions, and a sampler that draws from it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +13,24 @@ from lit_adaptive.samplers import AdaptiveSampler, Draw, IndexSampler, UniformSa
 
 
 class ReplayBuffer:
-    """The newest ``capacity`` transitions, replayed as any sampler chooses.
+    """The newest ``capacity`` transitions, drawn by any sampler.
 
-    Every transition is inserted into the sampler when its slot is written; so a prioritized sampler
-    gives it the running maximum priority.
+    Each transition is inserted into the sampler when its slot is written; a prioritized sampler
+    then gives it the greatest priority so far.
 
     Args:
-        capacity: transitions kept, above 0.
-        sampler: called with ``capacity``, gives the sampler; what it holds is cleared.
+        capacity: greatest number of transitions, above 0.
+        sampler: factory, called with ``capacity``; the sampler it returns is cleared.
         n_step: see ``TransitionRing``.
         gamma: see ``TransitionRing``.
         num_streams: see ``TransitionRing``.
         frame_stack: see ``TransitionRing``.
-        device: where transitions are kept.
+        device: device of the transitions.
 
     Attributes:
         ring: the transitions.
-        sampler: who chooses.
-        stale_updates: priorities that came for transitions already overwritten, and were ignored.
+        sampler: the sampler.
+        stale_updates: number of priorities for overwritten transitions, which were ignored.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -58,19 +58,19 @@ class ReplayBuffer:
         self.sampler = sampler(capacity)
         if self.sampler.size != capacity:
             raise ValueError(
-                f"the sampler chooses among {self.sampler.size} slots, the capacity is {capacity}: "
-                "let the factory pass on the size it is called with"
+                f"the sampler draws among {self.sampler.size} slots, the capacity is {capacity}: "
+                "pass the factory's argument on to the sampler"
             )
         self.sampler.clear()
         self.stale_updates = 0
 
     @property
     def capacity(self) -> int:
-        """Transitions kept."""
+        """Greatest number of transitions."""
         return self.ring.capacity
 
     def __len__(self) -> int:
-        """Transitions held, at most ``capacity``."""
+        """Number of transitions, at most ``capacity``."""
         return len(self.ring)
 
     def add(
@@ -83,7 +83,7 @@ class ReplayBuffer:
         truncated: Any = False,
         stream: Any = None,
     ) -> Tensor:
-        """Add one step of each stream; see ``TransitionRing.add``. Returns the slots ``[K]``."""
+        """Add one step of each stream; arguments and result as ``TransitionRing.add``."""
         return self._inserted(
             self.ring.add(
                 observation, action, reward, next_observation, terminated, truncated, stream
@@ -91,7 +91,7 @@ class ReplayBuffer:
         )
 
     def end_episode(self, stream: Any = None) -> Tensor:
-        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        """Truncate running episodes; see ``TransitionRing.end_episode``."""
         return self._inserted(self.ring.end_episode(stream))
 
     def _inserted(self, slots: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class ReplayBuffer:
         """Draw ``batch_size`` slots with replacement.
 
         Raises:
-            ValueError: if fewer transitions are held, or ``batch_size`` is not above 0.
+            ValueError: if the buffer has fewer transitions, or ``batch_size`` is not above 0.
         """
         if batch_size > len(self):
             raise ValueError(
@@ -113,25 +113,25 @@ class ReplayBuffer:
         return self.sampler.draw(batch_size)
 
     def get(self, index: Tensor) -> dict[str, Any]:
-        """The transitions in slots ``index`` ``[B]``; see ``TransitionRing.get``."""
+        """Copies of the transitions in slots ``index`` ``[B]``; see ``TransitionRing.get``."""
         return self.ring.get(index)
 
     def serial(self, index: Tensor) -> Tensor:
-        """Which transitions ever added are in slots ``index``; see ``TransitionRing.serial``."""
+        """Serial numbers of the transitions in slots ``index``; see ``TransitionRing.serial``."""
         return self.ring.serial(index)
 
     def age(self, index: Tensor) -> Tensor:
-        """How many transitions came after those in slots ``index``; see ``TransitionRing.age``."""
+        """Ages of the transitions in slots ``index``; see ``TransitionRing.age``."""
         return self.ring.age(index)
 
     def update(self, index: Tensor, priority: Tensor, serial: Tensor | None = None) -> None:
-        """Give slots their new priorities.
+        """Set the priorities of slots.
 
         Args:
-            index: ``[K]`` slots.
+            index: ``[K]`` int64, slots.
             priority: ``[K]``, finite and not negative.
-            serial: ``[K]`` what ``serial(index)`` was when they were drawn. If given, slots that
-                were overwritten since are left alone and counted in ``stale_updates``.
+            serial: ``[K]`` int64, ``serial(index)`` at the draw. With it, slots overwritten since
+                then are skipped and counted in ``stale_updates``.
 
         Raises:
             ValueError: if a slot is out of range or empty, a priority is NaN, infinite or negative
@@ -140,7 +140,7 @@ class ReplayBuffer:
         if not isinstance(self.sampler, AdaptiveSampler):
             raise ValueError(
                 f"{type(self.sampler).__name__} takes no priorities: "
-                "use a prioritized sampler, or do not update"
+                "use a prioritized sampler, or do not call update"
             )
         device = self.sampler.device
         if serial is None:
@@ -156,12 +156,12 @@ class ReplayBuffer:
                 f"index has shape {list(index.shape)}, priority {list(priority.shape)}, serial "
                 f"{list(serial.shape)}; all must be [K]"
             )
-        alive = (current == serial).nonzero().flatten()
-        self.sampler.update(index[alive].to(device), priority[alive.to(priority.device)].to(device))
-        self.stale_updates += index.shape[0] - alive.shape[0]
+        fresh = (current == serial).nonzero().flatten()
+        self.sampler.update(index[fresh].to(device), priority[fresh.to(priority.device)].to(device))
+        self.stale_updates += index.shape[0] - fresh.shape[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Transitions and sampler; see ``TransitionRing.state_dict``."""
+        """Copies of the transitions and the sampler's state."""
         return {
             "kind": "ReplayBuffer",
             "ring": self.ring.state_dict(),
@@ -171,7 +171,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the replay whose state this is would have gone on.
+        """Resume so that draws continue as if they had not been interrupted.
 
         Raises:
             ValueError: if the state is of another capacity, sampler, or kind of transitions;
@@ -180,12 +180,12 @@ class ReplayBuffer:
         if state.get("kind") != "ReplayBuffer":
             raise ValueError(
                 f"the state is of {state.get('kind')!r}, not of a ReplayBuffer: "
-                "pass what ReplayBuffer.state_dict returned"
+                "pass the result of ReplayBuffer.state_dict"
             )
         if state.get("sampler_kind") != type(self.sampler).__name__:
             raise ValueError(
-                f"the state's sampler is a {state.get('sampler_kind')}, this replay's a "
-                f"{type(self.sampler).__name__}: make it with the same sampler"
+                f"the state's sampler is a {state.get('sampler_kind')}, this buffer's a "
+                f"{type(self.sampler).__name__}: use the same sampler"
             )
         stale_updates = state.get("stale_updates")
         ring, sampler = state.get("ring"), state.get("sampler")
@@ -198,25 +198,24 @@ class ReplayBuffer:
         self.ring.check_state(ring)
         before = self.sampler.state_dict()
         self.sampler.load_state_dict(sampler)
-        held = min(int(ring["added"]), self.capacity)
-        if (drawable := self.sampler.count) != held:
+        length = min(int(ring["added"]), self.capacity)
+        if (drawable := self.sampler.count) != length:
             self.sampler.load_state_dict(before)
             raise ValueError(
-                f"the state holds {held} transitions and its sampler draws among {drawable}: "
-                "they are not of one moment. Nothing was changed"
+                f"the state holds {length} transitions and its sampler draws among {drawable}: "
+                "they were not saved together. Nothing was changed"
             )
         self.ring.load_state_dict(ring)
         self.stale_updates = stale_updates
 
     def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, in full or not at all."""
+        """Write ``state_dict`` to ``path``, atomically."""
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Take over what ``save`` wrote.
+        """Restore a file of ``save``.
 
         Raises:
-            ValueError: if the file is damaged, no replay, or not of a replay like this one; nothing
-                changes then.
+            ValueError: if the file is damaged or of another buffer; nothing changes then.
         """
         self.load_state_dict(load_state(path))

@@ -1,4 +1,4 @@
-"""Prioritized experience replay (Schaul et al., 2016, arXiv:1511.05952) in three calls.
+"""Prioritized experience replay (Schaul et al., 2016, arXiv:1511.05952) as one class.
 
 Proportional variant, section 3.3; stratified draws, appendix B.2.1; weights, section 3.4.
 """
@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 class PrioritizedReplayBuffer:
-    """Replays transitions in proportion to their TD errors, and tells how to correct for it.
+    """Draws transitions in proportion to their TD errors, with importance weights.
 
     ::
 
@@ -32,19 +32,18 @@ class PrioritizedReplayBuffer:
         buffer.update_priorities(indices, td_errors)
 
     Args:
-        capacity: transitions kept, above 0.
-        alpha: how strongly to prioritize, in [0, 1]; 0 is uniform.
-        beta: how much of the bias the weights correct, in [0, 1]; 1 is all of it. An attribute
-            that may be set, such as by a schedule.
-        epsilon: added to ``|td_error|``, above 0 or 0.
-        normalize: the maximum that weights are divided by: the ``"batch"``'s or the whole
-            ``"buffer"``'s.
+        capacity: greatest number of transitions, above 0.
+        alpha: strength of the prioritization, in [0, 1]; 0 is uniform.
+        beta: strength of the bias correction, in [0, 1]; 1 corrects fully. The attribute can be
+            set, such as by a schedule.
+        epsilon: added to ``|td_error|``, not negative.
+        normalize: scope of the maximum that weights are divided by: ``"batch"`` or ``"buffer"``.
         n_step: see ``TransitionRing``.
         gamma: see ``TransitionRing``.
         num_streams: see ``TransitionRing``.
         frame_stack: see ``TransitionRing``.
-        seed: of the draws.
-        device: where transitions and priorities are kept.
+        seed: seed of the draws.
+        device: device of transitions and priorities.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -66,7 +65,7 @@ class PrioritizedReplayBuffer:
     ) -> None:
         if normalize not in ("batch", "buffer"):
             raise ValueError(f"normalize is {normalize!r}; it must be 'batch' or 'buffer'")
-        proportional_priorities(torch.zeros(0), epsilon=epsilon)  # refuses a negative epsilon
+        proportional_priorities(torch.zeros(0), epsilon=epsilon)  # checks epsilon
         self.beta = beta
         self.epsilon = epsilon
         self.normalize = normalize
@@ -84,14 +83,14 @@ class PrioritizedReplayBuffer:
 
     @property
     def alpha(self) -> float:
-        """How strongly draws are prioritized, in [0, 1]."""
+        """Strength of the prioritization, in [0, 1]."""
         sampler = self.replay.sampler
         assert isinstance(sampler, PrioritizedSampler)
         return sampler.alpha
 
     @property
     def beta(self) -> float:
-        """How much of the bias the weights correct, in [0, 1]."""
+        """Strength of the bias correction, in [0, 1]."""
         return self._beta
 
     @beta.setter
@@ -104,11 +103,11 @@ class PrioritizedReplayBuffer:
 
     @property
     def capacity(self) -> int:
-        """Transitions kept."""
+        """Greatest number of transitions."""
         return self.replay.capacity
 
     def __len__(self) -> int:
-        """Transitions held, at most ``capacity``."""
+        """Number of transitions, at most ``capacity``."""
         return len(self.replay)
 
     def add(
@@ -123,30 +122,30 @@ class PrioritizedReplayBuffer:
         truncated: Any = False,
         stream: Any = None,
     ) -> Tensor:
-        """Add one transition, or by keyword one step of every stream.
+        """Add one transition, or by keyword one step of each stream.
 
-        New transitions get the greatest priority so far, so that each is likely replayed once.
+        New transitions get the greatest priority so far.
 
         Args:
-            transition: ``(state, action, reward, next_state, done)`` of one stream, unbatched;
-                ``done`` is whether it terminated.
+            transition: ``(state, action, reward, next_state, done)`` of one stream, without batch
+                axis; ``done`` is ``terminated``.
             observation: ``[E, ...]``; this and the following as in ``TransitionRing.add``.
             action: ``[E, ...]``.
             reward: ``[E]``.
             next_observation: ``[E, ...]``.
             terminated: ``[E]``.
-            truncated: ``[E]``; of a tuple, a single bool.
-            stream: ``[E]``; of a tuple, a single integer.
+            truncated: ``[E]``; with ``transition``, a single bool.
+            stream: ``[E]``; with ``transition``, a single integer.
 
         Returns:
-            Slots written, ``[K]`` int64; with ``n_step`` above 1 there may be none, or several.
+            Written slots, ``[K]`` int64; with ``n_step`` above 1, K may be 0 or above E.
 
         Raises:
-            ValueError: if both forms are given or none, or as ``TransitionRing.add``.
+            ValueError: if both forms are used or none, or as ``TransitionRing.add``.
         """
         steps = (observation, action, reward, next_observation, terminated)
-        given = sum(part is not None for part in steps)
-        if (transition is None) != (given == len(steps)) or (transition is not None and given):
+        number = sum(part is not None for part in steps)
+        if (transition is None) != (number == len(steps)) or (transition is not None and number):
             raise ValueError(
                 "add takes either one tuple (state, action, reward, next_state, done) or all of "
                 "observation, action, reward, next_observation and terminated by keyword"
@@ -161,36 +160,36 @@ class PrioritizedReplayBuffer:
                 f"the transition has {len(transition)} parts; "
                 "it is (state, action, reward, next_state, done)"
             )
-        state, act, gain, following, done = transition
+        state, action, reward, next_state, done = transition
         if stream is None and self.replay.ring.num_streams > 1:
             raise ValueError(
                 f"this is one transition for {self.replay.ring.num_streams} streams: "
-                "say of which by stream=..., or add all at once by keyword"
+                "pass its stream, or add all streams at once by keyword"
             )
         return self.replay.add(
             map_leaves(_batch_of_one, state),
-            map_leaves(_batch_of_one, act),
-            [float(gain)],
-            map_leaves(_batch_of_one, following),
+            map_leaves(_batch_of_one, action),
+            [float(reward)],
+            map_leaves(_batch_of_one, next_state),
             [bool(done)],
             [truncated],
             [0 if stream is None else int(stream)],
         )
 
     def end_episode(self, stream: Any = None) -> Tensor:
-        """Truncate episodes where they are; see ``TransitionRing.end_episode``."""
+        """Truncate running episodes; see ``TransitionRing.end_episode``."""
         return self.replay.end_episode(stream)
 
     def sample(self, batch_size: int = 32) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Draw ``batch_size`` transitions.
 
         Returns:
-            The transitions (see ``TransitionRing.get``; beside them ``index`` and
-            ``probability`` ``[B]``); their importance weights ``[B]`` float32 in (0, 1]; and their
-            slots ``[B]`` int64, to be handed to ``update_priorities``.
+            The transitions of ``TransitionRing.get``, with ``index`` and ``probability`` ``[B]``;
+            their importance weights ``[B]`` float32 in (0, 1]; and their slots ``[B]`` int64 for
+            ``update_priorities``.
 
         Raises:
-            ValueError: if fewer transitions are held, or ``batch_size`` is not above 0.
+            ValueError: if the buffer has fewer transitions, or ``batch_size`` is not above 0.
         """
         draw = self.replay.draw(batch_size)
         sampler = self.replay.sampler
@@ -204,17 +203,17 @@ class PrioritizedReplayBuffer:
         return batch, weight.float(), draw.index
 
     def serial(self, indices: Tensor) -> Tensor:
-        """Which transitions are in slots ``indices`` ``[B]``; see ``TransitionRing.serial``."""
+        """Serial numbers of slots ``indices`` ``[B]``; see ``TransitionRing.serial``."""
         return self.replay.serial(indices)
 
     def update_priorities(self, indices: Any, td_errors: Any, serial: Tensor | None = None) -> None:
         """Set the priorities of drawn transitions to ``|td_error| + epsilon``.
 
         Args:
-            indices: ``[B]`` slots, as ``sample`` returned them.
+            indices: ``[B]`` slots from ``sample``.
             td_errors: ``[B]`` or ``[B, 1]``, of any sign.
-            serial: ``[B]`` what ``serial(indices)`` was after the draw. If given, slots that were
-                overwritten since keep the priority of what is there now.
+            serial: ``[B]`` int64, ``serial(indices)`` at the draw. With it, slots overwritten since
+                the draw are skipped.
 
         Raises:
             ValueError: naming the slots whose TD error is NaN or infinite, or that are out of range
@@ -242,7 +241,7 @@ class PrioritizedReplayBuffer:
         self.replay.update(index, proportional_priorities(td_error, epsilon=self.epsilon), serial)
 
     def state_dict(self) -> dict[str, Any]:
-        """Transitions, priorities, draws and ``beta``."""
+        """Copies of the transitions, the priorities, the generator and ``beta``."""
         return {
             "kind": "PrioritizedReplayBuffer",
             "beta": self.beta,
@@ -250,7 +249,7 @@ class PrioritizedReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the buffer whose state this is would have gone on.
+        """Resume so that draws continue as if they had not been interrupted.
 
         Raises:
             ValueError: as ``ReplayBuffer.load_state_dict``.
@@ -258,7 +257,7 @@ class PrioritizedReplayBuffer:
         if state.get("kind") != "PrioritizedReplayBuffer":
             raise ValueError(
                 f"the state is of {state.get('kind')!r}, not of a PrioritizedReplayBuffer: "
-                "pass what PrioritizedReplayBuffer.state_dict returned"
+                "pass the result of PrioritizedReplayBuffer.state_dict"
             )
         beta, replay = state.get("beta"), state.get("replay")
         if not isinstance(beta, float) or not 0 <= beta <= 1 or not isinstance(replay, dict):
@@ -267,11 +266,11 @@ class PrioritizedReplayBuffer:
         self.beta = beta
 
     def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, in full or not at all."""
+        """Write ``state_dict`` to ``path``, atomically."""
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Take over what ``save`` wrote.
+        """Restore a file of ``save``.
 
         Raises:
             ValueError: as ``ReplayBuffer.load``.

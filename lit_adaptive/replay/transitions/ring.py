@@ -1,8 +1,8 @@
-"""A ring of transitions: the newest ``capacity`` of them.
+"""A ring buffer of transitions, in which each frame is stored once.
 
-A slot keeps its action, reward, how it ended, and two pointers of 4 bytes for each frame of its
-observation and next observation. An observation that is bitwise the one its stream showed last is
-not stored again; so a next observation costs memory only at an episode's end.
+A slot has an action, a reward, a terminated flag, and a reference of 4 bytes for each frame of its
+observation and next observation. An observation that is bitwise equal to its stream's latest one is
+not stored again; so a next observation takes memory only at the end of an episode.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_adaptive.core.kernels import ring as compiled
 from lit_adaptive.core.kernels.row_copy import all_within
 from lit_adaptive.files import load_state, save_state
-from lit_adaptive.replay.transitions.frames import Bytes, as_bytes, same, store
+from lit_adaptive.replay.transitions.frames import Bytes, as_bytes, equal_rows, write_rows
 from lit_adaptive.replay.transitions.storage import RingSize, RingStorage, check_state, layouts_of
 from lit_adaptive.replay.transitions.validation import (
     StreamSteps,
@@ -25,30 +25,30 @@ from lit_adaptive.replay.transitions.validation import (
 )
 
 KIND = "TransitionRing"
-_SHOWN = 8  # offenders that an error lists
+_SHOWN = 8  # greatest number of values listed in an error
 
 
 class TransitionRing:
-    r"""The newest ``capacity`` transitions of ``num_streams`` streams; the oldest make room.
+    r"""The newest ``capacity`` transitions of ``num_streams`` streams; the oldest are overwritten.
 
     With ``n_step`` above 1, each transition spans up to n steps (Sutton, 1988): the reward is
     :math:`\sum_{i<k} \gamma^i r_{t+i}`, the discount :math:`\gamma^k`, the next observation that
-    after :math:`k \le n` steps. Termination ends a span and masks what follows; truncation ends it
-    and does not mask. At an episode's end all spans of the stream end there. Whether one step
-    follows another is told by these two flags alone (and ``end_episode``).
+    after :math:`k \le n` steps. Termination and truncation end all spans of the stream; only
+    termination masks the bootstrap value. Episode boundaries are given by these two flags alone
+    (and ``end_episode``).
 
-    Observations and actions are tensors, arrays or numbers, or dicts and tuples of them. All keep
-    their type (uint8 and bool among them), but for float64, kept as float32, and integer actions,
-    kept as int64. Memory is taken at the first ``add``, from the shapes and types seen there.
+    Observations and actions are tensors, arrays or numbers, or dicts and tuples of them. Types are
+    kept, except that float64 becomes float32 and integer actions become int64. Memory is allocated
+    at the first ``add``, which sets shapes and types.
 
     Args:
-        capacity: transitions kept, above 0.
-        num_streams: environments that add side by side, above 0.
-        n_step: steps that a transition spans at most, in [1, 255].
+        capacity: greatest number of transitions, above 0.
+        num_streams: number of environments that add in parallel, above 0.
+        n_step: greatest number of steps that a transition spans, in [1, 255].
         gamma: discount per step, in [0, 1].
-        frame_stack: above 1: the first axis of an observation (of each of its leaves) stacks this
-            many frames, the newest last, and each frame is kept once.
-        device: where observations and actions are kept, and transitions served from.
+        frame_stack: if above 1, the number of frames stacked in the first axis of each observation
+            leaf, the newest last; each frame is stored once.
+        device: device of observations, actions and returned transitions.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -71,7 +71,7 @@ class TransitionRing:
         if n_step > 255:
             raise ValueError(f"n_step is {n_step}; it must lie in [1, 255]")
         if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma is {gamma}; a discount per step lies in [0, 1]")
+            raise ValueError(f"gamma is {gamma}; a discount per step must lie in [0, 1]")
         self.capacity, self.num_streams, self.n_step, self.frame_stack = self.size
         self.gamma = float(gamma)
         self.device = torch.device(device)
@@ -79,35 +79,35 @@ class TransitionRing:
         self._content: RingStorage | None = None
         self._powers = self.gamma ** np.arange(n_step + 1, dtype=np.float64)
         self._discounts = torch.from_numpy(self._powers).float().to(self.device)
-        self._everyone = self._rows = np.arange(num_streams)
-        # In a batch of stacks, the frame before each frame, and the frame behind it (-1: none).
+        self._all_streams = self._rows = np.arange(num_streams)
+        # In a batch of stacks, the frame before each frame, and the frame after it (-1: none).
         place = np.arange(num_streams * frame_stack, dtype=np.int32).reshape(-1, frame_stack)
-        self._before, self._behind = place - 1, place + 1
-        self._before[:, 0] = self._behind[:, -1] = -1
+        self._before, self._after = place - 1, place + 1
+        self._before[:, 0] = self._after[:, -1] = -1
         self._none = np.zeros(place.shape, np.bool_)
 
     def __len__(self) -> int:
-        """Transitions held, at most ``capacity``."""
+        """Number of transitions, at most ``capacity``."""
         return min(self.added, self.capacity)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything kept, free room included; 0 before the first ``add``."""
+        """Bytes of all memory, free rows included; 0 before the first ``add``."""
         return self._content.nbytes if self._content else 0
 
     @property
     def bookkeeping_nbytes(self) -> int:
-        """Bytes of what is kept beyond the transitions' own data."""
+        """Bytes beyond the transitions' own data."""
         return self._content.bookkeeping_nbytes if self._content else 0
 
     @property
     def num_frames(self) -> int:
-        """Frames there is room for; near ``capacity`` as long as next observations are shared."""
+        """Number of allocated frames; near ``capacity`` while next observations are shared."""
         return len(self._content.pool) if self._content else 0
 
     @property
     def frames_used(self) -> int:
-        """Frames stored now."""
+        """Number of stored frames."""
         return self._content.pool.used if self._content else 0
 
     # -- adding -----------------------------------------------------------------------------------
@@ -122,55 +122,59 @@ class TransitionRing:
         truncated: Any = False,
         stream: Any = None,
     ) -> Tensor:
-        """Add one step of each stream. A transition is written once its n steps are complete.
+        """Add one step of each stream; a transition is written once its n steps are complete.
 
         Args:
-            observation: ``[E, ...]`` before the step.
+            observation: ``[E, ...]``, before the step.
             action: ``[E, ...]``.
             reward: ``[E]``, finite.
-            next_observation: ``[E, ...]`` after the step; at an episode's end the true final one.
-            terminated: ``[E]`` bool: the episode came to its end; nothing follows.
-            truncated: ``[E]`` bool: it was cut off; what would have followed still counts.
-            stream: ``[E]`` which streams these are, each at most once; by default all, in order.
+            next_observation: ``[E, ...]``, after the step; at the end of an episode the final one,
+                not that of the next episode.
+            terminated: ``[E]`` bool, whether the episode ended in a terminal state.
+            truncated: ``[E]`` bool, whether the episode was cut off; its value still counts.
+            stream: ``[E]`` distinct integers, the streams; None: all, in order.
 
         Returns:
-            Slots written, ``[K]`` int64 on ``device``, in the order of insertion: by stream, the
-            older first. K may be 0 while steps are incomplete, and above E when episodes end. (Of
-            more than ``capacity`` at once only the last are written.)
+            Written slots, ``[K]`` int64 on ``device``, in the order of insertion: by stream, the
+            oldest first. K is 0 while steps are incomplete, and may exceed E when episodes end. Of
+            more than ``capacity`` transitions at once, only the last are written.
 
         Raises:
-            ValueError: if a shape, type or nest is not that of the first ``add``, a reward is NaN
+            ValueError: if a shape, type or structure differs from the first step's, a reward is NaN
                 or infinite, or a stream does not exist. Nothing is changed then.
         """
-        which = self._everyone if stream is None else read_streams(stream, self.num_streams)
+        streams = self._all_streams if stream is None else read_streams(stream, self.num_streams)
         content = self._content
         layouts = (
             content.layouts if content else first_layouts(observation, action, self.frame_stack)
         )
         step = observation, action, reward, next_observation, terminated, truncated
-        given = read_steps(step, which, layouts, self.device)
+        steps = read_steps(step, streams, layouts, self.device)
         if content is None:
             content = self._content = RingStorage(self.size, layouts, self.device)
-        return self._record(content, given)
+        return self._record(content, steps)
 
     def end_episode(self, stream: Any = None) -> Tensor:
-        """Truncate the episodes of ``stream`` ``[E]`` (by default all) at what they showed last.
+        """Truncate the running episodes of some streams at their latest observation.
 
-        For when it is known only later that no step follows, such as an environment that was lost.
+        For a stream whose last step was not marked as truncated, such as a lost environment.
+
+        Args:
+            stream: ``[E]`` distinct integers, the streams; None: all.
 
         Returns:
-            Slots written, ``[K]`` int64: those of all steps that waited for more.
+            Written slots, ``[K]`` int64, of all steps whose transitions were incomplete.
 
         Raises:
             ValueError: if a stream does not exist.
         """
-        which = self._everyone if stream is None else read_streams(stream, self.num_streams)
+        streams = self._all_streams if stream is None else read_streams(stream, self.num_streams)
         content = self._content
         if content is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         closed = compiled.end(
-            which,
-            content.pool.accounts,
+            streams,
+            content.pool.references,
             content.slots,
             content.streams,
             self.added,
@@ -179,15 +183,15 @@ class TransitionRing:
         self._take_actions(content, closed)
         return self._written(content, closed)
 
-    def _record(self, content: RingStorage, given: StreamSteps) -> Tensor:
-        """Enter one checked step of each stream; returns the slots written."""
-        frames = given.stream.size * self.frame_stack
+    def _record(self, content: RingStorage, steps: StreamSteps) -> Tensor:
+        """Record one validated step of each stream; returns the written slots."""
+        frames = steps.stream.size * self.frame_stack
         content.pool.reserve(2 * frames)
-        observed = [as_bytes(leaf, frames) for leaf in given.observation]
-        arrived = [as_bytes(leaf, frames) for leaf in given.next_observation]
+        observed = [as_bytes(leaf, frames) for leaf in steps.observation]
+        arrived = [as_bytes(leaf, frames) for leaf in steps.next_observation]
         closed, seen, new = compiled.record(
-            self._compare(content, given, observed, arrived),
-            content.pool.accounts,
+            self._compare(content, steps, observed, arrived),
+            content.pool.references,
             content.slots,
             content.streams,
             self._powers,
@@ -196,53 +200,55 @@ class TransitionRing:
         )
         kept, (_, _, _, row, source) = content.pool.frames.bytes, content.output
         if seen:
-            store(kept, row[0, :seen], source[0, :seen], observed)
+            write_rows(kept, row[0, :seen], source[0, :seen], observed)
         if new:
-            store(kept, row[1, :new], source[1, :new], arrived)
-        self._keep_actions(content, given, closed)
+            write_rows(kept, row[1, :new], source[1, :new], arrived)
+        self._keep_actions(content, steps, closed)
         return self._written(content, closed)
 
     def _compare(
-        self, content: RingStorage, given: StreamSteps, observed: list[Bytes], arrived: list[Bytes]
+        self, content: RingStorage, steps: StreamSteps, observed: list[Bytes], arrived: list[Bytes]
     ) -> compiled.StepFrames:
-        """Find out which frames are already there."""
-        batch = given.stream.size
+        """Compare frames with those already stored."""
+        batch = steps.stream.size
         shape = (batch, self.frame_stack)
         latest = content.streams.latest
-        if given.stream is not self._everyone:
-            latest = latest[given.stream]
-        known = same(content.pool.frames.bytes, latest.ravel(), observed).reshape(shape)
+        if steps.stream is not self._all_streams:
+            latest = latest[steps.stream]
+        known = equal_rows(content.pool.frames.bytes, latest.ravel(), observed).reshape(shape)
         repeated = moved = self._none[:batch]
         if self.frame_stack > 1:
-            behind = self._behind[:batch].ravel()
-            moved = same(observed, behind, arrived).reshape(shape)
+            after = self._after[:batch].ravel()
+            moved = equal_rows(observed, after, arrived).reshape(shape)
             if not known.all():
                 before = self._before[:batch].ravel()
-                repeated = same(observed, before, observed).reshape(shape)
+                repeated = equal_rows(observed, before, observed).reshape(shape)
         return compiled.StepFrames(
-            given.stream, known, repeated, moved, given.reward, given.terminated, given.truncated
+            steps.stream, known, repeated, moved, steps.reward, steps.terminated, steps.truncated
         )
 
-    def _keep_actions(self, content: RingStorage, given: StreamSteps, closed: int) -> None:
-        """Actions wait with their windows; those of single steps need not."""
-        actions = [as_bytes(leaf, given.stream.size) for leaf in given.action]
-        rows = self._rows[: given.stream.size]
+    def _keep_actions(self, content: RingStorage, steps: StreamSteps, closed: int) -> None:
+        """Store actions with their windows, or in their slots if ``n_step`` is 1."""
+        actions = [as_bytes(leaf, steps.stream.size) for leaf in steps.action]
+        rows = self._rows[: steps.stream.size]
         if self.n_step == 1:
             kept = min(closed, self.capacity)
-            store(content.action.bytes, content.output.slot[:kept], rows[closed - kept :], actions)
+            write_rows(
+                content.action.bytes, content.output.slot[:kept], rows[closed - kept :], actions
+            )
         else:
-            opened = content.output.opened[: given.stream.size]
-            store(content.window_action.bytes, opened, rows, actions)
+            opened = content.output.opened[: steps.stream.size]
+            write_rows(content.window_action.bytes, opened, rows, actions)
             self._take_actions(content, closed)
 
     def _take_actions(self, content: RingStorage, closed: int) -> None:
-        """Give slots the actions of the windows they were made of."""
+        """Copy actions from closed windows to their slots."""
         kept = min(closed, self.capacity)
         slot, window = content.output.slot[:kept], content.output.window[:kept]
-        store(content.action.bytes, slot, window, content.window_action.bytes)
+        write_rows(content.action.bytes, slot, window, content.window_action.bytes)
 
     def _written(self, content: RingStorage, closed: int) -> Tensor:
-        """Count the transitions and serve the slots written."""
+        """Count the transitions and publish the written slots."""
         slot = torch.from_numpy(content.output.slot[: min(closed, self.capacity)].copy())
         self.added += closed
         return content.publish(slot)
@@ -250,24 +256,27 @@ class TransitionRing:
     # -- serving ----------------------------------------------------------------------------------
 
     def get(self, index: Tensor) -> dict[str, Any]:
-        r"""The transitions in slots ``index`` ``[B]``, copied.
+        r"""Copies of the transitions in some slots.
+
+        Args:
+            index: ``[B]`` integers, filled slots.
 
         Returns:
-            ``observation`` and ``next_observation`` ``[B, ...]``, nested as they came; ``action``
+            ``observation`` and ``next_observation`` ``[B, ...]``, nested as added; ``action``
             ``[B, ...]``; ``reward`` ``[B]`` float32; ``terminated`` ``[B]`` bool; ``discount``
             ``[B]`` float32: :math:`\gamma^k` after k steps.
 
         Raises:
-            ValueError: if a slot is out of range or empty, or nothing was ever added.
+            ValueError: if a slot is out of range or empty, or nothing was added yet.
         """
         content = self._content
         if content is None:
-            raise ValueError("nothing was added yet, so there is nothing to get: add transitions")
-        found = content.look_up(index, len(self), self._discounts)
-        if found is None:
+            raise ValueError("nothing was added yet: add transitions before get")
+        contents = content.look_up(index, len(self), self._discounts)
+        if contents is None:
             self._refuse_slots(index)
-        assert found is not None
-        pointer, reward, terminated, discount = found
+        assert contents is not None
+        pointer, reward, terminated, discount = contents
         batch = reward.shape[0]
         stack = () if self.frame_stack == 1 else (self.frame_stack,)
         before, after = [], []
@@ -286,9 +295,15 @@ class TransitionRing:
         }
 
     def serial(self, index: Tensor) -> Tensor:
-        """Which transitions are in slots ``index`` ``[B]``: int64, counted from 0 since the first.
+        """Serial numbers of the transitions in some slots.
 
-        A slot that was overwritten holds another serial number than before.
+        An overwritten slot has another serial number.
+
+        Args:
+            index: ``[B]`` integers, filled slots.
+
+        Returns:
+            ``[B]`` int64, counted from 0 since the first ``add``.
 
         Raises:
             ValueError: if a slot is out of range or empty.
@@ -296,7 +311,13 @@ class TransitionRing:
         return self.added - 1 - self.age(index)
 
     def age(self, index: Tensor) -> Tensor:
-        """How many transitions came after those in slots ``index`` ``[B]``: int64, 0: none.
+        """Numbers of transitions added after those in some slots.
+
+        Args:
+            index: ``[B]`` integers, filled slots.
+
+        Returns:
+            ``[B]`` int64; 0 for the newest.
 
         Raises:
             ValueError: if a slot is out of range or empty.
@@ -305,10 +326,10 @@ class TransitionRing:
         return (self.added - 1 - index.to(self.device, torch.int64)) % self.capacity
 
     def _refuse_slots(self, index: Tensor) -> None:
-        """Complain of ``index`` unless all of it are filled slots."""
+        """Raise a ValueError unless ``index`` holds filled slots only."""
         if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
             raise ValueError(
-                f"index is {list(index.shape)} of {index.dtype}; slots are integers: pass [B] int64"
+                f"index is {list(index.shape)} of {index.dtype}; slots must be [B] integers"
             )
         if index.device.type == "cpu" and all_within(index.numpy(), len(self)):
             return
@@ -316,7 +337,7 @@ class TransitionRing:
         if wrong.numel():
             raise ValueError(
                 f"slots {wrong[:_SHOWN].tolist()} hold no transition: {len(self)} of "
-                f"{self.capacity} are filled, so indices lie in [0, {len(self)})"
+                f"{self.capacity} are filled, so indices must lie in [0, {len(self)})"
             )
 
     # -- checkpoint -------------------------------------------------------------------------------
@@ -325,26 +346,26 @@ class TransitionRing:
         return {**self.size._asdict(), "gamma": self.gamma}
 
     def state_dict(self) -> dict[str, Any]:
-        """All transitions and open n-step spans: only what is used, copied, on the CPU."""
+        """Copies of all transitions and open n-step windows on the CPU, without free rows."""
         content = self._content.state_dict(len(self)) if self._content else None
         return {"kind": KIND, **self._identity(), "added": self.added, "content": content}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Refuse a state that ``load_state_dict`` cannot take over; changes nothing.
+        """Validate a state for ``load_state_dict``; changes nothing.
 
         Raises:
-            ValueError: naming what differs, or is damaged.
+            ValueError: naming the option that differs, or the damaged field.
         """
         if state.get("kind") != KIND:
             raise ValueError(
                 f"the state is of {state.get('kind')!r}, not of a {KIND}: "
-                f"pass what {KIND}.state_dict returned"
+                f"pass the result of {KIND}.state_dict"
             )
-        for name, own in self._identity().items():
-            if state.get(name) != own:
+        for name, value in self._identity().items():
+            if state.get(name) != value:
                 raise ValueError(
-                    f"the state has {name}={state.get(name)}, this ring {name}={own}: "
-                    "make it with the same value"
+                    f"the state has {name}={state.get(name)}, this ring {name}={value}: "
+                    "use the same value"
                 )
         added, content = state.get("added"), state.get("content")
         if not isinstance(added, int) or added < 0 or (content is None and added):
@@ -352,19 +373,18 @@ class TransitionRing:
         if content is None:
             return
         check_state(content, self.size, min(added, self.capacity))
-        theirs = layouts_of(content, self.frame_stack)
-        for mine, other in zip(
-            self._content.layouts if self._content else (), theirs, strict=False
-        ):
-            if not mine.fits(other):
+        state_layouts = layouts_of(content, self.frame_stack)
+        ring_layouts = self._content.layouts if self._content else ()
+        for layout, state_layout in zip(ring_layouts, state_layouts, strict=False):
+            if not layout.fits(state_layout):
                 raise ValueError(
-                    f"the state's {mine.name} is {[tuple(leaf) for leaf in other.leaves]}, this "
-                    f"ring's {[tuple(leaf) for leaf in mine.leaves]} (place, shape, type): "
-                    "it is of another environment"
+                    f"the state's {layout.name} is {[tuple(leaf) for leaf in state_layout.leaves]},"
+                    f" this ring's {[tuple(leaf) for leaf in layout.leaves]} (path, shape, type): "
+                    "use a state of the same environment"
                 )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the ring whose state this is would have gone on.
+        """Restore a saved ring, open n-step windows included.
 
         Raises:
             ValueError: as ``check_state``; nothing is changed then.
@@ -378,13 +398,13 @@ class TransitionRing:
             self._content.load_state_dict(state["content"], len(self))
 
     def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, in full or not at all."""
+        """Write ``state_dict`` to ``path``, atomically."""
         save_state(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Take over what ``save`` wrote.
+        """Restore a file of ``save``.
 
         Raises:
-            ValueError: if the file is damaged or not of a ring like this; nothing is changed then.
+            ValueError: if the file is damaged or of another ring; nothing is changed then.
         """
         self.load_state_dict(load_state(path))

@@ -1,4 +1,4 @@
-"""Everything a transition ring allocates once it has seen its first step, and its checkpoint."""
+"""Memory of a transition ring, allocated at its first step, and its checkpoint."""
 
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,7 +14,7 @@ from lit_adaptive.replay.transitions.validation import TransitionLayouts, first_
 
 
 class RingSize(NamedTuple):
-    """How many of everything; see ``TransitionRing``."""
+    """Sizes of a ring; see ``TransitionRing``."""
 
     capacity: int
     num_streams: int
@@ -25,13 +25,14 @@ class RingSize(NamedTuple):
 class RingStorage:
     """Frames, slots and open windows.
 
-    Slots and windows are arrays in main memory, where the bookkeeping runs. ``served`` holds the
-    slots as tensors on the device that transitions are served from: the same memory on the CPU.
+    Slots and windows are arrays in main memory, where the bookkeeping runs. ``served`` has the
+    slots as tensors on the ring's device; on the CPU they share memory with the arrays.
 
     Args:
-        size: how many of everything.
-        layouts: of observations (first axis of each leaf: the frame stack, if above 1), actions.
-        device: where frames and actions are kept, and slots served from.
+        size: sizes of the ring.
+        layouts: layouts of observations and actions; with ``frame_stack`` above 1, the first axis
+            of each observation leaf is the stack.
+        device: device of frames, actions and served slots.
     """
 
     def __init__(self, size: RingSize, layouts: TransitionLayouts, device: torch.device) -> None:
@@ -45,8 +46,8 @@ class RingStorage:
             LeafSpec(path, shape[stacked:], dtype)
             for path, shape, dtype in layouts.observation.leaves
         ]
-        # Beside a frame per slot: one per stream and open window, one per episode's end, and what
-        # one step may take before it gives back.
+        # One frame per slot, stream, open window and end of an episode, and what one step may
+        # take before it releases others.
         self.pool = FramePool(frame, capacity + capacity // 16 + streams * (n + 4 * k), device)
         self.slots = TransitionSlots(
             np.empty((capacity, 2, k), np.int32),
@@ -76,8 +77,8 @@ class RingStorage:
 
     @property
     def bookkeeping_nbytes(self) -> int:
-        """Bytes beyond what a transition is: pointers, counts of references, numbers of steps."""
-        kept = (self.slots.pointer, self.slots.steps, *self.pool.accounts, *self.streams)
+        """Bytes beyond the transitions' data: pointers, reference counts, numbers of steps."""
+        kept = (self.slots.pointer, self.slots.steps, *self.pool.references, *self.streams)
         return sum(array.nbytes for array in (*kept, *self.output))
 
     @property
@@ -88,20 +89,25 @@ class RingStorage:
         return self.bookkeeping_nbytes + outcomes + sum(part.nbytes for part in rows)
 
     def publish(self, slot: Tensor) -> Tensor:
-        """Serve slots ``[K]`` int64, given on the CPU, as they are now; returned on the device."""
+        """Copy slots ``[K]`` int64 on the CPU to ``served``; returns them on the device."""
         if self._shared:
             return slot
-        there = slot.to(self.device)
+        slot_on_device = slot.to(self.device)
         for array, served in zip(self.slots, self.served, strict=True):
             if len(array):
                 rows = torch.from_numpy(array[slot.numpy()]).to(self.device)
-                served.index_copy_(0, there, rows)
-        return there
+                served.index_copy_(0, slot_on_device, rows)
+        return slot_on_device
 
     def look_up(
         self, index: Tensor, length: int, discounts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """What slots ``index`` ``[B]`` hold; None if one is not a filled slot.
+        """Read slots ``index`` ``[B]``; None if one is not a filled slot.
+
+        Args:
+            index: ``[B]``, integers.
+            length: number of filled slots.
+            discounts: ``[n + 1]`` float32, powers of gamma.
 
         Returns:
             Rows ``[2 B k]`` of the frames of the observations, then of the next observations;
@@ -110,14 +116,14 @@ class RingStorage:
         if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
             return None
         if not self._shared:
-            return self._look_up_there(index.to(self.device, torch.int64), length, discounts)
+            return self._look_up_on_device(index.to(self.device, torch.int64), length, discounts)
         batch = index.shape[0]
         row = np.empty((2, batch, self.size.frame_stack), np.int64)
         reward, discount = np.empty((2, batch), np.float32)
         terminated = np.empty(batch, np.bool_)
-        at = index.to("cpu", torch.int64).contiguous().numpy()
+        slot = index.to("cpu", torch.int64).contiguous().numpy()
         outcome = row, reward, terminated, discount
-        if not look_up(at, length, self.slots, discounts.numpy(), *outcome):
+        if not look_up(slot, length, self.slots, discounts.numpy(), *outcome):
             return None
         return (
             torch.from_numpy(row.ravel()),
@@ -126,7 +132,7 @@ class RingStorage:
             torch.from_numpy(discount),
         )
 
-    def _look_up_there(
+    def _look_up_on_device(
         self, index: Tensor, length: int, discounts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         if bool(((index < 0) | (index >= length)).any()):
@@ -143,10 +149,10 @@ class RingStorage:
     # -- checkpoint -------------------------------------------------------------------------------
 
     def state_dict(self, length: int) -> dict[str, Any]:
-        """The first ``length`` slots and the open windows, copied.
+        """Copies of the first ``length`` slots and the open windows.
 
-        Frames come in the order of the slots that point to them; so equal content gives equal
-        states, wherever its frames happen to lie.
+        Frames are in the order of the slots that reference them, so rings with equal contents have
+        equal states.
         """
         order = np.arange(self.size.n_step)
         place = (self.streams.begin[:, None] + order) % self.size.n_step
@@ -184,7 +190,7 @@ class RingStorage:
         return self.layouts.action.unflatten([leaf.cpu() for leaf in leaves])
 
     def load_state_dict(self, state: dict[str, Any], length: int) -> None:
-        """Take over a state that ``check_state`` accepted."""
+        """Load a state that ``check_state`` accepted."""
         pointer, first, latest = (
             state[name].numpy() for name in ("pointer", "window_first", "latest")
         )
@@ -208,7 +214,7 @@ class RingStorage:
 
 
 def layouts_of(state: dict[str, Any], frame_stack: int) -> TransitionLayouts:
-    """Layouts of observations and actions in a state that ``RingStorage.state_dict`` returned."""
+    """Layouts of observations and actions in a state of ``RingStorage``."""
 
     def stacked(leaf: Tensor) -> Tensor:
         return leaf if frame_stack == 1 else leaf[:, None].expand(-1, frame_stack, *leaf.shape[1:])
@@ -217,10 +223,15 @@ def layouts_of(state: dict[str, Any], frame_stack: int) -> TransitionLayouts:
 
 
 def check_state(state: dict[str, Any], size: RingSize, length: int) -> None:
-    """Refuse what no ``RingStorage.state_dict`` of this size returns.
+    """Validate a state of ``RingStorage``.
+
+    Args:
+        state: the state.
+        size: sizes of the ring.
+        length: number of filled slots.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: naming the damaged field.
     """
     _, streams, n, k = size
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -234,8 +245,8 @@ def check_state(state: dict[str, Any], size: RingSize, length: int) -> None:
         "window_gain": ((streams, n), torch.float64),
     }
     for name, (shape, dtype) in expected.items():
-        found = state.get(name)
-        if not isinstance(found, Tensor) or found.shape != shape or found.dtype is not dtype:
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.shape != shape or value.dtype is not dtype:
             _damaged(f"{name} is not {list(shape)} of {dtype}")
     is_open: Tensor = state["open"]
     if not bool(((is_open >= 0) & (is_open < n)).all()):
@@ -247,17 +258,17 @@ def check_state(state: dict[str, Any], size: RingSize, length: int) -> None:
             _damaged(f"{name} is not {count} rows of tensors")
     frames = _rows(state.get("frames"))
     if len(frames) != 1 or -1 in frames:
-        _damaged("frames are not tensors of equally many rows")
+        _damaged("frames are not tensors with equal numbers of rows")
     _check_pointers(state, next(iter(frames)), n)
 
 
 def _rows(nested: Any) -> set[int]:
-    """How many rows the leaves have; -1 for what is no batch of tensors."""
-    found: set[int] = set()
+    """Numbers of rows of the leaves; -1 for a leaf that is not a batch of tensors."""
+    rows: set[int] = set()
     map_leaves(
-        lambda leaf: found.add(len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else -1), nested
+        lambda leaf: rows.add(len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else -1), nested
     )
-    return found
+    return rows
 
 
 def _check_pointers(state: dict[str, Any], frames: int, n: int) -> None:
@@ -266,13 +277,13 @@ def _check_pointers(state: dict[str, Any], frames: int, n: int) -> None:
     pointer = torch.cat([state["pointer"].flatten(), windows[is_open].flatten()])
     latest = state["latest"].flatten()
     known = latest[latest != -1]
-    everything = torch.cat([pointer, known]).long()
-    inside = bool(((everything >= 0) & (everything < frames)).all())
+    rows = torch.cat([pointer, known]).long()
+    inside = bool(((rows >= 0) & (rows < frames)).all())
     if not inside or bool((windows[~is_open] != -1).any()):
-        _damaged("it points to frames that are not there")
-    if not bool(torch.bincount(everything, minlength=frames).all()):
-        _damaged("it holds frames that nothing points to")
+        _damaged("it references frames that it does not hold")
+    if not bool(torch.bincount(rows, minlength=frames).all()):
+        _damaged("it holds frames without references")
 
 
-def _damaged(what: str) -> NoReturn:
-    raise ValueError(f"the state is damaged, or of another version: {what}. Nothing was changed")
+def _damaged(reason: str) -> NoReturn:
+    raise ValueError(f"the state is damaged, or of another version: {reason}. Nothing was changed")

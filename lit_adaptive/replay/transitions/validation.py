@@ -1,4 +1,4 @@
-"""One step of every stream, checked before anything is changed."""
+"""Validate one step of each stream before the ring is changed."""
 
 from typing import Any, NamedTuple
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from lit_adaptive.core.kernels.row_copy import Array, all_finite
 from lit_adaptive.replay.transitions.nested import NestedLayout
 
-_SHOWN = 8  # offenders that an error lists
+_SHOWN = 8  # greatest number of values listed in an error
 
 
 class TransitionLayouts(NamedTuple):
-    """What observations and actions look like."""
+    """Structure, shapes and types of observations and actions."""
 
     observation: NestedLayout
     action: NestedLayout
 
 
 class StreamSteps(NamedTuple):
-    """One step of B streams: leaves ``[B, ...]`` on the ring's device, the rest in main memory.
+    """One validated step of B streams: leaves on the ring's device, the rest in main memory.
 
     Attributes:
-        stream: ``[B]`` int64, each once.
-        observation: leaves.
-        next_observation: leaves.
-        action: leaves.
+        stream: ``[B]`` int64, distinct.
+        observation: leaves, each ``[B, ...]``.
+        next_observation: leaves, each ``[B, ...]``.
+        action: leaves, each ``[B, ...]``.
         reward: ``[B]`` float32, finite.
         terminated: ``[B]`` bool.
         truncated: ``[B]`` bool.
@@ -42,10 +42,15 @@ class StreamSteps(NamedTuple):
 
 
 def first_layouts(observation: Any, action: Any, frame_stack: int) -> TransitionLayouts:
-    """The layouts that the first step sets.
+    """Layouts of the first step, which all later steps must have.
+
+    Args:
+        observation: the first observation, ``[E, ...]``.
+        action: the first action, ``[E, ...]``.
+        frame_stack: number of frames in each observation's second axis, if above 1.
 
     Raises:
-        ValueError: if a leaf has no batch axis, or the observations are no stacks of frames.
+        ValueError: if a leaf has no batch axis, or an observation is not a stack of frames.
     """
     layouts = TransitionLayouts(
         NestedLayout(observation, "observation"),
@@ -64,53 +69,64 @@ def read_streams(stream: Any, num_streams: int) -> Array:
     """``stream`` as ``[E]`` int64.
 
     Raises:
-        ValueError: if a stream does not exist or comes twice.
+        ValueError: if a stream does not exist or is repeated.
     """
-    which = np.array(_on_host(stream))
-    if which.size == 0:
-        which = which.astype(np.int64)
-    good = which.ndim == 1 and which.dtype.kind in "iu" and len(np.unique(which)) == which.size
-    if not good or bool(((which < 0) | (which >= num_streams)).any()):
+    streams = np.array(_on_host(stream))
+    if streams.size == 0:
+        streams = streams.astype(np.int64)
+    valid = (
+        streams.ndim == 1 and streams.dtype.kind in "iu" and len(np.unique(streams)) == streams.size
+    )
+    if not valid or bool(((streams < 0) | (streams >= num_streams)).any()):
         raise ValueError(
-            f"stream is {which.tolist()}; pass [E] integers in [0, {num_streams}), each once: "
+            f"stream is {streams.tolist()}; pass [E] distinct integers in [0, {num_streams}): "
             "num_streams is the number of environments"
         )
-    return which.astype(np.int64)
+    return streams.astype(np.int64)
 
 
 def read_steps(
-    given: tuple[Any, Any, Any, Any, Any, Any],
-    which: Array,
+    step: tuple[Any, Any, Any, Any, Any, Any],
+    streams: Array,
     layouts: TransitionLayouts,
     device: torch.device,
 ) -> StreamSteps:
-    """Check and flatten what ``TransitionRing.add`` was given, in the order of its arguments.
+    """Validate and flatten the arguments of ``TransitionRing.add``.
+
+    Args:
+        step: observation, action, reward, next_observation, terminated, truncated.
+        streams: ``[B]`` int64.
+        layouts: layouts of the first step.
+        device: device of the ring.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: naming the invalid argument.
     """
-    observation, action, reward, next_observation, terminated, truncated = given
-    batch = which.size
-    observed = layouts.observation.flatten(observation, batch, "observation")
-    arrived = layouts.observation.flatten(next_observation, batch, "next_observation")
-    acted = layouts.action.flatten(action, batch, "action")
+    observation, action, reward, next_observation, terminated, truncated = step
+    batch = streams.size
+    observation_leaves = layouts.observation.flatten(observation, batch, "observation")
+    next_leaves = layouts.observation.flatten(next_observation, batch, "next_observation")
+    action_leaves = layouts.action.flatten(action, batch, "action")
     rewards = _per_stream(reward, batch, np.float32, "reward")
     if not all_finite(rewards):
         wrong = ~np.isfinite(rewards)
         raise ValueError(
-            f"the reward of streams {which[wrong][:_SHOWN].tolist()} is "
-            f"{rewards[wrong][:_SHOWN].tolist()}; rewards are finite: look into the environment"
+            f"the reward of streams {streams[wrong][:_SHOWN].tolist()} is "
+            f"{rewards[wrong][:_SHOWN].tolist()}; rewards must be finite: check the environment"
         )
-    ended = _per_stream(terminated, batch, np.bool_, "terminated")
+    terminations = _per_stream(terminated, batch, np.bool_, "terminated")
     if truncated is False:
-        cut: Array = np.zeros(batch, np.bool_)
+        truncations: Array = np.zeros(batch, np.bool_)
     else:
-        cut = _per_stream(truncated, batch, np.bool_, "truncated")
+        truncations = _per_stream(truncated, batch, np.bool_, "truncated")
     if device.type != "cpu":
-        observed, arrived, acted = (
-            [leaf.to(device) for leaf in leaves] for leaves in (observed, arrived, acted)
+        observation_leaves, next_leaves, action_leaves = (
+            [leaf.to(device) for leaf in leaves]
+            for leaves in (observation_leaves, next_leaves, action_leaves)
         )
-    return StreamSteps(which, observed, arrived, acted, rewards, ended, cut)
+    return StreamSteps(
+        streams, observation_leaves, next_leaves, action_leaves, rewards, terminations, truncations
+    )
 
 
 def _on_host(value: Any) -> Any:
@@ -124,6 +140,6 @@ def _per_stream(value: Any, batch: int, dtype: type[np.generic], name: str) -> A
     array: Array = np.array(_on_host(value), dtype=dtype)
     if array.shape != (batch,):
         raise ValueError(
-            f"{name} has shape {list(array.shape)}; expected [{batch}], one for each stream"
+            f"{name} has shape {list(array.shape)}; expected [{batch}], one per stream"
         )
     return array

@@ -186,7 +186,7 @@ def test_a_saved_buffer_draws_on_as_the_one_that_was_not(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": UniformSampler}, "sampler is a PrioritizedSampler, this replay's a Uniform"),
+        ({"sampler": UniformSampler}, "sampler is a PrioritizedSampler, this buffer's a Uniform"),
         ({"sampler": partial(PrioritizedSampler, alpha=0.5)}, "alpha"),
         ({"capacity": 31}, "capacity=30"),
         ({"n_step": 2}, "n_step=1"),

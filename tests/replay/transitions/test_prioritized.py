@@ -224,7 +224,7 @@ def test_adding_something_else(call: Any, message: str) -> None:
 
 def test_a_tuple_for_several_streams_must_say_which() -> None:
     buf = PrioritizedReplayBuffer(4, num_streams=2)
-    with pytest.raises(ValueError, match="one transition for 2 streams: say of which"):
+    with pytest.raises(ValueError, match="one transition for 2 streams: pass its stream"):
         buf.add((0, 0, 0.0, 0, False))
 
 

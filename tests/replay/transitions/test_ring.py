@@ -236,7 +236,7 @@ def test_no_frame_leaks_and_none_is_given_away(capacity: int, frame_stack: int) 
         sizes.append(ring.num_frames)
         if t % 10 == 0:
             pointers = _frames_pointed_to(ring)
-            references = ring._content.pool.accounts.references
+            references = ring._content.pool.references.counts
             assert [max(count, 0) for count in references.tolist()] == pointers
             assert ring.frames_used == np.count_nonzero(pointers)
     assert sizes[-1] == sizes[1500]

@@ -52,10 +52,10 @@ BAD = [
     ({"reward": np.array([-np.inf, 0])}, r"reward of streams \[0\] is \[-inf\]"),
     ({"terminated": True}, r"terminated has shape \[\]; expected \[2\]"),
     ({"truncated": [True]}, r"truncated has shape \[1\]; expected \[2\]"),
-    ({"stream": [0, 2]}, r"stream is \[0, 2\]; pass \[E\] integers in \[0, 2\)"),
+    ({"stream": [0, 2]}, r"stream is \[0, 2\]; pass \[E\] distinct integers in \[0, 2\)"),
     ({"stream": [-1, 0]}, r"stream is \[-1, 0\]"),
-    ({"stream": [1, 1]}, r"stream is \[1, 1\].*each once"),
-    ({"stream": [0.0, 1.0]}, r"stream is \[0.0, 1.0\]; pass \[E\] integers"),
+    ({"stream": [1, 1]}, r"stream is \[1, 1\].*distinct"),
+    ({"stream": [0.0, 1.0]}, r"stream is \[0.0, 1.0\]; pass \[E\] distinct integers"),
     ({"stream": [1]}, r"observation\['x'\] has shape \[2, 3\].*expected \[1, 3\]"),
 ]
 
