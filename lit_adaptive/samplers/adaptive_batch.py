@@ -15,7 +15,7 @@ from lit_adaptive.core.boosting import (
     loss_gains,
 )
 from lit_adaptive.core.corrections import inverse_probability_weights
-from lit_adaptive.samplers.base import check_indices, check_inserted
+from lit_adaptive.samplers.base import check_indices
 from lit_adaptive.samplers.tree import TreeSampler
 
 _GREATEST_WEIGHT = 1e30  # the sum of 1e9 such weights is far inside float64
@@ -118,22 +118,23 @@ class AdaptiveBatchSampler(TreeSampler):
         """
         index, loss = self._check_update(index, priority, name="losses")
         index, loss = index.to(self.device), loss.to(self.device)
-        check_inserted(index, self._inserted[index])
         distinct, mean = average_duplicates(index, loss)
-        velocity = self._velocity[distinct] if self.momentum else torch.zeros_like(mean)
+        velocity = self._velocity[distinct].double() if self.momentum else torch.zeros_like(mean)
         log_weight, velocity = boost_log_weights(
             self._log_weight[distinct].double(),
-            velocity.double(),
+            velocity,
             loss_gains(mean, baseline=self.baseline),
             learning_rate=self.learning_rate,
             momentum=self.momentum,
             decay=self.decay,
             bounds=self.bounds,
         )
-        self._log_weight[distinct] = log_weight.float()
+        rounded = log_weight.float()
+        # The tree first: it raises, unchanged, if an index is not inserted.
+        self._tree.update(distinct, _exp(rounded), member=self._inserted)
+        self._log_weight.index_copy_(0, distinct, rounded)
         if self.momentum:
-            self._velocity[distinct] = velocity.float()
-        self._tree.update(distinct, _exp(self._log_weight[distinct]))
+            self._velocity.index_copy_(0, distinct, velocity.float())
 
     def update_weights(self, indices: ArrayLike | Tensor, losses: ArrayLike | Tensor) -> None:
         """``update`` for a plain loop: takes tensors, NumPy arrays or lists."""

@@ -64,6 +64,8 @@ class UniformSampler(IndexSampler):
 
     def _move(self, index: Tensor, start: int) -> None:
         """Swap the distinct ``index`` ``[K]`` into the places ``start`` to ``start + K``."""
+        if not len(index):
+            return
         source = self._place[index]
         there = (source >= start) & (source < start + len(index))
         free = torch.ones(len(index), dtype=torch.bool)

@@ -168,3 +168,26 @@ def test_a_state_of_other_difficulties_is_an_error_and_changes_nothing() -> None
     with pytest.raises(ValueError, match=r"difficulties of index \[0, 1, 2"):
         other.load_state_dict(sampler.state_dict())
     assert other.probabilities().equal(before)
+
+
+def test_a_resumed_curriculum_keeps_its_progress() -> None:
+    sampler = CurriculumSampler(SIZE, UniformSampler, start=0.3, power=1, difficulty=DIFFICULTY)
+    sampler.advance(0.25)
+    resumed = CurriculumSampler(SIZE, UniformSampler, start=0.3, power=1, difficulty=DIFFICULTY)
+    resumed.load_state_dict(sampler.state_dict())
+    assert resumed.competence == sampler.competence
+    for s in (sampler, resumed):
+        s.remove(torch.tensor([0]))
+        s.insert(torch.tensor([0]))  # eligibility is decided anew
+    assert resumed.probabilities().equal(sampler.probabilities())
+
+
+def test_a_resumed_curriculum_keeps_its_losses() -> None:
+    sampler = CurriculumSampler(SIZE, UniformSampler, by="loss", start=0.5, power=1)
+    sampler.update(torch.arange(SIZE), LOSS)
+    resumed = CurriculumSampler(SIZE, UniformSampler, by="loss", start=0.5, power=1)
+    resumed.load_state_dict(sampler.state_dict())
+    for s in (sampler, resumed):
+        s.advance(0.0)
+    assert resumed.probabilities().equal(sampler.probabilities())
+    assert sampler.count < SIZE

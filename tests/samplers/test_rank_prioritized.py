@@ -74,3 +74,15 @@ def test_the_heap_stays_a_heap(steps: list[tuple[str, int, float]]) -> None:
 def test_resort_every_must_be_above_zero() -> None:
     with pytest.raises(ValueError, match="resort_every is 0"):
         RankPrioritizedSampler(3, resort_every=0)
+
+
+def test_a_resumed_sampler_sorts_after_the_same_update_as_the_uninterrupted_one() -> None:
+    sampler, resumed = (RankPrioritizedSampler(12, resort_every=6) for _ in range(2))
+    sampler.update(torch.arange(4), torch.tensor([0.5, 0.1, 0.4, 0.2]))
+    resumed.load_state_dict(sampler.state_dict())
+    for s in (sampler, resumed):
+        s.update(torch.tensor([5, 6]), torch.tensor([0.3, 0.6]))
+    priority = sampler.scores()
+    expected = sampling_probabilities(rank_priorities(priority), alpha=0.7)
+    torch.testing.assert_close(resumed.probabilities(), expected)
+    assert resumed.probabilities().equal(sampler.probabilities())
