@@ -1,45 +1,39 @@
-"""Graded demonstrations: what reward-weighting and weights of the loss make of sloppy answers.
+"""Graded demonstrations: filters, reward-weighted draws and loss weights against plain SFT.
 
     python benchmarks/graded.py [--seeds 5] [--jobs 2]
 
-A tiny Llama (0.5 M parameters, from scratch) adds numbers of up to two digits. Its demonstrations
-are correct (40 %), sloppy (35 %: off by one, or a digit wrong) or wrong (25 %), four to a question.
-First it clones all of them (the reference); then each method goes on from there for as many steps:
+A tiny Llama (0.5 M parameters, from scratch) adds numbers of up to two digits. Of its demonstrations
+40 % are correct, 35 % sloppy (off by one, or with a wrong digit) and 25 % wrong; there are 2,000
+questions with four demonstrations each. It first clones all of them (3,000 steps of 64: the
+reference); each method then trains for 200 more steps from there:
 
     all                 plain SFT on everything
-    filtered            plain SFT on what has reward 1
-    loose               plain SFT on reward >= 0.5: the filter lets sloppy answers pass
-    rwr                 draws by exp(r / 0.25)                      (Peters & Schaal, 2007)
-    sft(q)              draws in proportion to the reward           (Qin & Springenberg, 2025)
+    filtered            plain SFT on demonstrations with reward 1
+    loose               plain SFT on reward >= 0.5: lets sloppy answers through
+    rwr                 draws with probability ~ exp(reward / 0.25) (Peters & Schaal, 2007)
+    sft(q)              draws with probability ~ reward             (Qin & Springenberg, 2025)
     iw paper            policy_over_ref, per sequence, clamp [0, 16]
     iw paper, token     policy_over_ref, per token, clamp [0.2, 1.8]
     iw specification    ref_over_policy, per token, no clamp
-    dft                 each token by its probability               (Wu et al., 2025)
+    dft                 each token weighted by its probability      (Wu et al., 2025)
 
-the last four on the loose filter, and the paper's ratio and DFT also on everything. Measured: exact
-match on 500 questions that no demonstration asks, greedy and sampled at temperature 1; mean over
-seeds, paired difference to plain SFT on the same data with its 95 % t-interval, wall-clock of the
-second stage with reference scoring included.
+The last four on the loose filter; the paper's ratio and DFT also on everything and on ``filtered``.
+Measured: exact match on 500 questions without demonstrations, greedy and sampled at temperature 1:
+mean over seeds, and the paired difference from plain SFT on the same data with its 95 % t-interval.
+Wall-clock is that of the second stage, with reference scores included and evaluation left out.
 """
 
-import argparse
-import json
-import logging
-import math
 import os
+import tempfile
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import common
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from scipy import stats
+from lightning.pytorch import seed_everything
 
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
@@ -47,7 +41,6 @@ from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.samplers import RewardWeightedSampler, ShuffledSampler
 
-OUT = Path(__file__).parent / "results" / "graded.json"
 BATCH, CLONING, STEPS = 64, 3000, 200
 CLEAN = partial(RewardWeightedSampler, scheme="threshold", threshold=1.0)
 LOOSE = partial(RewardWeightedSampler, scheme="threshold", threshold=0.5)
@@ -57,7 +50,6 @@ PAPER = {"objective": "iw", "ratio": "policy_over_ref", "level": "sequence"}
 TOKEN = {"objective": "iw", "ratio": "policy_over_ref", "level": "token"}
 SPECIFICATION = {"objective": "iw", "ratio": "ref_over_policy", "level": "token"}
 DFT, NLL = {"objective": "dft"}, {"objective": "nll"}
-# name: sampler, objective, and the method it is compared with
 METHODS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "all": (ShuffledSampler, NLL, "all"),
     "filtered": (CLEAN, NLL, "all"),
@@ -74,14 +66,15 @@ METHODS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "filtered, iw specification": (CLEAN, SPECIFICATION, "filtered"),
     "filtered, dft": (CLEAN, DFT, "filtered"),
 }
+"""Sampler, objective and the method to compare with, by name."""
 
 
-def sums(split: str, seed: int, **more: Any) -> Arithmetic:
-    return Arithmetic(split, digits=2, operators="+", seed=seed, **more)  # type: ignore[arg-type]
+def sums(split: str, seed: int, **options: Any) -> Arithmetic:
+    return Arithmetic(split, digits=2, operators="+", seed=seed, **options)
 
 
-def data(seed: int, sampler: Any) -> DemonstrationsDataModule:
-    train = sums(
+def make_data(seed: int, sampler: Any) -> DemonstrationsDataModule:
+    demonstrations = sums(
         "train",
         seed,
         size=2000,
@@ -90,119 +83,115 @@ def data(seed: int, sampler: Any) -> DemonstrationsDataModule:
         wrong=0.25,
         demonstrations_per_prompt=4,
     )
+    weighted = sampler is not ShuffledSampler
     return DemonstrationsDataModule(
-        DemonstrationDataset(train),
+        DemonstrationDataset(demonstrations),
         sampler,
         val_dataset=DemonstrationDataset(sums("validation", 0, size=500), columns=["answer"]),
         batch_size=BATCH,
         eval_batch_size=500,
-        scores=None if sampler is ShuffledSampler else "reward",
-        beta=1.0 if sampler is ShuffledSampler else 0.0,
+        scores="reward" if weighted else None,
+        beta=0.0 if weighted else 1.0,
         seed=seed,
     )
 
 
-def trained(
-    seed: int, sampler: Any, objective: dict[str, Any], steps: int, rate: float, start: str | None
+def train(
+    seed: int,
+    sampler: Any,
+    objective: dict[str, Any],
+    *,
+    steps: int,
+    learning_rate: float,
+    weights: str | None,
 ) -> tuple[IWSFT, DemonstrationsDataModule]:
+    """Train a model, from the checkpoint ``weights`` or from scratch."""
     seed_everything(seed, verbose=False)
     module = IWSFT(
         ConfiguredLM("llama", hidden_size=128, layers=2, heads=4, max_positions=32),
         optimization=Optimization(
-            learning_rate=rate, betas=(0.9, 0.95), schedule="cosine", warmup=0.02
+            learning_rate=learning_rate, betas=(0.9, 0.95), schedule="cosine", warmup=0.02
         ),
-        weights=start,
+        weights=weights,
         max_new_tokens=5,
         **objective,
     )
-    datamodule = data(seed, sampler)
-    trainer = Trainer(
+    data = make_data(seed, sampler)
+    trainer = common.quiet_trainer(
         max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
         callbacks=[ReferenceLogProbs()] if objective["objective"] == "iw" else [],
     )
-    trainer.fit(module, datamodule)
-    return module, datamodule
+    trainer.fit(module, data)
+    return module, data
 
 
-def scores(module: IWSFT, datamodule: DemonstrationsDataModule) -> dict[str, float]:
-    """Exact match, greedy and sampled."""
-    (batch,) = datamodule.val_dataloader()
-    found = {}
+def exact_match(module: IWSFT, data: DemonstrationsDataModule) -> dict[str, float]:
+    """Fraction of right answers to the validation questions, greedy and sampled."""
+    (batch,) = data.val_dataloader()
+    scores = {}
     torch.manual_seed(0)
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        answers = module.generate(
+        completions = module.generate(
             batch["prompt_ids"], batch["prompt_mask"], SamplingParams(5, temperature=temperature)
         )
-        texts = module.detokenize(answers.tokens)
-        right = [a == b for a, b in zip(texts, batch["answer"], strict=True)]
-        found[name] = sum(right) / len(right)
-    return found
+        texts = module.detokenize(completions.tokens)
+        right = [text == answer for text, answer in zip(texts, batch["answer"], strict=True)]
+        scores[name] = sum(right) / len(right)
+    return scores
 
 
 def run(seed: int, folder: str) -> dict[str, Any]:
+    """Scores and seconds of each method for one seed."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    start = f"{folder}/start-{seed}.ckpt"
-    module, datamodule = trained(seed, ShuffledSampler, NLL, CLONING, 2e-3, None)
-    torch.save({"state_dict": module.state_dict()}, start)
-    found: dict[str, Any] = {"reference": scores(module, datamodule)}
+    common.silence()
+    reference = f"{folder}/reference-{seed}.ckpt"
+    module, data = train(
+        seed, ShuffledSampler, NLL, steps=CLONING, learning_rate=2e-3, weights=None
+    )
+    torch.save({"state_dict": module.state_dict()}, reference)
+    results: dict[str, Any] = {"reference": exact_match(module, data)}
     for name, (sampler, objective, _) in METHODS.items():
-        begun = time.perf_counter()
-        module, datamodule = trained(seed, sampler, objective, STEPS, 5e-4, start)
-        seconds = time.perf_counter() - begun
-        found[name] = scores(module, datamodule) | {"seconds": seconds}
-        print(seed, name, found[name], flush=True)
-    return found
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread
+        start = time.perf_counter()
+        module, data = train(
+            seed, sampler, objective, steps=STEPS, learning_rate=5e-4, weights=reference
+        )
+        seconds = time.perf_counter() - start
+        results[name] = exact_match(module, data) | {"seconds": seconds}
+        print(seed, name, results[name], flush=True)
+    return results
 
 
 def main() -> None:
-    import tempfile
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pool = ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"))
-        runs = list(pool.map(partial(run, folder=folder), range(args.seeds)))
-    table: dict[str, Any] = {
-        "reference": {k: interval([r["reference"][k] for r in runs]) for k in ("greedy", "sampled")}
-    }
-    for name, (_, _, against) in METHODS.items():
-        row: dict[str, Any] = {"against": against}
-        for key in ("greedy", "sampled"):
-            row[key] = interval([r[name][key] for r in runs])
-            row[f"{key}_difference"] = interval([r[name][key] - r[against][key] for r in runs])
-        row["seconds"] = interval([r[name]["seconds"] for r in runs])[0]
+        runs = common.run_seeds(partial(run, folder=folder), args.seeds, args.jobs)
+
+    def column(name: str, key: str) -> list[float]:
+        return [results[name][key] for results in runs]
+
+    decodings = ("greedy", "sampled")
+    reference = {key: common.t_interval(column("reference", key)) for key in decodings}
+    table: dict[str, Any] = {"reference": reference}
+    print("reference", *(f"{key} {reference[key].mean:.3f}" for key in decodings))
+    for name, (_, _, baseline) in METHODS.items():
+        row: dict[str, Any] = {"against": baseline}
+        line = f"{name:28s}"
+        for key in decodings:
+            row[key] = common.t_interval(column(name, key))
+            difference = common.paired_t_interval(column(name, key), column(baseline, key))
+            row[f"{key}_difference"] = difference
+            line += f"{key} {row[key].mean:.3f} ({difference:.3f})  "
+        row["seconds"] = common.t_interval(column(name, "seconds")).mean
         table[name] = row
-    print(f"{'reference':28s} greedy {table['reference']['greedy'][0]:.3f}", end=" ")
-    print(f"sampled {table['reference']['sampled'][0]:.3f}")
-    for name in METHODS:
-        row = table[name]
-        print(
-            f"{name:28s} greedy {row['greedy'][0]:.3f} ({row['greedy_difference'][0]:+.3f} ± "
-            f"{row['greedy_difference'][1]:.3f})  sampled {row['sampled'][0]:.3f} "
-            f"({row['sampled_difference'][0]:+.3f} ± {row['sampled_difference'][1]:.3f})  "
-            f"against {row['against']}, {row['seconds']:.1f} s"
-        )
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"seeds": args.seeds, "table": table, "runs": runs}, indent=1))
+        print(f"{line}difference from {baseline}, {row['seconds']:.1f} s")
+    results = {"seeds": args.seeds, "table": table, "runs": runs}
+    common.write_results(args.out, "graded.json", results)
 
 
 if __name__ == "__main__":
