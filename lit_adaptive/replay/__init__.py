@@ -1,6 +1,6 @@
-"""Where experience is kept: transitions in a ring of tensors, and who chooses among them."""
+"""Replay of experience: transitions of environments, and groups of rollouts of language models."""
 
-from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
+from lit_adaptive.replay.rollouts.buffer import RolloutBuffer, RolloutDraw
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.transitions.buffer import ReplayBuffer
 from lit_adaptive.replay.transitions.prioritized import PrioritizedReplayBuffer
@@ -10,6 +10,7 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "ReplayBuffer",
     "RolloutBuffer",
+    "RolloutDraw",
     "RolloutGroups",
     "TransitionRing",
 ]

@@ -1,4 +1,4 @@
-"""Steps that can be played again, and states compared bit for bit."""
+"""Reproducible steps, and bitwise comparison of states."""
 
 import copy
 from typing import Any
@@ -16,8 +16,8 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-class Play:
-    """Reproducible steps of three streams with nested stacks; may be deep-copied midway."""
+class StepSource:
+    """Reproducible steps of three streams with nested frame stacks; ``copy`` continues alike."""
 
     def __init__(self) -> None:
         self.random = torch.Generator().manual_seed(0)
@@ -26,7 +26,7 @@ class Play:
     def _frames(self, count: int) -> torch.Tensor:
         return torch.randint(5, (3, count, 2), generator=self.random, dtype=torch.uint8)
 
-    def into(self, ring: TransitionRing, steps: int) -> list[list[int]]:
+    def add_to(self, ring: TransitionRing, steps: int) -> list[list[int]]:
         written = []
         for _ in range(steps):
             then = torch.cat([self.now[:, 1:], self._frames(1)], 1)
@@ -38,25 +38,26 @@ class Play:
             self.now = torch.where(ended.any(0)[:, None, None], self._frames(2), then)
         return written
 
-    def copy(self) -> "Play":
-        other = copy.copy(self)
-        other.random = torch.Generator()
-        other.random.set_state(self.random.get_state())
-        return other
+    def copy(self) -> "StepSource":
+        source = copy.copy(self)
+        source.random = torch.Generator()
+        source.random.set_state(self.random.get_state())
+        return source
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, where
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
+def assert_same(actual: Any, expected: Any, path: str = "") -> None:
+    """Compare nested states bit for bit."""
+    assert type(actual) is type(expected), path
+    if isinstance(actual, torch.Tensor):
+        assert actual.dtype == expected.dtype, path
+        assert torch.equal(actual, expected), path
+    elif isinstance(actual, dict):
+        assert list(actual) == list(expected), path
+        for key in actual:
+            assert_same(actual[key], expected[key], f"{path}.{key}")
+    elif isinstance(actual, (list, tuple)):
+        assert len(actual) == len(expected), path
+        for i, (value, expected_value) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(value, expected_value, f"{path}[{i}]")
     else:
-        assert one == other, where
+        assert actual == expected, path

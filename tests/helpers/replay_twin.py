@@ -1,4 +1,4 @@
-"""A slow replay: a list, and an n-step loop in plain Python; the ring must hold what it holds."""
+"""A naive replay in plain Python: a dict of slots and an n-step loop."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -12,6 +12,8 @@ KEYS = ("observation", "action", "reward", "next_observation", "terminated", "di
 
 @dataclass
 class ReplayTwin:
+    """The contents that a ``TransitionRing`` must have."""
+
     capacity: int
     num_streams: int
     n_step: int
@@ -24,8 +26,8 @@ class ReplayTwin:
 
     def add(self, steps: dict[str, Tensor], stream: list[int]) -> list[int]:
         written = []
-        for row, one in enumerate(stream):
-            window = self.windows[one]
+        for row, number in enumerate(stream):
+            window = self.windows[number]
             window.append([steps["observation"][row], steps["action"][row], 0.0, 0])
             for entry in window:
                 entry[2] += self.gamma ** entry[3] * float(steps["reward"][row])

@@ -1,4 +1,4 @@
-"""The buffer: what is written can be drawn, and what was overwritten is not updated."""
+"""Written transitions can be drawn; updates of overwritten ones are ignored."""
 
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ def _fill(buffer: ReplayBuffer, count: int, start: int = 0) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_draws_only_what_was_written(sampler: type[IndexSampler]) -> None:
+def test_draws_only_written_slots(sampler: type[IndexSampler]) -> None:
     buffer = ReplayBuffer(50, sampler=sampler)
     _fill(buffer, 10)
     drawn = set()
@@ -38,7 +38,7 @@ def test_draws_only_what_was_written(sampler: type[IndexSampler]) -> None:
     assert drawn == set(range(10))
 
 
-def test_what_the_factory_filled_is_cleared() -> None:
+def test_a_filled_sampler_is_cleared() -> None:
     buffer = ReplayBuffer(50, sampler=partial(PrioritizedSampler, filled=True))
     assert buffer.sampler.count == 0
     _fill(buffer, 3)
@@ -60,12 +60,12 @@ def test_a_sampler_of_another_size_is_refused() -> None:
         ReplayBuffer(50, sampler=lambda size: UniformSampler(7))
 
 
-def test_capacity_is_checked() -> None:
+def test_a_capacity_of_0_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity is 0"):
         ReplayBuffer(0)
 
 
-def test_a_sampler_that_cannot_learn_refuses_priorities() -> None:
+def test_a_sampler_without_priorities_refuses_updates() -> None:
     buffer = ReplayBuffer(50)
     _fill(buffer, 3)
     with pytest.raises(ValueError, match="UniformSampler takes no priorities"):
@@ -73,7 +73,7 @@ def test_a_sampler_that_cannot_learn_refuses_priorities() -> None:
 
 
 @pytest.mark.parametrize("sampler", [PrioritizedSampler, RankPrioritizedSampler])
-def test_slots_overwritten_since_the_draw_keep_the_priority_of_the_new(
+def test_slots_overwritten_since_the_draw_keep_their_new_priority(
     sampler: type[IndexSampler],
 ) -> None:
     one, other = (ReplayBuffer(4, sampler=sampler) for _ in range(2))
@@ -87,7 +87,7 @@ def test_slots_overwritten_since_the_draw_keep_the_priority_of_the_new(
     other.update(torch.tensor([2, 3]), torch.tensor([0.5, 0.25]))
     assert one.sampler.probabilities().equal(other.sampler.probabilities())
     assert one.stale_updates == 3
-    # The same slots a whole lap later: same index, another serial.
+    # The same slots one lap later have other serial numbers.
     _fill(one, 4, start=6)
     one.update(torch.tensor([2]), torch.tensor([100.0]), serial=torch.tensor([2]))
     assert one.stale_updates == 4
@@ -127,7 +127,7 @@ def test_a_bad_priority_changes_nothing(
 
 
 @pytest.mark.parametrize("serial", [None, torch.tensor([0])])
-def test_slots_that_hold_nothing_cannot_be_updated(serial: torch.Tensor | None) -> None:
+def test_empty_slots_cannot_be_updated(serial: torch.Tensor | None) -> None:
     buffer = ReplayBuffer(4, sampler=PrioritizedSampler)
     _fill(buffer, 2)
     for wrong in (-1, 2, 4):
@@ -144,7 +144,7 @@ def test_mismatched_lengths_are_refused() -> None:
         buffer.update(torch.tensor([0, 1]), torch.ones(2), serial=torch.tensor([0]))
 
 
-def test_n_step_transitions_can_be_drawn_once_they_are_complete() -> None:
+def test_n_step_transitions_are_inserted_once_complete() -> None:
     buffer = ReplayBuffer(20, n_step=3, num_streams=2)
     now = torch.zeros(2, 1)
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_n_step_transitions_can_be_drawn_once_they_are_complete() -> None:
     assert buffer.sampler.count == len(buffer) == 6
 
 
-def _assert_goes_on_alike(one: ReplayBuffer, other: ReplayBuffer) -> None:
+def _assert_continues_alike(one: ReplayBuffer, other: ReplayBuffer) -> None:
     assert len(one) == len(other)
     for step in range(30):
         draws = one.draw(5), other.draw(5)
@@ -172,7 +172,7 @@ def _assert_goes_on_alike(one: ReplayBuffer, other: ReplayBuffer) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_saved_buffer_draws_on_as_the_one_that_was_not(
+def test_a_loaded_buffer_draws_what_the_saved_one_draws(
     sampler: type[IndexSampler], n_step: int, tmp_path: Path
 ) -> None:
     one, other = (ReplayBuffer(30, sampler=sampler, n_step=n_step) for _ in range(2))
@@ -180,7 +180,7 @@ def test_a_saved_buffer_draws_on_as_the_one_that_was_not(
     one.draw(7)
     one.save(tmp_path / "replay.pt")
     other.load(tmp_path / "replay.pt")
-    _assert_goes_on_alike(one, other)
+    _assert_continues_alike(one, other)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_buffer_changes_nothing(
     assert other.sampler.probabilities().equal(before[1])
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_a_state_of_another_class_is_refused() -> None:
     buffer = ReplayBuffer(4)
     with pytest.raises(ValueError, match="state is of 'TransitionRing', not of a ReplayBuffer"):
         buffer.load_state_dict(TransitionRing(4).state_dict())
@@ -228,7 +228,7 @@ def test_a_state_whose_sampler_is_damaged_changes_nothing() -> None:
     assert len(other) == other.sampler.count == 0
 
 
-def test_a_state_of_two_moments_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+def test_a_state_whose_parts_were_not_saved_together_changes_nothing(tmp_path: Path) -> None:
     one, more = ReplayBuffer(16), ReplayBuffer(16)
     for replay, steps in ((one, 10), (more, 16)):
         for _ in range(steps):
@@ -241,7 +241,7 @@ def test_a_state_of_two_moments_is_refused_and_nothing_changes(tmp_path: Path) -
         more.load_state_dict({k: v for k, v in mixed.items() if k != "sampler"})
 
 
-def test_a_file_cut_off_partway_is_called_damaged(tmp_path: Path) -> None:
+def test_a_truncated_file_is_called_damaged(tmp_path: Path) -> None:
     replay = ReplayBuffer(16)
     replay.add(torch.zeros(1, 2), [0], [1.0], torch.ones(1, 2), [False])
     path = tmp_path / "replay.pt"
@@ -249,5 +249,8 @@ def test_a_file_cut_off_partway_is_called_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="damaged"):
         replay.load(path)
+
+
+def test_a_missing_file_raises_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        replay.load(tmp_path / "nowhere.pt")
+        ReplayBuffer(16).load(tmp_path / "nowhere.pt")

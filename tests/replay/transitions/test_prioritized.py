@@ -1,4 +1,4 @@
-"""Prioritized replay by the calls of the specification."""
+"""Prioritized replay against the formulas of Schaul et al. (2016)."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def _filled(capacity: int = 100, count: int = 50, **arguments: Any) -> Prioritiz
     return buf
 
 
-def test_the_calls_of_the_specification_verbatim() -> None:
+def test_add_sample_and_update_as_documented() -> None:
     buf = PrioritizedReplayBuffer(capacity=1000, alpha=0.6, beta=0.4)
     for i in range(64):
         state, action, reward = np.random.default_rng(i).normal(size=4), i % 3, 0.5 * i
@@ -44,13 +44,13 @@ def test_priority_is_the_absolute_error_plus_epsilon_and_weights_undo_it() -> No
     buf = _filled(count=4, alpha=0.5, beta=0.75, epsilon=0.25, normalize="buffer")
     buf.update_priorities([0, 1, 2, 3], [-0.75, 3.75, 0.0, 8.75])
     p = torch.tensor([1.0, 4.0, 0.25, 9.0]).double()
-    chance = p.sqrt() / p.sqrt().sum()
-    weight = (4 * chance) ** -0.75
+    probability = p.sqrt() / p.sqrt().sum()
+    weight = (4 * probability) ** -0.75
     weight /= weight.max()
     seen = set()
     for _ in range(200):
         batch, weights, indices = buf.sample(4)
-        torch.testing.assert_close(batch["probability"], chance[indices])
+        torch.testing.assert_close(batch["probability"], probability[indices])
         torch.testing.assert_close(weights, weight[indices].float())
         assert batch["index"].equal(indices)
         seen |= set(indices.tolist())
@@ -92,15 +92,15 @@ def test_new_items_get_the_greatest_priority_so_far() -> None:
 @pytest.mark.parametrize(
     "convert", [list, np.array, torch.tensor, lambda x: torch.tensor(x, requires_grad=True)]
 )
-def test_td_errors_come_as_they_like(convert: Any) -> None:
+def test_td_errors_can_be_lists_arrays_or_tensors(convert: Any) -> None:
     one, other = _filled(), _filled()
     errors = [0.5, -2.0, 1e-3]
     one.update_priorities(torch.tensor([3, 1, 4]), torch.tensor(errors))
     other.update_priorities([3, 1, 4], convert(errors))
-    chances = one.replay.sampler.probabilities(), other.replay.sampler.probabilities()
-    torch.testing.assert_close(*chances)
+    probabilities = one.replay.sampler.probabilities(), other.replay.sampler.probabilities()
+    torch.testing.assert_close(*probabilities)
     other.update_priorities(np.array([3, 1, 4]), np.array(errors)[:, None])
-    torch.testing.assert_close(*chances)
+    torch.testing.assert_close(*probabilities)
 
 
 def test_td_errors_keep_double_precision() -> None:
@@ -123,7 +123,7 @@ def test_td_errors_keep_double_precision() -> None:
         ([0.5], [1.0], "float32"),
     ],
 )
-def test_bad_updates_change_nothing(indices: Any, td_errors: Any, message: str) -> None:
+def test_an_invalid_update_changes_nothing(indices: Any, td_errors: Any, message: str) -> None:
     buf = _filled()
     before = buf.state_dict()["replay"]["sampler"]
     with pytest.raises(ValueError, match=message):
@@ -133,7 +133,7 @@ def test_bad_updates_change_nothing(indices: Any, td_errors: Any, message: str) 
     assert after["max_priority"] == before["max_priority"]
 
 
-def test_updates_of_overwritten_slots_can_be_told_apart() -> None:
+def test_updates_of_overwritten_slots_are_ignored() -> None:
     buf = _filled(capacity=50)
     _, _, indices = buf.sample(8)
     serial = buf.serial(indices)
@@ -159,7 +159,7 @@ def test_updates_of_overwritten_slots_can_be_told_apart() -> None:
         ({"n_step": 0}, "n_step is 0"),
     ],
 )
-def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PrioritizedReplayBuffer(**({"capacity": 10} | arguments))
 
@@ -169,7 +169,7 @@ def test_a_batch_larger_than_the_content_is_refused() -> None:
         _filled(count=5).sample(batch_size=32)
 
 
-def test_the_batched_form_is_the_single_form_many_times() -> None:
+def test_adding_a_batch_equals_adding_its_streams_one_by_one() -> None:
     single, batched = (PrioritizedReplayBuffer(40, num_streams=3, n_step=2) for _ in range(2))
     for t in range(20):
         now = {"x": np.arange(3) + 10.0 * t}
@@ -189,10 +189,10 @@ def test_the_batched_form_is_the_single_form_many_times() -> None:
             single.add(step, truncated=bool(cut[e]), stream=e)
     assert batched.end_episode().equal(single.end_episode())
     index = torch.arange(len(single))
-    one, other = single.replay.get(index), batched.replay.get(index)
-    assert one["observation"]["x"].equal(other["observation"]["x"])
+    expected, batch = single.replay.get(index), batched.replay.get(index)
+    assert batch["observation"]["x"].equal(expected["observation"]["x"])
     for key in ("action", "reward", "terminated", "discount"):
-        assert one[key].equal(other[key])
+        assert batch[key].equal(expected[key])
 
 
 def test_states_may_be_plain_numbers() -> None:
@@ -215,20 +215,20 @@ def test_states_may_be_plain_numbers() -> None:
         (lambda buf: buf.add((0, 0, float("nan"), 0, False)), "reward of streams"),
     ],
 )
-def test_adding_something_else(call: Any, message: str) -> None:
+def test_an_invalid_transition_is_named(call: Any, message: str) -> None:
     buf = PrioritizedReplayBuffer(4)
     with pytest.raises(ValueError, match=message):
         call(buf)
     assert len(buf) == 0
 
 
-def test_a_tuple_for_several_streams_must_say_which() -> None:
+def test_a_tuple_for_several_streams_needs_its_stream() -> None:
     buf = PrioritizedReplayBuffer(4, num_streams=2)
     with pytest.raises(ValueError, match="one transition for 2 streams: pass its stream"):
         buf.add((0, 0, 0.0, 0, False))
 
 
-def test_saved_and_loaded_it_draws_and_weighs_on_alike(tmp_path: Path) -> None:
+def test_a_loaded_buffer_draws_and_weighs_as_the_saved_one(tmp_path: Path) -> None:
     one, other = _filled(seed=3, beta=0.2), PrioritizedReplayBuffer(100, beta=0.9)
     one.update_priorities(torch.arange(50), torch.rand(50))
     one.beta = 0.6
@@ -252,7 +252,7 @@ def test_saved_and_loaded_it_draws_and_weighs_on_alike(tmp_path: Path) -> None:
         ({"replay": None}, "it is damaged"),
     ],
 )
-def test_a_wrong_state_changes_nothing(state: dict[str, Any], message: str) -> None:
+def test_an_invalid_state_changes_nothing(state: dict[str, Any], message: str) -> None:
     one, other = _filled(), PrioritizedReplayBuffer(100)
     with pytest.raises(ValueError, match=message):
         other.load_state_dict(one.state_dict() | state)
@@ -264,8 +264,12 @@ def test_another_alpha_is_refused() -> None:
         PrioritizedReplayBuffer(100, alpha=0.5).load_state_dict(_filled(alpha=0.6).state_dict())
 
 
-def test_seeds_decide_the_draws() -> None:
+def test_the_seed_determines_the_draws() -> None:
     assert _filled(seed=1).sample(16)[2].equal(_filled(seed=1).sample(16)[2])
     assert not _filled(seed=1).sample(16)[2].equal(_filled(seed=2).sample(16)[2])
-    assert isinstance(_filled().replay.sampler, PrioritizedSampler)
-    assert _filled(alpha=0.3).alpha == 0.3
+
+
+def test_alpha_reaches_the_sampler() -> None:
+    sampler = _filled(alpha=0.3).replay.sampler
+    assert isinstance(sampler, PrioritizedSampler)
+    assert sampler.alpha == _filled(alpha=0.3).alpha == 0.3

@@ -1,4 +1,4 @@
-"""The ring against episodes worked out by hand."""
+"""The ring against episodes calculated by hand, and its memory."""
 
 import numpy as np
 import pytest
@@ -51,10 +51,10 @@ def test_the_episode_after_a_truncation_does_not_reach_back() -> None:
     ring = TransitionRing(8, n_step=3, gamma=0.5)
     _play(ring, [1, 1], terminated=False)
     _play(ring, [100, 100, 100], terminated=True, start=10)
-    found = _everything(ring)
-    assert found["reward"] == [1.5, 1, 175, 150, 100]
-    assert found["next_observation"] == [2, 2, 13, 13, 13]
-    assert found["terminated"] == [False, False, True, True, True]
+    contents = _everything(ring)
+    assert contents["reward"] == [1.5, 1, 175, 150, 100]
+    assert contents["next_observation"] == [2, 2, 13, 13, 13]
+    assert contents["terminated"] == [False, False, True, True, True]
 
 
 def test_terminated_wins_where_both_flags_are_set() -> None:
@@ -63,7 +63,7 @@ def test_terminated_wins_where_both_flags_are_set() -> None:
     assert _everything(ring)["terminated"] == [True]
 
 
-def test_end_episode_truncates_at_what_was_shown_last() -> None:
+def test_end_episode_truncates_at_the_latest_observation() -> None:
     ring = TransitionRing(8, n_step=3, gamma=0.5, num_streams=2)
     for t in range(2):
         now = torch.tensor([[t], [10 + t]])
@@ -72,12 +72,12 @@ def test_end_episode_truncates_at_what_was_shown_last() -> None:
     assert ring.end_episode([1]).tolist() == [0, 1]
     assert ring.end_episode().tolist() == [2, 3]
     assert ring.end_episode().tolist() == []
-    found = _everything(ring)
-    assert found["observation"] == [10, 11, 0, 1]
-    assert found["next_observation"] == [12, 12, 2, 2]
-    assert found["reward"] == [3, 2, 1.5, 1]
-    assert found["discount"] == [0.25, 0.5, 0.25, 0.5]
-    assert found["terminated"] == [False] * 4
+    contents = _everything(ring)
+    assert contents["observation"] == [10, 11, 0, 1]
+    assert contents["next_observation"] == [12, 12, 2, 2]
+    assert contents["reward"] == [3, 2, 1.5, 1]
+    assert contents["discount"] == [0.25, 0.5, 0.25, 0.5]
+    assert contents["terminated"] == [False] * 4
 
 
 def test_a_full_ring_holds_exactly_the_newest_capacity_unrelated_transitions() -> None:
@@ -86,9 +86,9 @@ def test_a_full_ring_holds_exactly_the_newest_capacity_unrelated_transitions() -
         assert ring.add([[i]], [i], [float(i)], [[100 + i]], [True]).tolist() == [i % 5]
         held = sorted(_everything(ring)["action"])
         assert held == list(range(max(0, i - 4), i + 1))
-    found = ring.get(torch.tensor([3, 2, 3]))
-    assert found["action"].tolist() == [8, 12, 8]
-    assert found["next_observation"].tolist() == [[108], [112], [108]]
+    contents = ring.get(torch.tensor([3, 2, 3]))
+    assert contents["action"].tolist() == [8, 12, 8]
+    assert contents["next_observation"].tolist() == [[108], [112], [108]]
 
 
 def test_serial_and_age_follow_a_slot_through_overwriting() -> None:
@@ -101,7 +101,7 @@ def test_serial_and_age_follow_a_slot_through_overwriting() -> None:
     assert ring.get(index)["action"].tolist() == [3, 4, 2]
 
 
-def test_what_get_returns_is_a_copy() -> None:
+def test_get_returns_a_copy() -> None:
     ring = TransitionRing(2)
     ring.add([[1.0]], [1], [1.0], [[2.0]], [True])
     index = torch.tensor([0])
@@ -117,7 +117,7 @@ def test_what_get_returns_is_a_copy() -> None:
     }
 
 
-def test_what_add_was_given_may_change_afterwards() -> None:
+def test_add_copies_its_arguments() -> None:
     ring = TransitionRing(4)
     now, then = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
     ring.add(now, np.zeros(1, np.int64), np.zeros(1), then, np.zeros(1, bool))
@@ -127,7 +127,7 @@ def test_what_add_was_given_may_change_afterwards() -> None:
     assert _everything(ring)["next_observation"] == [1, 1]
 
 
-def test_nests_and_types_come_back_as_they_went_in() -> None:
+def test_structure_and_types_are_kept() -> None:
     ring = TransitionRing(4, num_streams=2)
     camera = torch.randint(256, (2, 3, 2), dtype=torch.uint8)
     observation = {
@@ -140,16 +140,16 @@ def test_nests_and_types_come_back_as_they_went_in() -> None:
     ring.add(observation, action, [0, 0], reordered, [False, False])
     batch = ring.get(torch.tensor([1, 0]))
     for key in ("observation", "next_observation"):
-        found = batch[key]
-        assert list(found) == ["camera", "more", "half"]
-        assert found["camera"].dtype is torch.uint8
-        assert found["camera"].equal(camera.flip(0))
-        assert isinstance(found["more"], tuple)
-        assert found["more"][0].dtype is torch.float32  # float64 came in
-        assert found["more"][0].tolist() == [2.5, 1.5]
-        assert found["more"][1].tolist() == [[False], [True]]
-        assert found["half"].dtype is torch.bfloat16
-        assert found["half"].tolist() == [[-2.0], [1.0]]
+        contents = batch[key]
+        assert list(contents) == ["camera", "more", "half"]
+        assert contents["camera"].dtype is torch.uint8
+        assert contents["camera"].equal(camera.flip(0))
+        assert isinstance(contents["more"], tuple)
+        assert contents["more"][0].dtype is torch.float32  # float64 came in
+        assert contents["more"][0].tolist() == [2.5, 1.5]
+        assert contents["more"][1].tolist() == [[False], [True]]
+        assert contents["half"].dtype is torch.bfloat16
+        assert contents["half"].tolist() == [[-2.0], [1.0]]
     assert batch["action"]["move"].dtype is torch.int64
     assert batch["action"]["move"].tolist() == [4, 3]
     assert batch["action"]["push"].dtype is torch.float32
@@ -158,7 +158,7 @@ def test_nests_and_types_come_back_as_they_went_in() -> None:
     assert batch["discount"].dtype is torch.float32
 
 
-def test_frames_of_odd_memory_layout_are_stored_as_they_look() -> None:
+def test_strided_and_read_only_frames_are_stored_by_value() -> None:
     ring = TransitionRing(4, num_streams=2)
     frame = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     read_only = frame[:, ::-1]
@@ -186,7 +186,7 @@ def test_next_observations_cost_one_frame_per_episode() -> None:
         # Stream 0 is restarted, at a fresh observation, after each end.
         now[0] += 20_000 * (t // 100)
         ring.add(now, [0, 0], [0, 0], now + 1, ended)
-    # 800 observations, what each stream shows now, and the ends of the three episodes before.
+    # 800 observations, the latest of each stream, and the ends of three earlier episodes.
     assert len(ring) == 800
     assert ring.frames_used == 800 + 2 + 3
 
@@ -204,7 +204,7 @@ def test_unequal_bits_are_never_shared() -> None:
 
 
 def _frames_pointed_to(ring: TransitionRing) -> list[int]:
-    """Pointers to each frame in use, counted anew from slots, open windows and streams."""
+    """References to each frame, counted from slots, open windows and streams."""
     content = ring._content
     streams = content.streams
     rows = [content.slots.pointer[: len(ring)].ravel(), streams.latest.ravel()]
@@ -217,7 +217,7 @@ def _frames_pointed_to(ring: TransitionRing) -> list[int]:
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
 @pytest.mark.parametrize("capacity", [5, 64])
-def test_no_frame_leaks_and_none_is_given_away(capacity: int, frame_stack: int) -> None:
+def test_reference_counts_match_the_references(capacity: int, frame_stack: int) -> None:
     ring = TransitionRing(capacity, num_streams=4, n_step=3, frame_stack=frame_stack)
     generator = torch.Generator().manual_seed(0)
 
@@ -256,9 +256,9 @@ def test_bookkeeping_beside_the_sum_tree_stays_below_24_bytes_a_slot() -> None:
 
 
 def _stacked_episodes(steps: int, k: int) -> list:
-    """Steps of one stream with stacks of k frames, as a frame-stacking wrapper makes them."""
+    """Steps of one stream with stacks of k frames, as from a frame-stacking wrapper."""
     generator = torch.Generator().manual_seed(k)
-    made, stack = [], None
+    steps_of_stream, stack = [], None
     for t in range(steps):
         if stack is None:
             first = torch.randint(256, (1, 6, 6), dtype=torch.uint8, generator=generator)
@@ -266,9 +266,11 @@ def _stacked_episodes(steps: int, k: int) -> list:
         frame = torch.randint(256, (1, 6, 6), dtype=torch.uint8, generator=generator)
         then = torch.cat([stack[1:], frame])
         ended = t % 17 == 16
-        made.append((stack, t, float(t), then, ended and t % 2 == 0, ended and t % 2 == 1))
+        steps_of_stream.append(
+            (stack, t, float(t), then, ended and t % 2 == 0, ended and t % 2 == 1)
+        )
         stack = None if ended else then
-    return made
+    return steps_of_stream
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -282,10 +284,10 @@ def test_stacks_that_share_frames_equal_stacks_that_do_not(n_step: int) -> None:
         assert shared.add(*batched).equal(plain.add(*batched))
         if t % 10 == 0 and len(plain):
             held = index[: len(plain)]
-            one, other = shared.get(held), plain.get(held)
-            assert one.keys() == other.keys()
-            for key in one:
-                assert one[key].equal(other[key]), key
+            batch, expected = shared.get(held), plain.get(held)
+            assert batch.keys() == expected.keys()
+            for key in batch:
+                assert batch[key].equal(expected[key]), key
     # One frame a slot; episodes of 17 begin with one more and end with one more, and a slot needs
     # k - 1 frames before its own. Unshared it were 4 a slot.
     episodes = 100 // 17 + 2

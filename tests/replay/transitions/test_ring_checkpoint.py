@@ -1,4 +1,4 @@
-"""A ring that is saved and loaded goes on as if it had never stopped."""
+"""A saved and loaded ring continues as an uninterrupted one."""
 
 import copy
 from collections.abc import Callable
@@ -7,45 +7,45 @@ from typing import Any
 
 import pytest
 import torch
-from replay_play import ARGUMENTS, Play, assert_same
+from replay_play import ARGUMENTS, StepSource, assert_same
 
 from lit_adaptive.replay import TransitionRing
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 5, 60])
-def test_a_loaded_ring_goes_on_bit_for_bit(before: int, tmp_path: Path) -> None:
-    whole, play = TransitionRing(**ARGUMENTS), Play()
-    play.into(whole, before)
-    whole.save(tmp_path / "ring.pt")
+def test_a_loaded_ring_continues_bit_for_bit(before: int, tmp_path: Path) -> None:
+    uninterrupted, source = TransitionRing(**ARGUMENTS), StepSource()
+    source.add_to(uninterrupted, before)
+    uninterrupted.save(tmp_path / "ring.pt")
     resumed = TransitionRing(**ARGUMENTS)
     resumed.load(tmp_path / "ring.pt")
-    assert_same(resumed.state_dict(), whole.state_dict())
-    again = play.copy()
-    assert play.into(whole, 45) == again.into(resumed, 45)
-    # Equal states, although frames lie in other rows by now.
-    assert_same(resumed.state_dict(), whole.state_dict())
-    index = torch.arange(len(whole))
-    assert_same(resumed.get(index), whole.get(index))
-    assert resumed.frames_used == whole.frames_used
+    assert_same(resumed.state_dict(), uninterrupted.state_dict())
+    copy_of_source = source.copy()
+    assert source.add_to(uninterrupted, 45) == copy_of_source.add_to(resumed, 45)
+    # The states are equal, although frames are in different rows.
+    assert_same(resumed.state_dict(), uninterrupted.state_dict())
+    index = torch.arange(len(uninterrupted))
+    assert_same(resumed.get(index), uninterrupted.get(index))
+    assert resumed.frames_used == uninterrupted.frames_used
 
 
-def test_loading_replaces_what_was_there() -> None:
-    one, other, play = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), Play()
-    play.into(one, 30)
-    play.into(other, 50)
+def test_loading_replaces_the_contents() -> None:
+    one, other, source = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), StepSource()
+    source.add_to(one, 30)
+    source.add_to(other, 50)
     other.load_state_dict(one.state_dict())
     assert_same(other.state_dict(), one.state_dict())
     other.load_state_dict(TransitionRing(**ARGUMENTS).state_dict())
     assert len(other) == 0
-    play.into(other, 5)
+    source.add_to(other, 5)
 
 
-def test_a_state_is_a_copy_and_holds_only_what_is_used() -> None:
-    ring, play = TransitionRing(**(ARGUMENTS | {"capacity": 5000})), Play()
-    play.into(ring, 20)
+def test_a_state_is_a_copy_without_free_rows() -> None:
+    ring, source = TransitionRing(**(ARGUMENTS | {"capacity": 5000})), StepSource()
+    source.add_to(ring, 20)
     state = ring.state_dict()
     before = copy.deepcopy(state)
-    play.into(ring, 20)
+    source.add_to(ring, 20)
     assert_same(state, before)
     content = state["content"]
     length = min(state["added"], 5000)
@@ -53,7 +53,7 @@ def test_a_state_is_a_copy_and_holds_only_what_is_used() -> None:
     assert len(content["frames"]["x"]) < 2 * length + 30
     loaded = TransitionRing(**(ARGUMENTS | {"capacity": 5000}))
     loaded.load_state_dict(state)
-    play.into(loaded, 20)
+    source.add_to(loaded, 20)
     assert_same(state, before)
 
 
@@ -67,14 +67,14 @@ def test_a_state_is_a_copy_and_holds_only_what_is_used() -> None:
         ({"frame_stack": 1}, "state has frame_stack=2, this ring frame_stack=1"),
     ],
 )
-def test_a_state_of_another_ring_is_refused(change: dict[str, Any], message: str) -> None:
+def test_a_state_with_other_options_is_refused(change: dict[str, Any], message: str) -> None:
     ring = TransitionRing(**ARGUMENTS)
-    Play().into(ring, 10)
+    StepSource().add_to(ring, 10)
     with pytest.raises(ValueError, match=message):
         TransitionRing(**(ARGUMENTS | change)).load_state_dict(ring.state_dict())
 
 
-def test_a_state_of_another_environment_is_refused() -> None:
+def test_a_state_with_other_observations_is_refused() -> None:
     ring, other = TransitionRing(4), TransitionRing(4)
     ring.add([[1.0]], [0], [0.0], [[2.0]], [True])
     other.add([[1.0, 2.0]], [0], [0.0], [[2.0, 3.0]], [True])
@@ -120,12 +120,12 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("change", "value", "message"), DAMAGE)
-def test_a_damaged_state_is_refused_whole(
+def test_a_damaged_state_changes_nothing(
     change: Callable[..., None], value: Any, message: str
 ) -> None:
-    ring, target, play = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), Play()
-    play.into(ring, 30)
-    play.into(target, 9)
+    ring, target, source = TransitionRing(**ARGUMENTS), TransitionRing(**ARGUMENTS), StepSource()
+    source.add_to(ring, 30)
+    source.add_to(target, 9)
     before = target.state_dict()
     state = ring.state_dict()
     assert int(state["content"]["open"].min()) < 2  # so that flipping windows is damage
@@ -135,24 +135,24 @@ def test_a_damaged_state_is_refused_whole(
     assert_same(target.state_dict(), before)
 
 
-class Innocent:
-    """Not a tensor or primitive, so not to be unpickled."""
+class NotAPrimitive:
+    """Must not be unpickled."""
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "noise", "cut", "object", "list"])
-def test_a_file_that_is_no_replay_is_refused(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_changes_nothing(damage: str, tmp_path: Path) -> None:
     ring, path = TransitionRing(4), tmp_path / "ring.pt"
     ring.add([[1.0]], [0], [0.0], [[2.0]], [True])
     before = ring.state_dict()
     ring.save(path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (999,), generator=generator, dtype=torch.uint8)
     if damage in ("object", "list"):
-        torch.save({"kind": Innocent()} if damage == "object" else [1, 2], path)
+        torch.save({"kind": NotAPrimitive()} if damage == "object" else [1, 2], path)
     else:
-        content = {"empty": b"", "text": b"hello there", "noise": bytes(noise.tolist())}
-        path.write_bytes(content.get(damage, whole[: len(whole) // 2]))
+        damaged = {"empty": b"", "text": b"hello there", "noise": bytes(noise.tolist())}
+        path.write_bytes(damaged.get(damage, content[: len(content) // 2]))
     with pytest.raises(ValueError, match=r"ring\.pt (is damaged|holds a list)"):
         ring.load(path)
     assert_same(ring.state_dict(), before)
@@ -163,7 +163,7 @@ def test_a_missing_file_raises_file_not_found_error(tmp_path: Path) -> None:
         TransitionRing(4).load(tmp_path / "nowhere.pt")
 
 
-def test_saving_replaces_a_file_only_once_all_is_written(
+def test_an_error_while_saving_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring, path = TransitionRing(4), tmp_path / "ring.pt"

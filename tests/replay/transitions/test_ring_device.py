@@ -1,9 +1,9 @@
-"""A ring whose memory the compiled loops cannot reach holds what one in main memory holds."""
+"""A ring on another device has the same contents as one in main memory."""
 
 import numpy as np
 import pytest
 import torch
-from replay_play import ARGUMENTS, Play, assert_same
+from replay_play import ARGUMENTS, StepSource, assert_same
 
 from lit_adaptive.replay import PrioritizedReplayBuffer, TransitionRing
 from lit_adaptive.replay.transitions import frames, storage
@@ -22,10 +22,10 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def _on(device: str, monkeypatch: pytest.MonkeyPatch, **change: int) -> TransitionRing:
-    """A ring on ``device`` by torch operations alone."""
+    """A ring on ``device`` that uses torch operations only."""
     ring = TransitionRing(**(ARGUMENTS | change), device=device)
     if device == "cpu":
-        # Only while it adds: the other ring of a test is on the compiled path.
+        # Patched during its own calls only: the other ring of a test uses the compiled loops.
         add, load = ring.add, ring.load_state_dict
 
         def apart(method):
@@ -57,9 +57,9 @@ def test_the_same_steps_give_the_same_ring(
     change: dict[str, int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here = _on(device, monkeypatch, **change), TransitionRing(**(ARGUMENTS | change))
-    one, other = Play(), Play()
+    first, second = StepSource(), StepSource()
     for _ in range(6):
-        assert one.into(there, 9) == other.into(here, 9)
+        assert first.add_to(there, 9) == second.add_to(here, 9)
         assert there.end_episode([1]).tolist() == here.end_episode([1]).tolist()
         _assert_equal(there, here)
         assert_same(there.state_dict(), here.state_dict())
@@ -70,18 +70,18 @@ def test_the_same_steps_give_the_same_ring(
 
 
 def test_a_checkpoint_moves_between_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, here, play = _on(device, monkeypatch), TransitionRing(**ARGUMENTS), Play()
-    play.into(here, 30)
+    there, here, source = _on(device, monkeypatch), TransitionRing(**ARGUMENTS), StepSource()
+    source.add_to(here, 30)
     there.load_state_dict(here.state_dict())
     assert_same(there.state_dict(), here.state_dict())
-    again = play.copy()
-    assert play.into(there, 20) == again.into(here, 20)
+    copy_of_source = source.copy()
+    assert source.add_to(there, 20) == copy_of_source.add_to(here, 20)
     _assert_equal(there, here)
 
 
-def test_slots_that_hold_nothing_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_slots_are_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = _on(device, monkeypatch)
-    Play().into(ring, 4)
+    StepSource().add_to(ring, 4)
     for method in (ring.get, ring.serial):
         with pytest.raises(ValueError, match=r"slots \[-1, 19\] hold no transition"):
             method(torch.tensor([0, -1, 19], device=device))

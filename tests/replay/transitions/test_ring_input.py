@@ -1,4 +1,4 @@
-"""Bad input to the ring: each error names value, rule and remedy, and nothing changes."""
+"""Invalid input to the ring: errors name the value, and nothing changes."""
 
 import copy
 from typing import Any
@@ -23,7 +23,7 @@ from lit_adaptive.replay import TransitionRing
         ({"capacity": 4, "gamma": float("nan")}, "gamma is nan"),
     ],
 )
-def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransitionRing(**arguments)
 
@@ -64,17 +64,17 @@ def _state(ring: TransitionRing) -> dict[str, Any]:
     return copy.deepcopy(ring.state_dict())
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return one.equal(other) if isinstance(one, torch.Tensor) else one == other
+def _same(actual: Any, expected: Any) -> bool:
+    if isinstance(actual, dict):
+        return actual.keys() == expected.keys() and all(
+            _same(actual[key], expected[key]) for key in actual
+        )
+    return actual.equal(expected) if isinstance(actual, torch.Tensor) else actual == expected
 
 
 @pytest.mark.parametrize(("wrong", "message"), BAD)
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_step_that_does_not_fit_is_refused_whole(
-    wrong: dict[str, Any], message: str, n_step: int
-) -> None:
+def test_an_invalid_step_changes_nothing(wrong: dict[str, Any], message: str, n_step: int) -> None:
     ring = TransitionRing(8, num_streams=2, n_step=n_step)
     ring.add(**GOOD)
     before = _state(ring)
@@ -83,12 +83,12 @@ def test_a_step_that_does_not_fit_is_refused_whole(
     assert _same(_state(ring), before)
 
 
-def test_a_first_step_that_is_refused_does_not_fix_the_shapes() -> None:
+def test_a_refused_first_step_does_not_set_the_shapes() -> None:
     ring = TransitionRing(8, num_streams=2)
     with pytest.raises(ValueError, match="reward of streams"):
         ring.add(**(GOOD | {"reward": [0.0, float("nan")]}))
-    other = {"observation": torch.zeros(2, 5), "next_observation": torch.zeros(2, 5)}
-    ring.add(**(GOOD | other))
+    wider = {"observation": torch.zeros(2, 5), "next_observation": torch.zeros(2, 5)}
+    ring.add(**(GOOD | wider))
     assert ring.get(torch.tensor([0]))["observation"].shape == (1, 5)
 
 
@@ -103,7 +103,7 @@ def test_a_first_step_that_is_refused_does_not_fix_the_shapes() -> None:
         (torch.zeros(2, 3), r"observation has shape \[2, 3\].*expected \[1, 3\]"),
     ],
 )
-def test_a_first_observation_that_is_none(observation: Any, message: str) -> None:
+def test_an_invalid_first_observation_is_named(observation: Any, message: str) -> None:
     ring = TransitionRing(8)
     with pytest.raises(ValueError, match=message):
         ring.add(observation, [0], [0.0], observation, [False])
@@ -111,7 +111,7 @@ def test_a_first_observation_that_is_none(observation: Any, message: str) -> Non
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (1,)])
-def test_observations_that_are_no_stacks(shape: tuple[int, ...]) -> None:
+def test_an_observation_that_is_not_a_frame_stack_is_named(shape: tuple[int, ...]) -> None:
     ring = TransitionRing(8, frame_stack=4)
     with pytest.raises(ValueError, match=r"observation has shape .* stacks 4 frames"):
         ring.add(torch.zeros(shape), [0], [0.0], torch.zeros(shape), [False])
@@ -129,7 +129,7 @@ def test_observations_that_are_no_stacks(shape: tuple[int, ...]) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["get", "serial", "age"])
-def test_slots_that_hold_nothing(method: str, index: list[Any], message: str) -> None:
+def test_empty_slots_cannot_be_read(method: str, index: list[Any], message: str) -> None:
     ring = TransitionRing(5)
     for i in range(2):
         ring.add([[i]], [i], [0.0], [[i]], [True])
@@ -137,11 +137,15 @@ def test_slots_that_hold_nothing(method: str, index: list[Any], message: str) ->
         getattr(ring, method)(torch.tensor(index))
 
 
-def test_getting_from_an_empty_ring() -> None:
+def test_an_empty_ring_cannot_be_read() -> None:
     ring = TransitionRing(5)
     with pytest.raises(ValueError, match="nothing was added yet"):
         ring.get(torch.tensor([0]))
     with pytest.raises(ValueError, match="0 of 5 are filled"):
         ring.serial(torch.tensor([0]))
+
+
+def test_an_empty_ring_has_no_episodes_and_no_memory() -> None:
+    ring = TransitionRing(5)
     assert ring.end_episode().tolist() == []
     assert ring.nbytes == ring.num_frames == ring.frames_used == 0

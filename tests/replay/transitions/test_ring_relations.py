@@ -1,4 +1,4 @@
-"""Rings that are fed the same steps in different forms must hold the same."""
+"""Rings that receive the same steps in different forms have the same contents."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def _nest(leaves: list[Tensor]) -> dict[str, Any]:
     seed=st.integers(0, 2**31),
     steps=st.integers(1, 40),
 )
-def test_a_nested_observation_is_its_leaves(
+def test_a_nested_observation_is_stored_as_its_leaves_are(
     capacity: int, streams: int, n_step: int, stack: int, seed: int, steps: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -75,11 +75,10 @@ def test_a_nested_observation_is_its_leaves(
     index = torch.arange(len(nested))
     batch, apart = nested.get(index), [one.get(index) for one in flat]
     for key in ("observation", "next_observation"):
-        found = batch[key]
-        for leaf, one in zip(
-            (found["a"], found["more"][0], found["more"][1]["b"]), apart, strict=True
-        ):
-            _assert_bits(leaf, one[key])
+        nest = batch[key]
+        leaves = (nest["a"], nest["more"][0], nest["more"][1]["b"])
+        for leaf, flat_batch in zip(leaves, apart, strict=True):
+            _assert_bits(leaf, flat_batch[key])
     for key in ("action", "reward", "terminated", "discount"):
         assert all(batch[key].equal(one[key]) for one in apart)
 
@@ -89,19 +88,19 @@ def test_a_nested_observation_is_its_leaves(
 def test_ending_an_episode_later_is_truncating_its_last_step(
     n_step: int, lengths: list[int]
 ) -> None:
-    told, cut = (TransitionRing(16, n_step=n_step, gamma=0.7) for _ in range(2))
+    truncated, ended_later = (TransitionRing(16, n_step=n_step, gamma=0.7) for _ in range(2))
     time = 0
     for length in lengths:
         for step in range(length):
             last = step == length - 1
-            told.add([[time]], [time], [time], [[time + 1]], [False], [last])
-            cut.add([[time]], [time], [time], [[time + 1]], [False])
+            truncated.add([[time]], [time], [time], [[time + 1]], [False], [last])
+            ended_later.add([[time]], [time], [time], [[time + 1]], [False])
             time += 1
         time += 10
-        cut.end_episode()
-        index = torch.arange(len(told))
-        one, other = told.get(index), cut.get(index)
-        assert all(one[key].equal(other[key]) for key in one)
+        ended_later.end_episode()
+        index = torch.arange(len(truncated))
+        actual, expected = ended_later.get(index), truncated.get(index)
+        assert all(actual[key].equal(expected[key]) for key in expected)
 
 
 @given(st.permutations(range(4)), st.integers(1, 3))

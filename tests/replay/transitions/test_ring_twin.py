@@ -1,4 +1,4 @@
-"""The ring against the slow twin: random episodes, streams, subsets, overwrites, checkpoints."""
+"""The ring against the naive twin: random episodes, streams, subsets, overwrites, checkpoints."""
 
 import io
 from typing import Any
@@ -37,10 +37,10 @@ class Episodes:
     def step(self, stream: list[int]) -> dict[str, Tensor]:
         size = len(stream)
         before = self.shown[stream]
-        after = torch.stack([self._after(one) for one in before])
+        after = torch.stack([self._after(observation) for observation in before])
         ending = self._draw(8, size)
-        for row, one in enumerate(stream):
-            self.shown[one] = self._begin() if ending[row] < 2 else after[row]
+        for row, number in enumerate(stream):
+            self.shown[number] = self._begin() if ending[row] < 2 else after[row]
         return {
             "observation": before,
             "action": self._draw(3, size),
@@ -75,9 +75,9 @@ def _through_a_file(ring: TransitionRing, arguments: dict[str, Any]) -> Transiti
     file = io.BytesIO()
     torch.save(ring.state_dict(), file)
     file.seek(0)
-    other = TransitionRing(**arguments)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    return other
+    loaded = TransitionRing(**arguments)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    return loaded
 
 
 @settings(max_examples=150, deadline=None)
@@ -125,8 +125,8 @@ def _nothing(episodes: Episodes) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("frame_stack", [1, 4])
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_stream_left_alone_for_long_is_not_lost(n_step: int, frame_stack: int) -> None:
-    # Stream 1 has open windows while stream 0 goes many times round the frames.
+def test_an_idle_stream_keeps_its_open_windows(n_step: int, frame_stack: int) -> None:
+    # Stream 1 has open windows while stream 0 overwrites the ring many times.
     ring = TransitionRing(16, num_streams=2, n_step=n_step, gamma=0.9, frame_stack=frame_stack)
     twin = ReplayTwin(16, 2, n_step, 0.9)
     episodes = Episodes(2, frame_stack, 3)
