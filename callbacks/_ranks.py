@@ -27,7 +27,7 @@ def gather_rows(rows: list[Any], trainer: Trainer) -> list[Any]:
     return list(chain(*parts))
 
 
-def rank_share(count: int, trainer: Trainer) -> Tensor:
+def equal_share(count: int, trainer: Trainer) -> Tensor:
     """Positions of this rank's share of ``count`` items: r, r + W, r + 2W ...
 
     Every rank gets equally many, so that a sharded model runs equally often on each; positions from

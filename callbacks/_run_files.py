@@ -33,7 +33,7 @@ def local_run_directory(trainer: Trainer) -> Path:
 
 def sample_id(ids: Any, index: int) -> Any:
     """The id of a sample as a Python value; the index itself if ``ids`` is None."""
-    value = index if ids is None else ids[index]
+    value: Any = index if ids is None else ids[index]
     return value.item() if hasattr(value, "item") else value
 
 

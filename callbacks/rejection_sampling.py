@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from callbacks._ranks import first_of_each_group, gather_rows, rank_share
+from callbacks._ranks import equal_share, first_of_each_group, gather_rows
 from callbacks._run_files import run_directory, sample_id, write_jsonl
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
@@ -98,7 +98,7 @@ class RejectionSampling(Callback):
         """Sample, score, gather and write."""
         dataset = self._dataset(trainer)
         first = _distinct_prompts(dataset)
-        share = rank_share(len(first), trainer)
+        share = equal_share(len(first), trainer)
         index = first[share % len(first)]
         texts: list[dict[str, Any]] = dataset.texts(index)
         # Sorted by length: less padding, and batches whose completions end together.

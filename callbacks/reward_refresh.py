@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from callbacks._ranks import first_of_each_group, gather_over_ranks, rank_share
+from callbacks._ranks import equal_share, first_of_each_group, gather_over_ranks
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
@@ -130,7 +130,7 @@ class RewardRefresh(Callback):
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         first, unit = self._units(data.dataset)
-        share = rank_share(len(first), trainer)
+        share = equal_share(len(first), trainer)
         parts = torch.split(first[share % len(first)], max(1, self.batch_size // self.samples))
         with isolate_rng():
             reseed(derive_seed(data.seed, self.refreshes, trainer.global_rank))
