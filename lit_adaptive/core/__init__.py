@@ -115,7 +115,6 @@ from lit_adaptive.core.systematic import (
 from lit_adaptive.core.td import (
     double_q_errors,
     huber_losses,
-    n_step_return,
     q_errors,
 )
 from lit_adaptive.core.token_entropy import (
@@ -181,7 +180,6 @@ __all__ = [
     "loss_gains",
     "luffy_shaping",
     "mismatch_weights",
-    "n_step_return",
     "nested_masses",
     "off_policy_sequence_mask",
     "overlong_penalty",

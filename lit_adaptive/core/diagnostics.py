@@ -1,4 +1,4 @@
-"""What a sampler did, in numbers."""
+"""Statistics of draws and weights."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:
-    r"""Kish's :math:`(\sum w)^2 / \sum w^2`: how many equal samples the weighted ones are worth.
+    r"""Kish's :math:`(\sum w)^2 / \sum w^2`: number of equal weights of the same variance.
 
     Args:
-        weight: ``[B]``, not negative, not all 0; the scale does not matter.
+        weight: ``[B]``, not negative, not all 0; of any scale.
 
     Returns:
         A float64 scalar in [1, B].
@@ -29,7 +29,7 @@ def effective_sample_size(weight: Tensor) -> Tensor:
 
 
 def sampling_entropy(probability: Tensor, *, normalized: bool = False) -> Tensor:
-    r"""Shannon's :math:`-\sum P \log P` in nats; 0 log 0 is 0.
+    r"""Shannon entropy :math:`-\sum P \log P`, in nats; 0 log 0 is 0.
 
     Args:
         probability: ``[N]``, sums to 1.
@@ -45,9 +45,9 @@ def sampling_entropy(probability: Tensor, *, normalized: bool = False) -> Tensor
 
 
 def coverage(counts: Tensor) -> float:
-    """Share of the items drawn at least once.
+    """Fraction of the items that were drawn at least once.
 
     Args:
-        counts: ``[N]`` draws of each item.
+        counts: ``[N]`` number of draws of each item.
     """
     return float((counts > 0).double().mean()) if counts.numel() else 0.0

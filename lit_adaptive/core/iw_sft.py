@@ -1,31 +1,30 @@
 r"""Importance-weighted supervised fine-tuning (Qin & Springenberg, 2025, arXiv:2507.12856).
 
-Fine-tuning on data that a reward has filtered maximises a lower bound of an RL objective; weights
-tighten the bound. Everything works on the log-probabilities of the completions' tokens, one sample
-after another:
+Fine-tuning on data filtered by reward maximises a lower bound of an RL objective; weights tighten
+the bound. Inputs are the log-probabilities of the completion tokens of B samples:
 
     log_prob    [K]  log pi_theta of each token, differentiable
-    reference   [K]  log pi_ref of the same tokens: the policy that made the data, or the start
-    sequence    [K]  which of the B samples a token belongs to, ascending
-    weight           what the token's -log pi_theta is multiplied by; never differentiated
+    reference   [K]  log pi_ref of each token: of the policy that made the data, or the initial one
+    sequence    [K]  int64 in [0, B): the sample of each token, ascending
+    weight      [K]  factor of the token's -log pi_theta; never differentiated
 
-Two ratios pull in opposite directions, and this file has both:
+There are two ratios with opposite effects:
 
-    policy_over_ref   exp((log pi_theta - log pi_ref) / T): the paper's. What the policy has come to
-                      prefer counts more, so it follows the reward to its maximum. On the 50/50
-                      bandit of the paper's figure 1: SFT ends at (1/3, 2/3), this at (0, 1).
-    ref_over_policy   exp((log pi_ref - log pi_theta) / T): the specification's. What the policy has
-                      lost counts more, which holds it near the reference: the bandit ends at
-                      pi ~ (data * reference)^(1/2), which is (0.414, 0.586): a brake on forgetting.
+    policy_over_ref   exp((log pi_theta - log pi_ref) / T): the paper's. Completions that the policy
+                      has come to prefer count more, so it follows the reward to its maximum. On the
+                      50/50 bandit of the paper's figure 1, SFT ends at (1/3, 2/3), this at (0, 1).
+    ref_over_policy   exp((log pi_ref - log pi_theta) / T): the specification's. Completions that
+                      have become less likely count more, which keeps the policy near the reference:
+                      the bandit ends at pi ~ (data * reference)^(1/2) = (0.414, 0.586).
 
-Where this departs from the sources, and why:
+Departures from the sources:
   1. ``temperature`` divides in both, as in the specification. The authors' code multiplies: its
      ``temp`` of 10 on control tasks is a temperature of 0.1 here.
-  2. Weights are made and clamped in log space, so none overflows; without a clamp log weights are
-     still held to +-80, the range of float32, and counted as clamped.
-  3. The specification's ``epsilon`` is read by nothing in the authors' code, which has it from
-     Hugging Face's label smoother. Here it is that smoother's share, in force with
-     ``label_smoothing=True`` only, so the specification's call gives the specification's loss.
+  2. Weights are computed and clamped in log space, so none overflows; without a clamp log weights
+     are limited to +-80, the range of float32, and counted as clamped.
+  3. The specification's ``epsilon`` is unused in the authors' code, which has it from Hugging
+     Face's label smoother. Here it is the smoothing of that class, with ``label_smoothing=True``
+     only, so that the specification's call gives the specification's loss.
 """
 
 import math
@@ -42,7 +41,7 @@ RatioLevel = Literal["token", "sequence"]
 Clamp = tuple[float, float] | Literal["default"] | None
 
 MAX_LOG_WEIGHT = 80.0
-"""Greatest size of a log weight: exp(80) and its square's inverse still fit in float32."""
+"""Limit of the absolute log weight: exp(80) and its reciprocal fit in float32."""
 
 DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
     ("policy_over_ref", "sequence"): (0.0, 16.0),
@@ -50,15 +49,15 @@ DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
     ("ref_over_policy", "sequence"): None,
     ("ref_over_policy", "token"): None,
 }
-"""The authors' code for the paper's ratio; the specification clamps nothing."""
+"""Those of the authors' code for the paper's ratio; the specification clamps nothing."""
 
 
 class TokenWeights(NamedTuple):
-    """What losses are multiplied by, without gradient.
+    """Factors of the tokens' losses, without gradient.
 
     Attributes:
-        weight: ``[K]`` float32, of each token.
-        clamped: ``[K]`` bool: whether it was held at a bound.
+        weight: ``[K]`` float32.
+        clamped: ``[K]`` bool, tokens whose weight was clamped to a bound.
     """
 
     weight: Tensor
@@ -66,7 +65,7 @@ class TokenWeights(NamedTuple):
 
 
 def resolve_clamp(clamp: Clamp, ratio: str, level: str) -> tuple[float, float] | None:
-    """The bounds that ``clamp`` stands for.
+    """The bounds of ``clamp``, with the default replaced by that of ``ratio`` and ``level``.
 
     Raises:
         ValueError: unless ``0 <= low <= 1 <= high``.
@@ -93,32 +92,32 @@ def iw_sft_weights(
     temperature: float = 1.0,
     clamp: Clamp = "default",
 ) -> TokenWeights:
-    r"""Weights of iw-SFT, constant to the gradient.
+    r"""Weights of iw-SFT, without gradient.
 
-    Per sequence the log ratio is the *mean* over its tokens (the authors' code), so long
-    completions do not run to the clamp by their length; ``reference`` 0 at one token leaves it out.
+    The log ratio of a sequence is the *mean* over its tokens (the authors' code), so that long
+    completions do not reach the clamp by their length.
 
     Args:
-        log_prob: ``[K]``, of the policy, or of another policy q such as its moving average.
+        log_prob: ``[K]`` of the policy, or of another policy q such as its moving average.
         reference: ``[K]``.
         sequence: ``[K]`` int64 in ``[0, size)``.
         size: number of sequences.
-        ratio: which way up; see the head of this file.
-        level: one ratio for each token, or one for the sequence, given to all its tokens.
-        temperature: T above 0; a larger one flattens the weights towards 1.
-        clamp: bounds of the weights, or ``"default"``: [0, 16] and [0.2, 1.8] for the paper's ratio
-            per sequence and per token, none for the specification's.
+        ratio: see the module's docstring.
+        level: one ratio for each token, or one for each sequence, shared by its tokens.
+        temperature: T above 0; larger values bring the weights closer to 1.
+        clamp: bounds of the weights, or None; ``"default"``: [0, 16] per sequence and [0.2, 1.8]
+            per token for the paper's ratio, none for the specification's.
 
     Raises:
         ValueError: if shapes differ, ``temperature`` or ``clamp`` is out of its range, or the
             reference is NaN.
     """
-    check_temperature(temperature)
+    _check_temperature(temperature)
     if log_prob.shape != reference.shape or log_prob.shape != sequence.shape:
         raise ValueError(
             f"log_prob has shape {list(log_prob.shape)}, reference {list(reference.shape)} and "
             f"sequence {list(sequence.shape)}; all must be [K], one for each token: score the "
-            "reference on this very dataset and tokenizer"
+            "reference with the same dataset and tokenizer"
         )
     difference = (log_prob - reference).float()
     if ratio == "ref_over_policy":
@@ -127,8 +126,8 @@ def iw_sft_weights(
         difference = segment_mean(difference, sequence, size)
     if bool(difference.isnan().any()):
         raise ValueError(
-            "log pi_theta - log pi_ref is NaN: the policy or the reference gives NaN: look for it "
-            "in the model, or score the reference again"
+            "log pi_theta - log pi_ref is NaN: look for NaN in the model, or score the reference "
+            "again"
         )
     bounds = resolve_clamp(clamp, ratio, level)
     low, high = -MAX_LOG_WEIGHT, MAX_LOG_WEIGHT
@@ -136,8 +135,8 @@ def iw_sft_weights(
         low = math.log(bounds[0]) if bounds[0] > 0 else -torch.inf
         high = min(math.log(bounds[1]), MAX_LOG_WEIGHT)
     scaled = difference / temperature
-    held = scaled.clamp(low, high)
-    weight, clamped = held.exp(), held != scaled
+    limited = scaled.clamp(low, high)
+    weight, clamped = limited.exp(), limited != scaled
     if level == "sequence":
         weight, clamped = weight[sequence], clamped[sequence]
     return TokenWeights(weight, clamped)
@@ -145,7 +144,7 @@ def iw_sft_weights(
 
 @torch.no_grad()
 def dft_weights(log_prob: Tensor) -> TokenWeights:
-    """Dynamic fine-tuning (Wu et al., 2025, arXiv:2508.05629): each token by its probability.
+    """Dynamic fine-tuning (Wu et al., 2025, arXiv:2508.05629): the probability of each token.
 
     Args:
         log_prob: ``[K]``.
@@ -154,9 +153,9 @@ def dft_weights(log_prob: Tensor) -> TokenWeights:
 
 
 def self_normalize(weight: Tensor, mean: Tensor | None = None) -> Tensor:
-    """Weights ``[K]`` divided by their mean over tokens, or by a ``mean`` over several ranks.
+    """Weights ``[K]`` divided by their mean over tokens, or by ``mean``, such as that of all ranks.
 
-    The mean weight otherwise grows while the model fits, and with it the step size.
+    Otherwise the mean weight, and with it the step size, grows during training.
     """
     return weight / (weight.mean() if mean is None else mean).clamp(min=1e-30)
 
@@ -168,7 +167,7 @@ def label_smoothed_losses(log_prob: Tensor, mean_log_prob: Tensor | None, epsilo
 
     Args:
         log_prob: ``[K]`` of the labels.
-        mean_log_prob: ``[K]``, over the vocabulary; None with ``epsilon`` 0.
+        mean_log_prob: ``[K]`` mean log-probability over the vocabulary; None: no smoothing.
         epsilon: in [0, 1).
     """
     if mean_log_prob is None:
@@ -176,26 +175,28 @@ def label_smoothed_losses(log_prob: Tensor, mean_log_prob: Tensor | None, epsilo
     return -(1 - epsilon) * log_prob - epsilon * mean_log_prob
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not above 0.
-
-    Raises:
-        ValueError: with the remedy.
-    """
+def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < torch.inf:
         raise ValueError(
             f"temperature is {temperature}; log ratios are divided by it, so it must be above 0 "
-            "and finite (a large one brings all weights to 1: then choose objective nll)"
+            "and finite (for weights of 1 choose objective nll)"
         )
 
 
-def check_options(
-    objective: str, ratio: str, level: str, reduction: str, *, count: float | None
+def check_iw_sft_options(
+    objective: str,
+    ratio: str,
+    level: str,
+    *,
+    temperature: float,
+    clamp: Clamp,
+    reduction: str,
+    count: float | None,
 ) -> None:
-    """Refuse names that are none.
+    """Check the options of ``ImportanceWeightedSFTLoss`` that ``modules.IWSFT`` shares.
 
     Raises:
-        ValueError: naming the argument, its value and what it may be.
+        ValueError: naming the option, its value and its valid values.
     """
     for name, value, known in (
         ("objective", objective, ("iw", "dft", "nll")),
@@ -207,27 +208,29 @@ def check_options(
             raise ValueError(f"{name} is {value!r}; it must be one of {list(known)}")
     if reduction == "fixed" and (count is None or not count > 0):
         raise ValueError(f"reduction is 'fixed' and count is {count}; give a count above 0")
+    _check_temperature(temperature)
+    resolve_clamp(clamp, ratio, level)
 
 
 class ImportanceWeightedSFTLoss(nn.Module):
-    """The loss of iw-SFT, DFT or plain SFT, from logits; the specification's call and defaults.
+    """The loss of iw-SFT, DFT or plain SFT from logits, with the specification's call and defaults.
 
-    ``lit_adaptive.modules.IWSFT`` computes the same without ever holding the logits.
+    ``lit_adaptive.modules.IWSFT`` computes the same loss without ever holding the logits.
 
     Args:
-        epsilon: share of label smoothing in [0, 1), in force if ``label_smoothing``.
+        epsilon: label smoothing, in [0, 1), applied if ``label_smoothing``.
         temperature: T above 0.
-        ratio: the specification's (default) or the paper's; see the head of this file.
-        level: a weight for each token (default), or one for each sequence.
-        objective: ``"iw"``; ``"dft"`` or ``"nll"`` need no reference.
+        ratio: the specification's (default) or the paper's; see the module's docstring.
+        level: one weight for each token (default), or for each sequence.
+        objective: ``"iw"``; ``"dft"`` or ``"nll"``, which need no reference.
         clamp: bounds of the weights; see ``iw_sft_weights``.
         normalize: divide the weights by their mean over the batch.
         label_smoothing: smooth labels by ``epsilon``.
-        ignore_index: the label of what is not trained on.
+        ignore_index: label of tokens that are not trained on.
         reduction: see ``reduce_segments``.
         count: see ``reduce_segments``.
-        shift: logits at place t predict the label at t + 1, as a causal model's do; the labels are
-            then the ``input_ids`` themselves, and ``ref_log_probs[:, t]`` is that of label t.
+        shift: logits at position t predict the label at t + 1, as in a causal model; labels are
+            then the ``input_ids``, and ``ref_log_probs[:, t]`` belongs to label t.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -252,9 +255,15 @@ class ImportanceWeightedSFTLoss(nn.Module):
         super().__init__()
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon is {epsilon}; a share of smoothing lies in [0, 1)")
-        check_temperature(temperature)
-        check_options(objective, ratio, level, reduction, count=count)
-        resolve_clamp(clamp, ratio, level)
+        check_iw_sft_options(
+            objective,
+            ratio,
+            level,
+            temperature=temperature,
+            clamp=clamp,
+            reduction=reduction,
+            count=count,
+        )
         self.epsilon, self.temperature = epsilon, temperature
         self.ratio: Ratio = ratio
         self.level: RatioLevel = level
@@ -277,15 +286,15 @@ class ImportanceWeightedSFTLoss(nn.Module):
 
         Args:
             logits: ``[B, T, V]``.
-            labels: ``[B, T]`` int64, ``ignore_index`` where nothing is trained.
-            ref_log_probs: ``[B, T]`` of the labels, or the reference's logits ``[B, T, V]``; None:
-                all weights are 1, as in the specification.
-            q_log_probs: ``[B, T]`` of a policy that stands for the current one in the ratio, such
-                as its moving average.
-            sample_weight: ``[B]``.
+            labels: ``[B, T]`` int64, ``ignore_index`` at tokens that are not trained on.
+            ref_log_probs: ``[B, T]`` of the labels under the reference, or its logits
+                ``[B, T, V]``; None: all weights are 1, as in the specification.
+            q_log_probs: ``[B, T]`` of the labels under a policy that replaces the current one in
+                the ratio, such as its moving average.
+            sample_weight: ``[B]`` factor of each sample.
 
         Raises:
-            ValueError: if shapes do not fit; names them.
+            ValueError: naming shapes that do not match.
         """
         if logits.dim() != 3 or labels.shape != logits.shape[:2]:
             raise ValueError(
@@ -303,8 +312,8 @@ class ImportanceWeightedSFTLoss(nn.Module):
         losses = label_smoothed_losses(
             log_prob, log_probs.mean(-1) if smooth else None, self.epsilon if smooth else 0.0
         )
-        reference = self._chosen(ref_log_probs, kept, target, "ref_log_probs")
-        q = self._chosen(q_log_probs, kept, target, "q_log_probs")
+        reference = self._label_log_probs(ref_log_probs, kept, target, "ref_log_probs")
+        q = self._label_log_probs(q_log_probs, kept, target, "q_log_probs")
         weights = self._weights(log_prob if q is None else q, reference, sequence, len(labels))
         if weights is not None:
             losses = losses * weights
@@ -337,20 +346,20 @@ class ImportanceWeightedSFTLoss(nn.Module):
             ).weight
         return self_normalize(weight) if self.normalize else weight
 
-    def _chosen(
-        self, given: Tensor | None, kept: Tensor, target: Tensor, name: str
+    def _label_log_probs(
+        self, values: Tensor | None, kept: Tensor, target: Tensor, name: str
     ) -> Tensor | None:
-        """``given`` ``[B, T]`` or ``[B, T, V]`` at the labels that are trained on: ``[K]``."""
-        if given is None:
+        """Log-probabilities of the trained labels ``[K]``, from those of all or from logits."""
+        if values is None:
             return None
         if self.shift:
-            given = given[:, 1:] if given.dim() == 2 else given[:, :-1]
-        if given.shape[:2] == kept.shape and given.dim() == 3:
-            log_probs = given[kept].detach().float().log_softmax(-1)
+            values = values[:, 1:] if values.dim() == 2 else values[:, :-1]
+        if values.shape[:2] == kept.shape and values.dim() == 3:
+            log_probs = values[kept].detach().float().log_softmax(-1)
             return log_probs.gather(-1, target[:, None])[:, 0]
-        if given.shape != kept.shape:
+        if values.shape != kept.shape:
             raise ValueError(
-                f"{name} has shape {list(given.shape)} for labels of {list(kept.shape)}; give the "
+                f"{name} has shape {list(values.shape)} for labels of {list(kept.shape)}; pass the "
                 "log-probability of each label, or the logits"
             )
-        return given[kept].detach()
+        return values[kept].detach()

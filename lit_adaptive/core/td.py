@@ -1,43 +1,21 @@
-"""Temporal-difference errors and the losses on them, as pure functions of tensors.
+"""Temporal-difference errors and their losses.
 
     error   delta = target - prediction         positive: better than predicted
     target  reward + discount * bootstrap       no bootstrap where the episode terminated
 
-``reward`` may be summed over k steps; ``discount`` is then gamma^k, per sample. A *truncated*
-episode goes on beyond what was seen, so its bootstrap stays (Pardo et al., 2018).
+``reward`` may be a sum over k steps, as the replay buffer computes it, and ``discount`` gamma^k. A
+*truncated* episode would continue, so its bootstrap remains (Pardo et al., 2018).
 """
 
 import torch
 from torch import Tensor
 
 
-def n_step_return(reward: Tensor, gamma: float) -> Tensor:
-    r"""Discounted sum :math:`\sum_{j<n} \gamma^j r_{t+j}` over the last axis.
-
-    Args:
-        reward: ``[..., n]``, in the order they came.
-        gamma: in [0, 1].
-
-    Returns:
-        ``[...]``, of the reward's dtype.
-
-    Raises:
-        ValueError: if ``gamma`` is outside [0, 1] or there is no reward.
-    """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is {gamma}; a discount lies in [0, 1]")
-    steps = reward.shape[-1]
-    if steps == 0:
-        raise ValueError("reward has no steps in its last axis; an n-step return needs at least 1")
-    powers = gamma ** torch.arange(steps, dtype=reward.dtype, device=reward.device)
-    return (reward * powers).sum(-1)
-
-
-def _check(q: Tensor, next_q: Tensor, **column: Tensor) -> None:
+def _check_shapes(q: Tensor, next_q: Tensor, **column: Tensor) -> None:
     if q.dim() != 2 or next_q.shape != q.shape:
         raise ValueError(
             f"q has shape {tuple(q.shape)} and the next step's {tuple(next_q.shape)}; "
-            "both must be [B, A], one value for each action"
+            "both must be [B, A], one value per action"
         )
     for name, value in column.items():
         if value.shape != q.shape[:1]:
@@ -46,7 +24,7 @@ def _check(q: Tensor, next_q: Tensor, **column: Tensor) -> None:
             )
 
 
-def _errors(
+def _td_errors(
     q: Tensor,
     action: Tensor,
     reward: Tensor,
@@ -71,12 +49,12 @@ def q_errors(
     Mnih et al. (2015). No gradient flows through the target.
 
     Args:
-        q: ``[B, A]`` of the observation.
+        q: ``[B, A]`` action values of the observation.
         action: ``[B]`` int64, in [0, A).
-        reward: ``[B]``, over k steps.
+        reward: ``[B]``, discounted sum over k steps.
         discount: ``[B]``, gamma^k.
-        terminated: ``[B]`` bool.
-        target_q_next: ``[B, A]``, the target network's of the observation k steps on.
+        terminated: ``[B]`` bool, whether the episode ended within the k steps.
+        target_q_next: ``[B, A]`` the target network's values of the observation k steps later.
 
     Returns:
         ``[B]``, in the unit of the reward.
@@ -84,8 +62,10 @@ def q_errors(
     Raises:
         ValueError: naming the tensor whose shape does not fit.
     """
-    _check(q, target_q_next, action=action, reward=reward, discount=discount, terminated=terminated)
-    return _errors(q, action, reward, discount, terminated, target_q_next.amax(1))
+    _check_shapes(
+        q, target_q_next, action=action, reward=reward, discount=discount, terminated=terminated
+    )
+    return _td_errors(q, action, reward, discount, terminated, target_q_next.amax(1))
 
 
 def double_q_errors(
@@ -97,30 +77,31 @@ def double_q_errors(
     online_q_next: Tensor,
     target_q_next: Tensor,
 ) -> Tensor:
-    r"""Double Q-learning: the online network picks the next action, the target network rates it.
+    r"""Double Q-learning: the online network selects, the target network evaluates the action.
 
     :math:`\delta = r + \gamma^k Q'(s', \arg\max_a Q(s', a)) - Q(s, a)`; van Hasselt et al. (2016),
-    equation 4. Arguments, result and errors as ``q_errors``, and ``online_q_next`` ``[B, A]``.
+    equation 4. As ``q_errors``, with the online network's values ``online_q_next`` ``[B, A]``.
     """
-    _check(q, target_q_next, action=action, reward=reward, discount=discount, terminated=terminated)
-    _check(q, online_q_next)
-    chosen = online_q_next.argmax(1, keepdim=True)
-    bootstrap = target_q_next.gather(1, chosen).squeeze(1)
-    return _errors(q, action, reward, discount, terminated, bootstrap)
+    _check_shapes(
+        q, target_q_next, action=action, reward=reward, discount=discount, terminated=terminated
+    )
+    _check_shapes(q, online_q_next)
+    best = online_q_next.argmax(1, keepdim=True)
+    bootstrap = target_q_next.gather(1, best).squeeze(1)
+    return _td_errors(q, action, reward, discount, terminated, bootstrap)
 
 
 def huber_losses(error: Tensor, delta: float | None = 1.0) -> Tensor:
     r"""Half the square up to ``delta``, linear beyond: the gradient is clipped to ``delta``.
 
-    Huber (1964); with ``delta=1`` the "clipped error" of Mnih et al. (2015). ``None``: half the
-    square everywhere.
+    Huber (1964); with ``delta=1`` the "clipped error" of Mnih et al. (2015).
 
     Args:
         error: any shape.
-        delta: where the loss turns linear, above 0.
+        delta: error at which the loss becomes linear, above 0; None: half the square everywhere.
 
     Returns:
-        Of the same shape, not negative.
+        Losses of the same shape, not negative.
 
     Raises:
         ValueError: if ``delta`` is not above 0.
@@ -128,7 +109,7 @@ def huber_losses(error: Tensor, delta: float | None = 1.0) -> Tensor:
     if delta is None:
         return 0.5 * error.square()
     if delta <= 0:
-        raise ValueError(f"delta is {delta}; it must be above 0 (None: squared errors throughout)")
+        raise ValueError(f"delta is {delta}; it must be above 0 (None: squared errors)")
     return torch.nn.functional.huber_loss(
         error, torch.zeros_like(error), reduction="none", delta=delta
     )

@@ -1,10 +1,10 @@
-r"""Which tokens to train on, by entropy and by how advantage and log-probability go together.
+r"""Selection of tokens by entropy, and by the covariance of advantage and log-probability.
 
-    entropy     [K]  of the policy at each completion token, in nats
-    covariance  [K]  (A - mean A) (log pi - mean log pi), whose mean drives the fall of entropy
-    keep        [K]  bool: the tokens that take part, or None for all
+    entropy     [K]  entropy of the policy at each completion token, in nats
+    covariance  [K]  (A - mean A) (log pi - mean log pi); its mean drives the collapse of entropy
+    keep        [K]  bool, the tokens to select from; None: all
 
-Draws and cuts take an exact number of tokens. Equal values are taken in the order of the tokens.
+Selections have an exact number of tokens; ties are resolved in the order of the tokens.
 """
 
 import math
@@ -19,13 +19,13 @@ from lit_adaptive.core.policy_ratios import at_least_float32
 def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | None = None) -> Tensor:
     """The ``ceil(quantile * K)`` tokens of the highest entropy: ``[K]`` bool.
 
-    Wang et al. (2025, arXiv:2506.01939), "Beyond the 80/20 rule": policy gradients on a fifth of
-    the tokens, those where the policy forks. K is of the micro-batch, as in their code,
-    or of the step: what is passed decides.
+    Wang et al. (2025, arXiv:2506.01939), "Beyond the 80/20 rule": policy gradients only on the
+    fifth of the tokens with the highest entropy. The caller decides whether K is that of a
+    micro-batch, as in the paper's code, or of a step.
 
     Args:
         entropy: ``[K]``, not NaN where ``keep``.
-        quantile: rho, the share of the kept tokens that is taken, in (0, 1]; the paper's 0.2.
+        quantile: rho, selected share of the tokens in ``keep``, in (0, 1]; 0.2 in the paper.
         keep: ``[K]`` bool.
 
     Raises:
@@ -33,26 +33,26 @@ def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | Non
     """
     if not 0 < quantile <= 1:
         raise ValueError(
-            f"quantile is {quantile}; it is the share of tokens trained on and must lie in (0, 1] "
+            f"quantile is {quantile}; it is the share of tokens to train on and must lie in (0, 1] "
             "(1: all)"
         )
-    kept = _kept(entropy, keep)
-    _refuse_nan("entropy", entropy, kept)
-    # The allowance: 0.07 * 100 is a little above 7, and means 7.
-    wanted = math.ceil(quantile * int(kept.sum()) - 1e-9)
-    return kept & (_ranks(entropy, kept) < wanted)
+    kept = _keep_mask(entropy, keep)
+    _check_not_nan("entropy", entropy, kept)
+    # The tolerance covers rounding: 0.07 * 100 is slightly above 7 and means 7.
+    count = math.ceil(quantile * int(kept.sum()) - 1e-9)
+    return kept & (_ranks(entropy, kept) < count)
 
 
 @torch.no_grad()
 def covariances(log_prob: Tensor, advantage: Tensor, keep: Tensor | None = None) -> Tensor:
     r""":math:`(A_t - \bar A)(\log\pi_t - \overline{\log\pi})` of each token: ``[K]``.
 
-    Cui et al. (2025, arXiv:2505.22617), token-wise centred cross-product; means over the kept.
+    Cui et al. (2025, arXiv:2505.22617), token-wise centred cross-product; means over ``keep``.
 
     Args:
         log_prob: ``[K]``.
-        advantage: ``[K]`` of each token: ``advantage[sequence]``.
-        keep: ``[K]`` bool; the others have 0.
+        advantage: ``[K]`` advantage of each token, ``advantage[sequence]``.
+        keep: ``[K]`` bool; other tokens have covariance 0.
 
     Raises:
         ValueError: if shapes differ.
@@ -62,11 +62,11 @@ def covariances(log_prob: Tensor, advantage: Tensor, keep: Tensor | None = None)
             f"log_prob has shape {list(log_prob.shape)} and advantage {list(advantage.shape)}; "
             "both must be [K]: pass advantage[sequence]"
         )
-    kept = _kept(log_prob, keep)
+    kept = _keep_mask(log_prob, keep)
     count = kept.sum().clamp(min=1)
-    gain = torch.where(kept, at_least_float32(advantage), 0.0)
-    level = torch.where(kept, at_least_float32(log_prob), 0.0)
-    cov = (gain - gain.sum() / count) * (level - level.sum() / count)
+    advantage = torch.where(kept, at_least_float32(advantage), 0.0)
+    log_prob = torch.where(kept, at_least_float32(log_prob), 0.0)
+    cov = (advantage - advantage.sum() / count) * (log_prob - log_prob.sum() / count)
     return torch.where(kept, cov, 0.0)
 
 
@@ -77,82 +77,79 @@ def clip_cov(
     share: float = 2e-4,
     low: float = 1.0,
     high: float = 5.0,
+    uniform: Tensor,
     keep: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    uniform: Tensor | None = None,
 ) -> Tensor:
     """Clip-Cov: tokens whose gradient is dropped: ``[K]`` bool.
 
-    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` tokens, drawn
-    at random among those with ``low < cov < high``, or all of these if there are fewer.
+    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` random tokens
+    among those with ``low < cov < high``, or all of these if there are fewer.
 
     Args:
-        cov: ``[K]`` of ``covariances``. Give -inf to a token that is clipped already, as their code
-            does, and it is never drawn.
-        share: of the kept tokens, in [0, 1]; 0 drops none.
-        low: lower end, not included.
-        high: upper end, not included.
+        cov: ``[K]``, see ``covariances``; -inf excludes a token, as their code does for tokens that
+            are clipped already.
+        share: share of the tokens in ``keep``, in [0, 1]; 0 drops none.
+        low: lower bound, exclusive.
+        high: upper bound, exclusive.
+        uniform: ``[K]`` random numbers in [0, 1); the tokens with the smallest are selected.
         keep: ``[K]`` bool.
-        generator: of the draw, on the device of ``cov``; None: torch's own.
-        uniform: ``[K]`` in [0, 1) to draw by, instead of a generator: the least are taken.
 
     Raises:
         ValueError: if ``share`` is out of its range, ``low >= high`` or shapes differ.
     """
     _check_share(share)
     if not low < high:
-        raise ValueError(f"low is {low} and high {high}; tokens lie between them: low < high")
-    kept = _kept(cov, keep)
-    if uniform is None:
-        uniform = torch.rand(len(cov), generator=generator, device=cov.device)
-    elif uniform.shape != cov.shape:
+        raise ValueError(f"low is {low} and high {high}; they must satisfy low < high")
+    kept = _keep_mask(cov, keep)
+    if uniform.shape != cov.shape:
         raise ValueError(
             f"uniform has shape {list(uniform.shape)} and cov {list(cov.shape)}; both must be [K]"
         )
     band = kept & (cov > low) & (cov < high)
-    return band & (_ranks(-uniform, band) < _number(share, kept))
+    return band & (_ranks(-uniform, band) < _count(share, kept))
 
 
 @torch.no_grad()
 def kl_cov(cov: Tensor, *, share: float = 2e-3, keep: Tensor | None = None) -> Tensor:
     """KL-Cov: the tokens of the highest covariance, which get a penalty: ``[K]`` bool.
 
-    Cui et al. (2025, arXiv:2505.22617) and their code: the greatest ``max(1, floor(share * K))``;
-    share is 2e-3 with 7B parameters, 2e-4 with 32B.
+    Cui et al. (2025, arXiv:2505.22617) and their code: ``max(1, floor(share * K))`` tokens; share
+    is 2e-3 with 7B parameters, 2e-4 with 32B.
 
     Args:
-        cov: ``[K]`` of ``covariances``, not NaN where ``keep``.
-        share: of the kept tokens, in [0, 1]; 0 takes none.
+        cov: ``[K]``, see ``covariances``; not NaN where ``keep``.
+        share: share of the tokens in ``keep``, in [0, 1]; 0 selects none.
         keep: ``[K]`` bool.
 
     Raises:
         ValueError: if ``share`` is out of its range, or a covariance is NaN.
     """
     _check_share(share)
-    kept = _kept(cov, keep)
-    _refuse_nan("cov", cov, kept)
-    return kept & (_ranks(cov, kept) < _number(share, kept))
+    kept = _keep_mask(cov, keep)
+    _check_not_nan("cov", cov, kept)
+    return kept & (_ranks(cov, kept) < _count(share, kept))
 
 
 def kl_cov_penalties(
-    log_prob: Tensor, old: Tensor, chosen: Tensor, *, coefficient: float = 1.0
+    log_prob: Tensor, old: Tensor, mask: Tensor, *, coefficient: float = 1.0
 ) -> Tensor:
-    """What KL-Cov adds to the losses: ``coefficient * |log pi - log old|`` where ``chosen``.
+    """KL-Cov's addition to the losses: ``coefficient * |log pi - log old|`` where ``mask``.
 
-    The code of Cui et al. (2025, arXiv:2505.22617) takes the absolute log ratio for the KL; its
-    beta is 1. At log pi = log old the gradient is 0.
+    The code of Cui et al. (2025, arXiv:2505.22617) uses the absolute log ratio as the KL, with
+    beta 1. At log pi = log old the gradient is 0.
 
     Args:
         log_prob: ``[K]``, differentiable.
-        old: ``[K]``, of the policy that wrote the tokens or that began the step.
-        chosen: ``[K]`` bool of ``kl_cov``.
+        old: ``[K]`` log-probabilities under the policy that generated the tokens, or under that at
+            the start of the step.
+        mask: ``[K]`` bool, see ``kl_cov``.
         coefficient: beta.
     """
     difference = at_least_float32(log_prob) - old.detach()
-    return coefficient * torch.where(chosen, difference, 0.0).abs()
+    return coefficient * torch.where(mask, difference, 0.0).abs()
 
 
-def _kept(value: Tensor, keep: Tensor | None) -> Tensor:
+def _keep_mask(value: Tensor, keep: Tensor | None) -> Tensor:
     if keep is None:
         return torch.ones_like(value, dtype=torch.bool)
     if keep.shape != value.shape:
@@ -163,22 +160,20 @@ def _kept(value: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _ranks(value: Tensor, kept: Tensor) -> Tensor:
-    """0 for the greatest of the kept, 1 for the next; equal ones in order; the others after."""
+    """Rank from 0 by descending value, ties in order of the tokens; tokens not kept rank last."""
     ranked = torch.where(kept, value, -math.inf)
     order = torch.argsort(ranked, descending=True, stable=True)
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
-def _number(share: float, kept: Tensor) -> int:
+def _count(share: float, kept: Tensor) -> int:
     return max(1 if share > 0 else 0, math.floor(share * int(kept.sum()) + 1e-9))
 
 
-def _refuse_nan(name: str, value: Tensor, kept: Tensor) -> None:
-    if bool((wrong := value.isnan() & kept).any()):
-        index = wrong.nonzero().flatten()[:8].tolist()
-        raise ValueError(
-            f"{name} is NaN at index {index}; the model gives NaN there: look for it in the logits"
-        )
+def _check_not_nan(name: str, value: Tensor, kept: Tensor) -> None:
+    if bool((missing := value.isnan() & kept).any()):
+        index = missing.nonzero().flatten()[:8].tolist()
+        raise ValueError(f"{name} is NaN at index {index}: look for NaN in the model's logits")
 
 
 def _check_share(share: float) -> None:

@@ -19,12 +19,10 @@ from lit_adaptive.core.iw_sft import (
     Ratio,
     RatioLevel,
     TokenWeights,
-    check_options,
-    check_temperature,
+    check_iw_sft_options,
     dft_weights,
     iw_sft_weights,
     label_smoothed_losses,
-    resolve_clamp,
     self_normalize,
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
@@ -109,9 +107,15 @@ class IWSFT(PolicyModule):
             max_new_tokens=max_new_tokens,
             reward=reward,
         )
-        check_options(objective, ratio, level, reduction, count=count)
-        check_temperature(temperature)
-        resolve_clamp(clamp, ratio, level)
+        check_iw_sft_options(
+            objective,
+            ratio,
+            level,
+            temperature=temperature,
+            clamp=clamp,
+            reduction=reduction,
+            count=count,
+        )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if q_decay is not None and not 0 <= q_decay < 1:

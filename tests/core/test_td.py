@@ -1,11 +1,9 @@
-"""Temporal-difference errors against the papers' formulas, term by term."""
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core.td import double_q_errors, huber_losses, n_step_return, q_errors
+from lit_adaptive.core.td import double_q_errors, huber_losses, q_errors
 
 
 def _case(seed: int, batch: int = 7, actions: int = 3) -> dict[str, torch.Tensor]:
@@ -28,25 +26,25 @@ def _case(seed: int, batch: int = 7, actions: int = 3) -> dict[str, torch.Tensor
 @given(st.integers(0, 2**31))
 def test_q_error_is_reward_plus_discounted_maximum_minus_value(seed: int) -> None:
     c = _case(seed)
-    found = q_errors(c["q"], c["action"], c["reward"], c["discount"], c["terminated"], c["target"])
-    for i in range(len(found)):
+    error = q_errors(c["q"], c["action"], c["reward"], c["discount"], c["terminated"], c["target"])
+    for i in range(len(error)):
         ahead = 0.0 if c["terminated"][i] else float(max(c["target"][i]))
         expected = c["reward"][i] + c["discount"][i] * ahead - c["q"][i, c["action"][i]]
-        torch.testing.assert_close(found[i], expected)
+        torch.testing.assert_close(error[i], expected)
 
 
 @given(st.integers(0, 2**31))
-def test_double_q_lets_the_online_net_choose_and_the_target_net_rate(seed: int) -> None:
+def test_double_q_selects_by_the_online_and_evaluates_by_the_target_network(seed: int) -> None:
     # van Hasselt et al. (2016), equation 4.
     c = _case(seed)
-    found = double_q_errors(
+    error = double_q_errors(
         *(c[k] for k in ("q", "action", "reward", "discount", "terminated", "online", "target"))
     )
-    for i in range(len(found)):
+    for i in range(len(error)):
         chosen = int(c["online"][i].argmax())
         ahead = 0.0 if c["terminated"][i] else float(c["target"][i, chosen])
         expected = c["reward"][i] + c["discount"][i] * ahead - c["q"][i, c["action"][i]]
-        torch.testing.assert_close(found[i], expected)
+        torch.testing.assert_close(error[i], expected)
 
 
 def test_no_gradient_flows_through_the_target() -> None:
@@ -64,11 +62,6 @@ def test_no_gradient_flows_through_the_target() -> None:
     assert c["q"].grad.equal(expected)
 
 
-def test_n_step_return_by_hand() -> None:
-    reward = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 8.0]])
-    assert n_step_return(reward, 0.5).tolist() == [1 + 1 + 1, 2]
-
-
 @given(st.floats(-50, 50), st.floats(0.01, 20))
 def test_huber_gradient_is_the_error_clipped_to_delta(error: float, delta: float) -> None:
     # Mnih et al. (2015) clip the error term to [-1, 1].
@@ -84,20 +77,21 @@ def test_huber_without_delta_is_half_the_square() -> None:
 
 
 @pytest.mark.parametrize("name", ["action", "reward", "discount", "terminated"])
-def test_names_the_column_whose_shape_does_not_fit(name: str) -> None:
+def test_a_column_of_the_wrong_shape_is_named(name: str) -> None:
     c = _case(0)
     c[name] = c[name][:3]
     with pytest.raises(ValueError, match=rf"{name} has shape \(3,\)"):
         q_errors(c["q"], c["action"], c["reward"], c["discount"], c["terminated"], c["target"])
 
 
-def test_refuses_values_of_other_actions_and_a_delta_of_zero() -> None:
+def test_both_networks_must_have_the_same_actions() -> None:
     c = _case(0)
     with pytest.raises(ValueError, match=r"must be \[B, A\]"):
         q_errors(
             c["q"], c["action"], c["reward"], c["discount"], c["terminated"], c["target"][:, :2]
         )
+
+
+def test_a_delta_of_zero_is_rejected() -> None:
     with pytest.raises(ValueError, match="delta is 0"):
-        huber_losses(c["q"], 0)
-    with pytest.raises(ValueError, match=r"gamma is 1\.5"):
-        n_step_return(c["q"], 1.5)
+        huber_losses(torch.zeros(1), 0)
