@@ -36,7 +36,7 @@ _METRICS = ("nll", "token_accuracy", "exact_match")
 
 
 class PolicyModule(EvaluatedModule):
-    """A language model that is trained, evaluated and asked for completions.
+    """A language model that is trained, evaluated and sampled from.
 
     Args:
         model: recipe of the language model.

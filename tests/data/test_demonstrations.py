@@ -48,11 +48,11 @@ def test_a_pass_holds_every_sample_with_its_weight() -> None:
     for batch in batches:
         assert int(batch["sequence"].max()) == 9
         texts = [row["completion"] for row in data.texts(batch["index"])]
-        said = [
+        completions = [
             TOKENIZER.decode(batch["target"][batch["sequence"] == i], skip_special_tokens=True)
             for i in range(10)
         ]
-        assert said == texts
+        assert completions == texts
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -105,7 +105,7 @@ def test_the_prompts_of_the_validation_share_are_held_out_whatever_the_order() -
         _module(validation_share=0.5, val_dataset=_dataset())
 
 
-def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks() -> None:
+def test_validation_batches_have_similar_lengths_and_cover_every_sample_once() -> None:
     held_out = Arithmetic("validation", size=90, digits=5)
     for size, ranks in ((8, 1), (4, 3)):
         seen: list[int] = []
@@ -135,7 +135,7 @@ def test_what_is_read_through_is_read_by_length_and_counts_once_over_all_ranks()
     assert sorted(scored) == list(range(240))
 
 
-def test_it_says_what_its_batches_hold() -> None:
+def test_provides_names_the_keys_of_a_batch() -> None:
     provides = _module().provides
     names = ("input_ids", "position_ids", "target", "position", "sequence", "index", "weight")
     assert {f"batch.{name}" for name in names} <= provides
@@ -145,9 +145,9 @@ def test_it_says_what_its_batches_hold() -> None:
 def test_a_difficulty_and_scores_come_from_columns() -> None:
     data = _module(sampler=PrioritizedSampler, scores="reward", difficulty="difficulty")
     assert data.numbers("difficulty").equal(SUMS.column("difficulty"))
-    law = data.sampler.probabilities()
-    assert float(law[SUMS.column("reward") == 1].min()) > float(
-        law[SUMS.column("reward") == 0].max()
+    probability = data.sampler.probabilities()
+    assert float(probability[SUMS.column("reward") == 1].min()) > float(
+        probability[SUMS.column("reward") == 0].max()
     )
 
 
@@ -163,14 +163,14 @@ def _parsed(init_args: dict[str, Any], folder: Path) -> Any:
     return parser.instantiate(parser.parse_args(["--config", str(file)])).data
 
 
-def test_yaml_builds_it_from_a_class_or_a_path(tmp_path: Path) -> None:
+def test_yaml_builds_it_from_a_dataset_class_or_a_path(tmp_path: Path) -> None:
     sums = {
         "class_path": "lit_adaptive.data.Arithmetic",
         "init_args": {"size": 30, "correct": 0.5, "sloppy": 0.5},
     }
     test = {"class_path": "lit_adaptive.data.Arithmetic", "init_args": {"split": "test", "size": 9}}
     tokenizer = _saved(tmp_path)
-    made = _parsed(
+    datamodule = _parsed(
         {
             "dataset": {"source": sums, "tokenizer": tokenizer, "packing": True},
             "sampler": {"class_path": "lit_adaptive.samplers.PrioritizedSampler"},
@@ -181,17 +181,21 @@ def test_yaml_builds_it_from_a_class_or_a_path(tmp_path: Path) -> None:
         },
         tmp_path,
     )
-    assert isinstance(made, DemonstrationsDataModule)
-    assert isinstance(made.sampler, PrioritizedSampler)
-    assert (len(made.dataset), len(made.val_dataset), made.eval_batch_size) == (30, 9, 5)  # type: ignore[arg-type]
-    assert next(iter(made.train_dataloader()))["target"].dim() == 1
+    assert isinstance(datamodule, DemonstrationsDataModule)
+    assert isinstance(datamodule.sampler, PrioritizedSampler)
+    assert (len(datamodule.dataset), len(datamodule.val_dataset), datamodule.eval_batch_size) == (
+        30,
+        9,
+        5,
+    )  # type: ignore[arg-type]
+    assert next(iter(datamodule.train_dataloader()))["target"].dim() == 1
 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(SUMS[i]) + "\n" for i in range(50)))
     dataset = {"source": str(file), "max_length": 30, "overlong": "truncate_left"}
-    made = _parsed({"dataset": dataset, "validation_share": 0.3}, tmp_path)
-    assert len(made.dataset) + len(made.val_dataset) == 50
-    assert made.tokenizer.eos_token == "<eos>"
+    datamodule = _parsed({"dataset": dataset, "validation_share": 0.3}, tmp_path)
+    assert len(datamodule.dataset) + len(datamodule.val_dataset) == 50
+    assert datamodule.tokenizer.eos_token == "<eos>"
 
 
 def _saved(folder: Path) -> str:

@@ -43,7 +43,7 @@ class _Gathering(Dataset[Any]):
         return 20
 
     def __getitem__(self, index: int) -> Any:
-        raise AssertionError("asked one by one although it gathers")
+        raise AssertionError("items are read one by one although the dataset has gather")
 
     def gather(self, index: Tensor) -> dict[str, Any]:
         return {"input": index * 2.0, "target": index % 3}
@@ -59,7 +59,7 @@ def test_every_sample_once_in_an_epoch_is_the_default() -> None:
         assert drawn.sort().values.equal(torch.arange(20))
 
 
-def test_unnormalised_weights_have_mean_one_over_the_law() -> None:
+def test_unnormalized_weights_have_mean_one() -> None:
     data = AdaptiveDataModule(PAIRS, PrioritizedSampler, batch_size=50, seed=1)
     data.update({"index": torch.arange(20)}, LOSS)
     law = data.sampler.probabilities()
@@ -68,7 +68,7 @@ def test_unnormalised_weights_have_mean_one_over_the_law() -> None:
     assert float((law / (20 * law)).sum()) == pytest.approx(1.0)
 
 
-def test_a_data_weighters_weights_are_todays_and_a_draws_are_its_own() -> None:
+def test_data_weights_are_current_and_importance_weights_those_of_the_draw() -> None:
     data = AdaptiveDataModule(PAIRS, AdaptiveDataWeighter, batch_size=20)
     stream = iter(data.train_dataloader())
     data.update({"index": torch.arange(20)}, LOSS)
@@ -79,7 +79,7 @@ def test_a_data_weighters_weights_are_todays_and_a_draws_are_its_own() -> None:
     assert float(weight.mean()) == pytest.approx(1.0)
 
 
-def test_infobatch_serves_the_papers_weights() -> None:
+def test_infobatch_weights_are_the_papers() -> None:
     data = AdaptiveDataModule(PAIRS, InfoBatchSampler, batch_size=20, seed=0)
     next(iter(data.train_dataloader()))
     data.update({"index": torch.arange(20)}, LOSS)  # mean 1.55: the first ten are easy
@@ -87,7 +87,7 @@ def test_infobatch_serves_the_papers_weights() -> None:
     assert batch["weight"].tolist() == [2.0 if i < 10 else 1.0 for i in batch["index"].tolist()]
 
 
-def test_a_curriculums_weights_aim_at_its_support_as_it_was_at_the_draw() -> None:
+def test_curriculum_weights_use_the_support_at_the_draw() -> None:
     data = AdaptiveDataModule(
         PAIRS,
         lambda n: CurriculumSampler(n, UniformSampler, start=0.5, power=1, until=1.0, by="loss"),
@@ -109,7 +109,7 @@ def test_a_curriculums_weights_aim_at_its_support_as_it_was_at_the_draw() -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_staleness_is_how_many_batches_a_draw_waited(workers: int) -> None:
+def test_staleness_is_the_number_of_batches_since_the_draw(workers: int) -> None:
     data = AdaptiveDataModule(PAIRS, UniformSampler, batch_size=2, num_workers=workers)
     seen = [data.staleness for _ in data.train_dataloader()]
     # torch fetches two batches ahead for each worker, the next before it hands one over.
@@ -138,14 +138,14 @@ def test_evaluation_counts_every_sample_once_on_equally_many_batches(world: int,
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_an_epoch_sees_about_every_sample_over_all_ranks(world: int) -> None:
+def test_an_epoch_draws_the_dataset_size_over_all_ranks(world: int) -> None:
     data = AdaptiveDataModule(PAIRS, batch_size=4)
     data.trainer = _Trainer(0, world)  # type: ignore[assignment]
     assert len(data.train_dataloader()) == (5 if world == 1 else 3)
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(3, 3), (0.75, 3), (1.0, 4), (9, 4)])
-def test_no_more_is_drawn_than_the_trainer_takes(limit: float, taken: int) -> None:
+def test_no_more_batches_are_drawn_than_the_trainer_uses(limit: float, taken: int) -> None:
     # With workers, draws run ahead: beyond the epoch's end they would be lost from the pass.
     data = AdaptiveDataModule(PAIRS, batch_size=5, num_workers=1)
     trainer = _Trainer(0, 1)
@@ -161,7 +161,7 @@ def test_no_more_is_drawn_than_the_trainer_takes(limit: float, taken: int) -> No
     assert len(data.train_dataloader()) == 4  # of which Lightning takes its part
 
 
-def test_gathers_at_once_where_the_dataset_can() -> None:
+def test_batches_are_gathered_at_once_if_the_dataset_can() -> None:
     data = AdaptiveDataModule(_Gathering(), AdaptiveBatchSampler, batch_size=6)
     batch = next(iter(data.train_dataloader()))
     assert batch["input"].equal(batch["index"] * 2.0)
@@ -169,7 +169,7 @@ def test_gathers_at_once_where_the_dataset_can() -> None:
     assert torch.cat([each["index"] for each in scored]).equal(torch.arange(20))
 
 
-def test_scores_are_kept_and_begun_with(tmp_path: Path) -> None:
+def test_written_scores_start_a_later_run(tmp_path: Path) -> None:
     for suffix in ("csv", "parquet"):
         path = tmp_path / f"scores.{suffix}"
         data = AdaptiveDataModule(_Gathering(), AdaptiveBatchSampler)
@@ -207,7 +207,7 @@ def test_scores_may_be_a_column_such_as_rewards(tmp_path: Path) -> None:
         AdaptiveDataModule(table, lambda n: MixtureSampler(n, [UniformSampler]), scores="reward")
 
 
-def test_groups_and_lengths_are_the_datasets_own() -> None:
+def test_groups_and_lengths_come_from_the_dataset() -> None:
     class Grouped(_Gathering):
         groups = torch.arange(20) // 5
         lengths = list(range(20))  # noqa: RUF012
@@ -249,7 +249,7 @@ def test_difficulty_comes_from_a_column_or_a_file(tmp_path: Path) -> None:
     assert not mixture.sampler.needs_difficulty
 
 
-def test_a_table_with_a_missing_or_wordy_difficulty_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_textual_difficulty_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("x,y,word\n1.0,0,a\n2.0,1,b\n")
     table = TableDataset(path, features=["x"], target="y")
@@ -260,14 +260,14 @@ def test_a_table_with_a_missing_or_wordy_difficulty_is_refused(tmp_path: Path) -
     assert next(iter(data.train_dataloader()))["input"].shape == (2, 1)
 
 
-def test_another_dataset_length_is_refused_on_resume() -> None:
+def test_resuming_with_another_dataset_size_is_rejected() -> None:
     state = AdaptiveDataModule(PAIRS, AdaptiveBatchSampler).state_dict()
     shorter = TensorDataset(torch.arange(19.0), torch.arange(19))
     with pytest.raises(ValueError, match="size is 20, this sampler's is 19"):
         AdaptiveDataModule(shorter, AdaptiveBatchSampler).load_state_dict(state)
 
 
-def test_names_bad_datasets() -> None:
+def test_a_dataset_that_cannot_be_drawn_is_rejected() -> None:
     class Stream(IterableDataset[int]):
         def __iter__(self) -> Iterator[int]:
             return iter([1])
@@ -330,7 +330,7 @@ def test_digits_gather_what_items_say_and_rate_difficulty() -> None:
         digits.column("size")
 
 
-def test_provides_what_the_sampler_can_do() -> None:
+def test_provides_depends_on_the_sampler() -> None:
     shuffled = AdaptiveDataModule(PAIRS, ShuffledSampler).provides
     assert not {"data.update", "data.advance", "data.write_scores"} & shuffled
     boosted = AdaptiveDataModule(PAIRS, AdaptiveBatchSampler).provides

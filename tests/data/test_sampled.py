@@ -23,7 +23,7 @@ def _learned(normalize: Any, workers: int = 0) -> AdaptiveDataModule:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("normalize", ["batch", "buffer"])
-def test_serves_what_was_drawn_with_the_weight_of_the_paper(normalize: Any, workers: int) -> None:
+def test_a_batch_holds_the_drawn_items_and_their_weights(normalize: Any, workers: int) -> None:
     data = _learned(normalize, workers)
     law = data.sampler.probabilities()
     batches = list(data.train_dataloader())
@@ -39,7 +39,7 @@ def test_serves_what_was_drawn_with_the_weight_of_the_paper(normalize: Any, work
         )
 
 
-def test_weights_undo_the_bias_of_the_draw() -> None:
+def test_weights_correct_the_sampling_bias() -> None:
     # E[w f] at beta = 1 is proportional to the uniform mean of f: by enumeration, not by chance.
     data = _learned("buffer")
     law = data.sampler.probabilities()
@@ -51,17 +51,17 @@ def test_weights_undo_the_bias_of_the_draw() -> None:
     torch.testing.assert_close(expectation, f.mean())
 
 
-def test_uniform_draws_weigh_one() -> None:
+def test_uniform_draws_have_weight_one() -> None:
     data = AdaptiveDataModule(PAIRS, UniformSampler, batch_size=6)
     assert all(batch["weight"].eq(1).all() for batch in data.train_dataloader())
     assert "data.update" not in data.provides
 
 
-def test_provides_the_columns_of_the_dataset() -> None:
+def test_provides_names_the_keys_of_a_transition() -> None:
     assert {"batch.input", "batch.target", "batch.index"} <= _learned("batch").provides
 
 
-def test_a_nan_priority_is_named_and_changes_nothing() -> None:
+def test_a_nan_priority_is_rejected_and_changes_nothing() -> None:
     data = _learned("batch")
     before = data.sampler.probabilities().clone()
     with pytest.raises(ValueError, match=r"index \[3\] are \[nan\]"):
@@ -78,17 +78,17 @@ def test_a_nan_priority_is_named_and_changes_nothing() -> None:
         ({"collate": lambda items: items[0][0]}, "must be dictionaries or"),
     ],
 )
-def test_names_what_is_out_of_range(kwargs: dict[str, Any], words: str) -> None:
+def test_an_option_out_of_range_is_rejected_by_name(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         next(iter(AdaptiveDataModule(PAIRS, **kwargs).train_dataloader()))
 
 
-def test_refuses_an_empty_dataset() -> None:
+def test_an_empty_dataset_is_rejected() -> None:
     with pytest.raises(ValueError, match="dataset is empty"):
         AdaptiveDataModule(TensorDataset(torch.zeros(0)))
 
 
-def test_the_state_loads_without_running_code_and_draws_on(tmp_path: Any) -> None:
+def test_a_state_of_plain_tensors_continues_the_draws(tmp_path: Any) -> None:
     data, again = _learned("batch"), _learned("batch")
     taken = iter(data.train_dataloader())
     for _ in range(2):
@@ -108,12 +108,12 @@ def test_the_state_loads_without_running_code_and_draws_on(tmp_path: Any) -> Non
         ({"gamma": 2.0}, r"gamma is 2\.0"),
     ],
 )
-def test_replay_names_what_is_out_of_range(kwargs: dict[str, Any], words: str) -> None:
+def test_a_replay_option_out_of_range_is_rejected(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TransitionsDataModule(**{"environment": "CartPole-v1", **kwargs})
 
 
-def test_a_batch_from_an_empty_replay_says_what_to_do() -> None:
+def test_drawing_from_an_empty_replay_buffer_names_the_remedy() -> None:
     data = TransitionsDataModule("CartPole-v1", capacity=10)
     with pytest.raises(ValueError, match=r"nothing to draw|can be drawn|empty"):
         next(iter(data.train_dataloader()))

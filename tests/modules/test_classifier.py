@@ -35,26 +35,26 @@ def _step(model: Classifier, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def test_loss_is_the_weighted_mean_and_the_signal_is_unweighted() -> None:
     model, batch = Classifier(Dense(4, 3), 3), _batch()
-    found = _step(model, batch)
+    output = _step(model, batch)
     expected = cross_entropy(model(batch["input"]), batch["target"], reduction="none")
-    torch.testing.assert_close(found["losses"], expected.detach())
-    assert not found["losses"].requires_grad
-    torch.testing.assert_close(found["loss"], (batch["weight"] * expected).mean())
+    torch.testing.assert_close(output["losses"], expected.detach())
+    assert not output["losses"].requires_grad
+    torch.testing.assert_close(output["loss"], (batch["weight"] * expected).mean())
     torch.testing.assert_close(model.per_sample_loss(batch), expected)
 
 
 def test_focal_training_keeps_the_cross_entropy_as_its_signal() -> None:
     model, batch = Classifier(Dense(4, 3), 3, focal_gamma=2.0), _batch()
-    found = _step(model, batch)
+    output = _step(model, batch)
     logits = model(batch["input"])
     focal = focal_loss(logits, batch["target"], gamma=2.0)
-    torch.testing.assert_close(found["loss"], (batch["weight"] * focal).mean())
+    torch.testing.assert_close(output["loss"], (batch["weight"] * focal).mean())
     plain = cross_entropy(logits, batch["target"], reduction="none")
-    torch.testing.assert_close(found["losses"], plain.detach())
+    torch.testing.assert_close(output["losses"], plain.detach())
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance")
-def test_metrics_are_scikit_learns(tmp_path: Path) -> None:
+def test_metrics_agree_with_scikit_learn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = AdaptiveDataModule(
         LongTailedDigits("train"), val_dataset=LongTailedDigits("validation"), batch_size=32
@@ -66,26 +66,26 @@ def test_metrics_are_scikit_learns(tmp_path: Path) -> None:
         use_distributed_sampler=False, default_root_dir=tmp_path, **quiet,
     )  # fmt: skip
     trainer.fit(model, data)
-    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    output = {name: float(value) for name, value in trainer.callback_metrics.items()}
     held_out = LongTailedDigits("validation")
     with torch.no_grad():
         logits = model(held_out.inputs)
     predicted, true = logits.argmax(1).numpy(), held_out.targets.numpy()
-    assert found["val/macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
-    assert found["val/accuracy"] == pytest.approx((predicted == true).mean())
+    assert output["val/macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert output["val/accuracy"] == pytest.approx((predicted == true).mean())
     recall = recall_score(true, predicted, average=None)
     for c in range(10):
-        assert found[f"val/recall_{c}"] == pytest.approx(recall[c])
+        assert output[f"val/recall_{c}"] == pytest.approx(recall[c])
     expected = float(cross_entropy(logits, held_out.targets))
-    assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert output["val/loss"] == pytest.approx(expected, rel=1e-5)
     predictions = trainer.predict(model, data)
     assert predictions is not None
     assert torch.cat([each["predicted"] for each in predictions]).tolist() == predicted.tolist()  # type: ignore[call-overload]
     tested = trainer.test(model, data, verbose=False)
-    assert tested[0]["test/macro_f1"] == pytest.approx(found["val/macro_f1"])
+    assert tested[0]["test/macro_f1"] == pytest.approx(output["val/macro_f1"])
 
 
-def test_fill_up_samples_do_not_count() -> None:
+def test_padding_samples_are_in_no_metric() -> None:
     model = Classifier(nn.Identity(), 3)
     logged: dict[str, float] = {}
     model.log = lambda name, value, **_: logged.__setitem__(name, float(value))  # type: ignore[method-assign, assignment]
@@ -128,7 +128,7 @@ def test_an_option_out_of_range_is_rejected_by_name(options: dict[str, Any], mes
         Classifier(Dense(4, 3), **{"num_classes": 3, **options})
 
 
-def test_optimizer_and_scheduler_are_built_when_given() -> None:
+def test_a_given_optimizer_and_scheduler_are_used() -> None:
     model = Classifier(
         Dense(4, 3),
         3,

@@ -52,12 +52,12 @@ def test_gradient_is_the_weighted_td_error_clipped_and_averaged(double: bool) ->
     out = model.training_step(batch, 0)
     out["loss"].backward()
     assert model.q_net is not None
-    found = [p.grad.clone() for p in model.q_net.parameters() if p.grad is not None]
+    gradients = [p.grad.clone() for p in model.q_net.parameters() if p.grad is not None]
     model.q_net.zero_grad()
     value = model.q_net(batch["observation"]).gather(1, batch["action"][:, None]).squeeze(1)
     push = (batch["weight"] * out["td_error"].clamp(-1, 1)) / len(value)
     (-(push * value).sum()).backward()
-    for grad, parameter in zip(found, model.q_net.parameters(), strict=True):
+    for grad, parameter in zip(gradients, model.q_net.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad)
 
 
@@ -162,7 +162,7 @@ def test_trainer_flags_hold(flags: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore:`isinstance")
 @pytest.mark.parametrize("sampler", [UniformSampler, PrioritizedSampler, RankPrioritizedSampler])
-def test_any_sampler_goes_with_it(sampler: Any) -> None:
+def test_dqn_trains_with_any_sampler(sampler: Any) -> None:
     data = _data(sampler)
     _, trainer = _fit(data)
     assert 0 < float(trainer.callback_metrics["sampler/entropy"]) <= 1 + 1e-6
@@ -205,6 +205,6 @@ def test_a_checkpoint_alone_is_a_policy(tmp_path: Path) -> None:
     ("kwargs", "words"),
     [({"learning_rate": 0.0}, "learning_rate is 0"), ({"huber_delta": -1.0}, "huber_delta is -1")],
 )
-def test_refuses_values_out_of_range(kwargs: dict[str, float], words: str) -> None:
+def test_an_option_out_of_range_is_rejected_by_name(kwargs: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DQN(**kwargs)  # type: ignore[arg-type]

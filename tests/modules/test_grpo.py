@@ -29,7 +29,7 @@ class Even(Reward):
         return [float(len(text) % 2 == 0) for text in completions]
 
 
-class Kept(Callback):
+class Recorder(Callback):
     """The batches, their losses, and the module's gradients after each."""
 
     def __init__(self) -> None:
@@ -38,8 +38,8 @@ class Kept(Callback):
         self.metrics: list[dict[str, float]] = []
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        found = [p.grad.flatten().clone() for p in pl_module.parameters() if p.grad is not None]
-        self.gradients.append(torch.cat(found))
+        gradients = [p.grad.flatten().clone() for p in pl_module.parameters() if p.grad is not None]
+        self.gradients.append(torch.cat(gradients))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -56,9 +56,9 @@ def run(
     lora: bool = False,
     accumulate: int = 1,
     **more: Any,
-) -> tuple[Kept, GRPO]:
+) -> tuple[Recorder, GRPO]:
     seed_everything(3, verbose=False)
-    kept = Kept()
+    recorder = Recorder()
     reference = {"reference": more.pop("reference")} if "reference" in more else {}
     model = GRPO(
         ConfiguredLM(hidden_size=32, layers=1, heads=2, lora=LoRA(4) if lora else None),
@@ -88,27 +88,27 @@ def run(
         use_distributed_sampler=False,
         log_every_n_steps=1,
         accumulate_grad_batches=accumulate,
-        callbacks=[*replayed, kept],
+        callbacks=[*replayed, recorder],
     )
     trainer.fit(model, data)
-    return kept, model
+    return recorder, model
 
 
-def _laws(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
+def _vocabulary_log_probs(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
     """Before every token, by the model's own logits, answer by answer: log-probs ``[K, V]``."""
-    found, width = [], batch["input_ids"].shape[1]
+    rows, width = [], batch["input_ids"].shape[1]
     for i in range(len(batch["index"])):
         own = batch["sequence"] == i
-        said, first = batch["target"][own], int(batch["position"][own][0])
+        completion, first = batch["target"][own], int(batch["position"][own][0])
         prompt = batch["input_ids"][first // width, : first % width + 1]
-        logits = model.policy.model(input_ids=torch.cat([prompt, said])[None]).logits[0]
-        found.append((logits[len(prompt) - 1 : -1] / batch["temperature"]).log_softmax(-1))
-    return torch.cat(found)
+        logits = model.policy.model(input_ids=torch.cat([prompt, completion])[None]).logits[0]
+        rows.append((logits[len(prompt) - 1 : -1] / batch["temperature"]).log_softmax(-1))
+    return torch.cat(rows)
 
 
 def _log_probs(model: GRPO, batch: dict[str, Any]) -> torch.Tensor:
     """Of every token, likewise: ``[K]``."""
-    return _laws(model, batch).gather(-1, batch["target"][:, None])[:, 0]
+    return _vocabulary_log_probs(model, batch).gather(-1, batch["target"][:, None])[:, 0]
 
 
 def _gradient(model: GRPO, loss: torch.Tensor) -> torch.Tensor:
@@ -120,8 +120,8 @@ def _gradient(model: GRPO, loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"])
 def test_a_fresh_step_is_the_policy_gradient_written_out(kind: Any) -> None:
     # A learning rate that changes nothing: the policy is still the one that wrote the rollouts.
-    kept, model = run(PolicyObjective(loss_type=kind, scale="none"), rate=1e-30)
-    batch = kept.batches[0]
+    recorder, model = run(PolicyObjective(loss_type=kind, scale="none"), rate=1e-30)
+    batch = recorder.batches[0]
     log_prob = _log_probs(model, batch)
     terms = torch.zeros(())
     lengths = torch.bincount(batch["sequence"], minlength=16)
@@ -131,29 +131,29 @@ def test_a_fresh_step_is_the_policy_gradient_written_out(kind: Any) -> None:
             "grpo": 16 * lengths[i], "gspo": 16 * lengths[i], "dr_grpo": 16 * 5
         }.get(kind, lengths.sum())  # fmt: skip
         terms = terms - own / divisor
-    torch.testing.assert_close(kept.gradients[0], _gradient(model, terms), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(recorder.gradients[0], _gradient(model, terms), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_prompt_read_once_for_its_answers_gives_the_same_gradient(accumulate: int) -> None:
+def test_sharing_prompts_gives_the_same_gradient(accumulate: int) -> None:
     shared, apart = (
         run(PolicyObjective(kl_beta=0.1), accumulate=accumulate, share_prompts=share)[0]
         for share in (True, False)
     )
     assert "segment" in shared.batches[0]
     assert "segment" not in apart.batches[0]
-    tokens = [sum(b["input_ids"].numel() for b in kept.batches) for kept in (shared, apart)]
+    tokens = [sum(b["input_ids"].numel() for b in recorder.batches) for recorder in (shared, apart)]
     assert tokens[0] < 0.75 * tokens[1]
     torch.testing.assert_close(shared.gradients[0], apart.gradients[0], rtol=1e-3, atol=1e-6)
 
 
-def test_psr_keeps_right_answers_and_nsr_wrong_ones() -> None:
+def test_psr_trains_on_correct_and_nsr_on_wrong_completions() -> None:
     for positive, negative in ((1.0, 0.0), (0.0, 1.0), (0.1, 1.0)):
         objective = PolicyObjective(
             advantage="signs", positive_weight=positive, negative_weight=negative
         )
-        kept, _ = run(objective)
-        batch = kept.batches[0]
+        recorder, _ = run(objective)
+        batch = recorder.batches[0]
         right = batch["reward"] == 1
         assert bool(right.any())
         assert not bool(right.all())
@@ -161,16 +161,16 @@ def test_psr_keeps_right_answers_and_nsr_wrong_ones() -> None:
         torch.testing.assert_close(batch["advantage"], expected)
 
 
-def test_kl_to_the_frozen_reference_and_to_the_model_without_its_adapters() -> None:
+def test_the_kl_to_either_reference_starts_at_zero_and_grows() -> None:
     for lora, reference in ((False, "frozen"), (True, "frozen"), (True, "adapter_off")):
         objective = PolicyObjective(kl_beta=0.5)
-        kept, _ = run(objective, 4, rate=3e-2, lora=lora, reference=reference)
-        values = [each["train/kl"] for each in kept.metrics]
+        recorder, _ = run(objective, 4, rate=3e-2, lora=lora, reference=reference)
+        values = [each["train/kl"] for each in recorder.metrics]
         assert values[0] == pytest.approx(0, abs=1e-6)
         assert values[-1] > 1e-4
 
 
-def test_high_entropy_tokens_alone_are_trained_over_the_batch_or_the_step() -> None:
+def test_only_high_entropy_tokens_of_the_batch_or_step_are_trained() -> None:
     # Of a whole step in one micro-batch the two are one thing.
     one, _ = run(PolicyObjective(loss_type="dapo", high_entropy=0.2), rate=1e-30)
     other = PolicyObjective(loss_type="dapo", high_entropy=0.2, high_entropy_over="step")
@@ -179,8 +179,8 @@ def test_high_entropy_tokens_alone_are_trained_over_the_batch_or_the_step() -> N
     batch = step.batches[0]
     count = len(batch["target"])
     assert int(batch["forking"].sum()) == -(-count // 5)
-    law = _laws(model, batch)
-    entropy = -(law.exp() * law).sum(-1)
+    log_probs = _vocabulary_log_probs(model, batch)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
     assert entropy[batch["forking"] > 0].min() >= entropy[batch["forking"] == 0].max() - 1e-5
     chosen = batch["forking"]
     terms = _log_probs(model, batch) * batch["advantage"][batch["sequence"]] * chosen
@@ -192,33 +192,34 @@ def test_entropy_bonus_adds_the_gradient_of_the_entropy() -> None:
     base, _ = run(PolicyObjective(loss_type="dapo"), rate=1e-30)
     more, model = run(PolicyObjective(loss_type="dapo", entropy_bonus=0.3), rate=1e-30)
     batch = more.batches[0]
-    law = _laws(model, batch)
-    bonus = 0.3 * (law.exp() * law).sum(-1).mean()
+    log_probs = _vocabulary_log_probs(model, batch)
+    bonus = 0.3 * (log_probs.exp() * log_probs).sum(-1).mean()
     difference = more.gradients[0] - base.gradients[0]
     torch.testing.assert_close(difference, _gradient(model, bonus), rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize(("mode", "high"), [("truncate", 1.2), ("mask", 1.2), ("truncate", 5.0)])
-def test_mismatch_of_engine_and_trainer_is_weighed(
+def test_mismatch_weights_multiply_the_gradient(
     mode: Any, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lit_adaptive.rollout.engines import transformers as engines
 
-    shift = 0.3  # the trainer's law gives each token e^0.3 = 1.35 times the engine's probability
+    shift = 0.3  # the trainer gives each token e^0.3 = 1.35 times the engine's probability
     plain = engines.generate
 
     def off(*args: Any, **kwargs: Any) -> Any:
-        found = plain(*args, **kwargs)
-        return found._replace(log_probs=[each - shift for each in found.log_probs])
+        completions = plain(*args, **kwargs)
+        log_probs = [values - shift for values in completions.log_probs]
+        return completions._replace(log_probs=log_probs)
 
     base, _ = run(PolicyObjective(loss_type="dapo"), rate=1e-30)
     monkeypatch.setattr(engines, "generate", off)
     objective = PolicyObjective(loss_type="dapo", mismatch=mode, mismatch_high=high)
-    kept, _ = run(objective, rate=1e-30)
+    recorder, _ = run(objective, rate=1e-30)
     ratio = float(torch.tensor(shift).exp())
     expected = 0.0 if mode == "mask" else min(ratio, high)
     torch.testing.assert_close(
-        kept.gradients[0], expected * base.gradients[0], rtol=1e-3, atol=1e-6
+        recorder.gradients[0], expected * base.gradients[0], rtol=1e-3, atol=1e-6
     )
 
 
@@ -259,20 +260,20 @@ def test_covariance_masks_and_off_policy_drops_run_on_replay() -> None:
         {"drop_off_policy": 0.01},
         {"dual_clip": 3.0},
     ):
-        kept, _ = run(
+        recorder, _ = run(
             PolicyObjective(**more), 4, rate=3e-2, replay=RolloutBuffer(32), replay_fraction=0.5
         )
-        assert all(bool(batch["loss"].isfinite()) for batch in kept.batches)
-        names = {name for metrics in kept.metrics for name in metrics}
+        assert all(bool(batch["loss"].isfinite()) for batch in recorder.batches)
+        names = {name for metrics in recorder.metrics for name in metrics}
         if "covariance" in more:
             assert "train/covariance_share" in names
         if "drop_off_policy" in more:
-            assert any(m.get("train/dropped_sequences", 0) > 0 for m in kept.metrics)
+            assert any(m.get("train/dropped_sequences", 0) > 0 for m in recorder.metrics)
 
 
-def test_what_is_logged_has_trl_names_and_cumulative_counts() -> None:
-    kept, _ = run(PolicyObjective(), 4, replay=RolloutBuffer(32), replay_fraction=0.5)
-    last = kept.metrics[-1]
+def test_metrics_have_trl_names_and_cumulative_counts() -> None:
+    recorder, _ = run(PolicyObjective(), 4, replay=RolloutBuffer(32), replay_fraction=0.5)
+    last = recorder.metrics[-1]
     for name in (
         "policy_loss", "entropy", "reward", "reward_std", "frac_reward_zero_std", "num_tokens",
         "generated_tokens", "rollouts", "completions/mean_length", "completions/clipped_ratio",
@@ -280,7 +281,7 @@ def test_what_is_logged_has_trl_names_and_cumulative_counts() -> None:
         "replay/ratio_mean", "replay/ess", "sampling/sampling_logp_difference/mean",
     ):  # fmt: skip
         assert f"train/{name}" in last, name
-    written = [metrics["train/generated_tokens"] for metrics in kept.metrics]
+    written = [metrics["train/generated_tokens"] for metrics in recorder.metrics]
     assert written == sorted(written)
     assert last["train/rollouts"] == 16 + 3 * 8
 
@@ -296,11 +297,11 @@ def test_what_is_logged_has_trl_names_and_cumulative_counts() -> None:
         ({"luffy_gamma": 0.0}, "luffy_gamma is 0.0"),
     ],
 )
-def test_objective_refuses(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_rejected_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PolicyObjective(**options)
 
 
-def test_adapter_off_without_adapters_is_refused() -> None:
+def test_adapter_off_without_adapters_is_rejected() -> None:
     with pytest.raises(ValueError, match="the model has no adapters"):
         GRPO(ConfiguredLM(), objective=PolicyObjective(kl_beta=0.1), reference="adapter_off")

@@ -83,10 +83,10 @@ def padded(batch: dict[str, Any], flat: Tensor | None = None) -> Tensor:
 def logits_of(module: IWSFT, state: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
     """The whole logits, as the specification would compute them."""
     module.load_state_dict(state)
-    found: Tensor = module.policy.model(
+    logits: Tensor = module.policy.model(
         input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"])
     ).logits
-    return found.detach()
+    return logits.detach()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def logits_of(module: IWSFT, state: dict[str, Tensor], batch: dict[str, Any]) ->
     ],
     ids=str,
 )
-def test_the_loss_is_that_of_whole_logits(options):
+def test_the_loss_equals_the_formula_on_full_logits(options):
     # At a learning rate of 0.01 three steps take the policy well away from the reference.
     module = IWSFT(tiny(), optimization=SLOW, max_new_tokens=0, **options)
     # Drawn by difficulty and corrected, so that samples have weights of their own.
@@ -174,7 +174,7 @@ def test_cached_frozen_and_adapter_off_are_the_same_reference():
     assert not torch.allclose(plain, cached, rtol=1e-3)
 
 
-def test_until_it_is_scored_the_reference_weighs_nothing():
+def test_weights_are_one_until_the_reference_is_scored():
     # after_epochs=1: an epoch of 4 batches of plain SFT, then the model there is the reference.
     plain = IWSFT(tiny(), objective="nll", optimization=SLOW, max_new_tokens=0)
     weighted = IWSFT(tiny(), objective="iw", optimization=SLOW, max_new_tokens=0)
@@ -189,7 +189,7 @@ def test_until_it_is_scored_the_reference_weighs_nothing():
     torch.testing.assert_close(batch["ref_log_probs"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_moving_average_follows_each_step_and_makes_the_weights():
+def test_weights_are_computed_with_the_moving_average_of_the_policy():
     module = IWSFT(tiny(), q_decay=0.75, optimization=FAST, max_new_tokens=0)
     _trainer, record = fit(module, None, ReferenceLogProbs())
     name = "model.model.layers.0.mlp.up_proj.weight"
@@ -213,7 +213,7 @@ def test_the_moving_average_follows_each_step_and_makes_the_weights():
     torch.testing.assert_close(record.losses[1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_trains_as_unpacked_does():
+def test_packing_does_not_change_training():
     def run(**options: Any) -> Record:
         module = IWSFT(tiny(), optimization=SLOW, max_new_tokens=0)
         return fit(module, sums(**options), ReferenceLogProbs())[1]
@@ -228,10 +228,10 @@ def test_packed_trains_as_unpacked_does():
     )
 
 
-def test_validation_measures_likelihood_and_greedy_answers():
+def test_validation_measures_likelihood_and_greedy_completions():
     module = IWSFT(tiny(), objective="nll", max_new_tokens=4)
     trainer, _ = fit(module, max_steps=1, limit_val_batches=None, val_check_interval=1)
-    found = trainer.callback_metrics
+    metrics = trainer.callback_metrics
     total, tokens, right, matches = 0.0, 0, 0, 0
     data = trainer.datamodule
     for batch in data.val_dataloader():
@@ -256,12 +256,12 @@ def test_validation_measures_likelihood_and_greedy_answers():
             )[0, int(mask.sum()) :]
             text = data.tokenizer.decode(out, skip_special_tokens=True)
             matches += int(counts) * (text == answer)
-    assert float(found["val/nll"]) == pytest.approx(total / tokens, rel=1e-4)
-    assert float(found["val/perplexity"]) == pytest.approx(
+    assert float(metrics["val/nll"]) == pytest.approx(total / tokens, rel=1e-4)
+    assert float(metrics["val/perplexity"]) == pytest.approx(
         torch.tensor(total / tokens).exp().item(), rel=1e-3
     )
-    assert float(found["val/token_accuracy"]) == pytest.approx(right / tokens, rel=1e-4)
-    assert float(found["val/exact_match"]) == pytest.approx(matches / 20)
+    assert float(metrics["val/token_accuracy"]) == pytest.approx(right / tokens, rel=1e-4)
+    assert float(metrics["val/exact_match"]) == pytest.approx(matches / 20)
 
 
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_loads(tmp_path: Path):
@@ -284,7 +284,7 @@ def test_a_checkpoint_of_adapters_holds_nothing_else_and_loads(tmp_path: Path):
         assert torch.equal(record.states[0][name], state[name])
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path):
+def test_weights_of_another_model_are_rejected(tmp_path: Path):
     module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
     trainer, _record = fit(module, max_steps=1)
     path = tmp_path / "one.ckpt"
@@ -303,13 +303,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
         fit(IWSFT(tiny(), objective="nll", weights=str(tmp_path / "text.ckpt")))
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
+def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected():
     small = ConfiguredLM(hidden_size=32, layers=1, heads=2, options={"vocab_size": 50})
     with pytest.raises(ValueError, match="the tokenizer has 100 tokens, the model embeds 50"):
         fit(IWSFT(small, objective="nll"))
 
 
-def test_iw_without_a_reference_is_refused_before_training():
+def test_iw_without_a_reference_is_rejected_before_training():
     with pytest.raises(ValueError, match=r"needs 'batch.ref_log_probs'.*ReferenceLogProbs"):
         fit(IWSFT(tiny()))
 
@@ -326,18 +326,18 @@ def test_iw_without_a_reference_is_refused_before_training():
         ({"clamp": (1.5, 2.0)}, "clamp is"),
     ],
 )
-def test_a_wrong_option_is_named(options, words):
+def test_an_option_out_of_range_is_rejected_by_name(options, words):
     with pytest.raises(ValueError, match=words):
         IWSFT(tiny(), **options)
 
 
-def test_two_ranks_counts_of_tokens_are_those_trained_on():
+def test_tokens_counts_the_trained_tokens():
     module = IWSFT(tiny(), objective="nll", max_new_tokens=0)
     _, record = fit(module)
     assert int(module.tokens) == sum(len(batch["target"]) for batch in record.batches)
 
 
-def test_what_fills_up_a_rank_counts_in_no_metric():
+def test_padding_samples_are_in_no_metric():
     module = IWSFT(tiny(), objective="nll", max_new_tokens=4)
     trainer, _ = fit(module, max_steps=1)
     (batch,) = trainer.datamodule.val_dataloader()
@@ -345,11 +345,11 @@ def test_what_fills_up_a_rank_counts_in_no_metric():
 
     def measured(batch: dict[str, Any]) -> dict[str, float]:
         module._evaluate(batch, "val")
-        found = {name: float(metric.compute()) for name, metric in module.metrics["val"].items()}
+        values = {name: float(metric.compute()) for name, metric in module.metrics["val"].items()}
         judged = float(module.metrics["val"]["exact_match"].weight)
         for metric in module.metrics["val"].values():
             metric.reset()
-        return found | {"judged": judged}
+        return values | {"judged": judged}
 
     first = trainer.datamodule.val_dataset.gather(batch["index"][:5])
     alone = first | {"index": batch["index"][:5], "counted": torch.ones(5, dtype=torch.bool)}
@@ -358,7 +358,7 @@ def test_what_fills_up_a_rank_counts_in_no_metric():
     assert measured(some)["nll"] != pytest.approx(measured(batch)["nll"], rel=1e-3)
 
 
-def test_its_signal_tells_a_sampler_that_learns():
+def test_its_losses_update_a_sampler_that_learns():
     data = sums(sampler=AdaptiveBatchSampler)
     module = IWSFT(tiny(), objective="nll", optimization=SLOW, max_new_tokens=0)
     _, record = fit(module, data, LossRefresh())

@@ -41,7 +41,7 @@ GATED: dict[str, Any] = SIZES | {"intermediate_size": 48, "num_key_value_heads":
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_plain_attention_does(model: Any) -> None:
+def test_models_with_plain_attention_share_prompts(model: Any) -> None:
     model.train()
     assert attention_cost_ratio(LanguageModel(model)) == pytest.approx(1 / (4 * 32))
     assert model.training
@@ -60,11 +60,11 @@ def test_plain_attention_does(model: Any) -> None:
     ],
     ids=["mistral", "qwen2", "eager", "mamba", "alibi"],
 )
-def test_windows_recurrence_and_positions_by_order_do_not(model: Any) -> None:
+def test_windows_recurrence_and_positions_by_order_rule_out_shared_prompts(model: Any) -> None:
     assert attention_cost_ratio(LanguageModel(model)) is None
 
 
-def test_a_model_that_disregards_the_mask_is_found_out() -> None:
+def test_a_model_that_ignores_the_mask_does_not_share_prompts() -> None:
     torch.manual_seed(0)
     language = LanguageModel(LlamaForCausalLM(LlamaConfig(**GATED, initializer_range=0.1)))
     body = language.base.model

@@ -40,14 +40,14 @@ def batch(**more: Any) -> dict[str, Any]:
     } | more
 
 
-def told(objective: PolicyObjective, *, entropy: bool = False, kl: bool = False) -> float:
-    found = objective.loss(
+def loss_of(objective: PolicyObjective, *, entropy: bool = False, kl: bool = False) -> float:
+    output = objective.loss(
         LOG_PROB, ENTROPY if entropy else None, REFERENCE if kl else None, batch(), 8
     )
-    return float(found.loss)
+    return float(output.loss)
 
 
-def written(
+def expected_loss(
     of: Any, *, also: Any = None, keep: Any = None, denominator: Any = None, gamma: float = 0.1
 ) -> float:
     """The sum over trained tokens, divided by the update's count, of the loss at each."""
@@ -58,32 +58,34 @@ def written(
         a, w = float(ADVANTAGE[i]), float(WEIGHT[i])
         if i == SHOWN:
             p = math.exp(float(LOG_PROB[t]))
-            own = -a * p / (p + gamma)
+            value = -a * p / (p + gamma)
         else:
             base = BEHAVIOR if denominator is None else denominator(i)
             ratio = math.exp(float(LOG_PROB[t] - base[t]))
-            own = -min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
+            value = -min(ratio * a, min(max(ratio, 0.8), 1.2) * a)
         factor = 1.0 if of is None else of(t, i)
         kept = keep is None or keep(t)
-        total += own * w * factor * kept + (0.0 if also is None else also(t))
+        total += value * w * factor * kept + (0.0 if also is None else also(t))
     return total / 7
 
 
-def test_weights_multiply_the_policy_loss_of_what_is_trained() -> None:
-    assert told(PolicyObjective(loss_type="dapo")) == pytest.approx(written(None))
+def test_weights_multiply_the_policy_loss_of_trained_tokens() -> None:
+    assert loss_of(PolicyObjective(loss_type="dapo")) == pytest.approx(expected_loss(None))
 
 
-def test_kl_and_entropy_count_what_is_trained_without_its_weight() -> None:
+def test_kl_and_entropy_are_not_weighted() -> None:
     def also(t: int) -> float:
         gap, ratio = float(REFERENCE[t] - LOG_PROB[t]), math.exp(float(LOG_PROB[t] - BEHAVIOR[t]))
         return 0.3 * ratio * (math.exp(gap) - gap - 1) - 0.2 * float(ENTROPY[t])
 
     objective = PolicyObjective(loss_type="dapo", kl_beta=0.3, entropy_bonus=0.2)
-    assert told(objective, entropy=True, kl=True) == pytest.approx(written(None, also=also))
+    assert loss_of(objective, entropy=True, kl=True) == pytest.approx(
+        expected_loss(None, also=also)
+    )
 
 
 @pytest.mark.parametrize("mode", ["truncate", "mask"])
-def test_fresh_tokens_alone_are_weighed_for_mismatch(mode: Any) -> None:
+def test_only_fresh_tokens_get_mismatch_weights(mode: Any) -> None:
     def weight(t: int, i: int) -> float:
         if i != FRESH:
             return 1.0
@@ -95,26 +97,26 @@ def test_fresh_tokens_alone_are_weighed_for_mismatch(mode: Any) -> None:
     objective = PolicyObjective(
         loss_type="dapo", mismatch=mode, mismatch_low=0.8, mismatch_high=1.1
     )
-    expected = written(weight, denominator=lambda i: OLD if i == FRESH else BEHAVIOR)
-    assert told(objective) == pytest.approx(expected)
-    assert expected != pytest.approx(written(None))
+    expected = expected_loss(weight, denominator=lambda i: OLD if i == FRESH else BEHAVIOR)
+    assert loss_of(objective) == pytest.approx(expected)
+    assert expected != pytest.approx(expected_loss(None))
 
 
-def test_clip_cov_leaves_out_what_it_chooses() -> None:
+def test_clip_cov_drops_the_selected_tokens() -> None:
     # All of the trained tokens lie in the range, and all are chosen: nothing is left.
     everything = PolicyObjective(
         loss_type="dapo", covariance="clip", covariance_share=1.0, covariance_low=-99.0,
         covariance_high=99.0,
     )  # fmt: skip
-    assert told(everything) == 0
+    assert loss_of(everything) == 0
     none = PolicyObjective(
         loss_type="dapo", covariance="clip", covariance_share=1.0, covariance_low=98.0,
         covariance_high=99.0,
     )  # fmt: skip
-    assert told(none) == pytest.approx(written(None))
+    assert loss_of(none) == pytest.approx(expected_loss(None))
 
 
-def test_kl_cov_punishes_the_greatest_covariances() -> None:
+def test_kl_cov_penalizes_the_largest_covariances() -> None:
     trained = [t for t, i in enumerate(SEQUENCE.tolist()) if i != CUT]
     a, p = ADVANTAGE[SEQUENCE][trained], LOG_PROB[trained]
     cov = (a - a.mean()) * (p - p.mean())
@@ -127,23 +129,23 @@ def test_kl_cov_punishes_the_greatest_covariances() -> None:
     objective = PolicyObjective(
         loss_type="dapo", covariance="kl", covariance_share=3 / 9, covariance_beta=0.7
     )
-    assert told(objective) == pytest.approx(written(None, also=also))
+    assert loss_of(objective) == pytest.approx(expected_loss(None, also=also))
 
 
 def test_demonstrations_are_never_dropped_as_off_policy() -> None:
     # The threshold drops every sequence with a negative advantage; a demonstration may have one.
     shown = batch(advantage=torch.tensor([1.0, -0.5, -0.8, 2.0]).double())
     shown["behavior_log_probs"] = torch.zeros_like(LOG_PROB)
-    found = PolicyObjective(loss_type="dapo", drop_off_policy=0.0).loss(
+    output = PolicyObjective(loss_type="dapo", drop_off_policy=0.0).loss(
         LOG_PROB, None, None, shown, 8
     )
-    dropped = found.shares["dropped_sequences"].bool().tolist()
+    dropped = output.shares["dropped_sequences"].bool().tolist()
     assert dropped == [False, True, False, False]
     p = LOG_PROB[SEQUENCE == SHOWN].exp()
-    own = (0.8 * p / (p + 0.1)).sum() * 1.5
+    value = (0.8 * p / (p + 0.1)).sum() * 1.5
     ratio = LOG_PROB[SEQUENCE == FRESH].exp()
     fresh = -torch.minimum(ratio, ratio.clamp(0.8, 1.2)).sum() * 0.5
-    assert float(found.loss) == pytest.approx(float(own + fresh) / 7)
+    assert float(output.loss) == pytest.approx(float(value + fresh) / 7)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_demonstrations_are_never_dropped_as_off_policy() -> None:
         ("bnpo", 1.0),  # of the micro-batch, whatever the update's
     ],
 )
-def test_the_divisor_is_the_updates_own(kind: Any, part: float) -> None:
+def test_losses_are_divided_by_the_count_of_the_update(kind: Any, part: float) -> None:
     objective = PolicyObjective(loss_type=kind)
     one = float(objective.loss(LOG_PROB, None, None, batch(), 8).loss)
     more = batch(token_count=torch.tensor(70.0), sequence_count=torch.tensor(60.0))

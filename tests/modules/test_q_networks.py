@@ -11,7 +11,7 @@ CASES = [(MLP, (4,)), (MLP, (2, 3)), (MinAtarConv, (4, 10, 10)), (NatureConv, (4
 @pytest.mark.parametrize(("network", "shape"), CASES)
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
-def test_rates_every_action_of_every_observation(
+def test_a_network_returns_a_value_per_observation_and_action(
     network: type[QNetwork], shape: tuple[int, ...], dueling: bool, dtype: torch.dtype
 ) -> None:
     net = network(shape, 3, dueling=dueling)
