@@ -1,8 +1,8 @@
-"""Handwritten digits that come with scikit-learn, made long-tailed and, if wished, mislabelled.
+"""Handwritten digits that come with scikit-learn, long-tailed and optionally mislabelled.
 
 1,797 images of 8 x 8 pixels (the test set of UCI's "Optical Recognition of Handwritten Digits").
-Of each class 45 images are for testing and 15 for validation, the same ones always; training draws
-on the others, of which every class has at least 114.
+Each class has 45 test and 15 validation images, always the same ones; the others, at least 114 per
+class, are for training.
 """
 
 from collections.abc import Sequence
@@ -18,27 +18,27 @@ _TEST, _VALIDATION, _TRAIN = 45, 15, 114
 
 
 class LongTailedDigits(Dataset[dict[str, Any]]):
-    """Digits of which some are rare, as items ``{"input": [1, 8, 8] float32, "target": int}``.
+    """Digits with rare classes, as items ``{"input": [1, 8, 8] float32, "target": int}``.
 
     The c-th most frequent class of training keeps ``114 * imbalance ** (-c / 9)`` images, rounded
     and at least one. Validation and test are balanced and never mislabelled.
 
     Args:
         split: ``train``, ``validation`` (150 images) or ``test`` (450).
-        imbalance: of the most frequent class to the least, at least 1.
-        shares: of its images that each class keeps for training, in (0, 1], instead of
+        imbalance: size of the most frequent class divided by that of the rarest, at least 1.
+        shares: fraction of its training images that each class keeps, in (0, 1], instead of
             ``imbalance``; ``[0.01] * 5 + [1.0] * 5`` is the test of Schaul et al. (2016), sec. 6.
-        label_noise: share of training labels in [0, 1) that are replaced by another class.
-        seed: which images are kept, which classes are rare, which labels are wrong.
+        label_noise: fraction of training labels replaced by another class, in [0, 1).
+        seed: seed of the choice of images, rare classes and wrong labels.
 
     Attributes:
         inputs: ``[N, 1, 8, 8]`` float32 in [0, 1].
-        targets: ``[N]`` int64, as the model sees them.
-        true_targets: ``[N]`` int64, before any were replaced.
-        ids: ``[N]`` int64, rows in scikit-learn's table.
+        targets: ``[N]`` int64, the labels to learn, wrong ones included.
+        true_targets: ``[N]`` int64, the right labels.
+        ids: ``[N]`` int64, row numbers in scikit-learn's table.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     classes = tuple("0123456789")
@@ -84,10 +84,10 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
         frequency = torch.randperm(CLASSES, generator=generator).tolist()
         rows: list[Tensor] = []
         for c in range(CLASSES):
-            own = (self._labels == c).nonzero().flatten()
-            own = own[torch.randperm(len(own), generator=fixed)]
-            test, validation = own[:_TEST], own[_TEST : _TEST + _VALIDATION]
-            rest = own[_TEST + _VALIDATION :]
+            members = (self._labels == c).nonzero().flatten()
+            members = members[torch.randperm(len(members), generator=fixed)]
+            test, validation = members[:_TEST], members[_TEST : _TEST + _VALIDATION]
+            rest = members[_TEST + _VALIDATION :]
             kept = rest[torch.randperm(len(rest), generator=generator)]
             share = imbalance ** (-frequency[c] / (CLASSES - 1)) if shares is None else shares[c]
             train = kept[: max(1, round(_TRAIN * share))]
@@ -100,24 +100,24 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
         self.targets = torch.where(wrong, (self.true_targets + other) % CLASSES, self.true_targets)
 
     def column(self, name: str) -> Tensor:
-        """``difficulty`` ``[N]`` float64: how far from the mean image of its class, compared.
+        """``difficulty`` ``[N]`` float64: relative distance from the mean image of the class.
 
         The distance to the mean training image of the label, divided by that to the nearest mean
         image of another class; above 1 the sample looks more like another digit.
 
         Raises:
-            ValueError: if ``name`` is another one.
+            ValueError: if ``name`` is not ``difficulty``.
         """
         if name != "difficulty":
             raise ValueError(f"there is no column {name!r}; the digits have 'difficulty'")
         flat = self.inputs.flatten(1).double()
         means = torch.stack([flat[self.targets == c].mean(0) for c in range(CLASSES)]).nan_to_num(
             nan=1e3
-        )  # a class without samples is near to nothing
+        )  # a class without samples is far from everything
         distance = torch.cdist(flat, means)
-        own = distance.gather(1, self.targets[:, None]).squeeze(1)
-        others = distance.scatter(1, self.targets[:, None], torch.inf).amin(1)
-        return own / others
+        to_class = distance.gather(1, self.targets[:, None]).squeeze(1)
+        to_nearest = distance.scatter(1, self.targets[:, None], torch.inf).amin(1)
+        return to_class / to_nearest
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,5 +126,5 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
         return {"input": self.inputs[index], "target": int(self.targets[index])}
 
     def gather(self, index: Tensor) -> dict[str, Any]:
-        """A collated batch of ``index`` ``[B]``, at once."""
+        """The collated batch of the rows ``index`` ``[B]`` int64."""
         return {"input": self.inputs[index], "target": self.targets[index]}

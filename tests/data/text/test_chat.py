@@ -54,7 +54,7 @@ def test_all_answers_are_targets_with_turns_all() -> None:
     text = dataset.tokenizer.apply_chat_template(TALK, tokenize=False)
     assert _parts(dataset) == (text.removesuffix("\n"), "2<end>4<end>")
     last = DemonstrationDataset([{"messages": TALK}], _chatty(), prompts=True)
-    batches = [each.gather(torch.tensor([0])) for each in (dataset, last)]
+    batches = [chats.gather(torch.tensor([0])) for chats in (dataset, last)]
     assert batches[0]["prompt_ids"].equal(batches[1]["prompt_ids"])
     assert batches[0]["input_ids"].equal(batches[1]["input_ids"])
     assert batches[0]["prompt"] == batches[1]["prompt"]

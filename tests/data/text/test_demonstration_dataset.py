@@ -33,19 +33,19 @@ def _ids(text: str) -> list[int]:
 
 
 def _slow_pair(prompt: str, completion: str, bos: bool, most: int, policy: str) -> Any:
-    """One sample as the documentation tells it: tokens and which of them are targets."""
+    """One sample as the documentation describes it: tokens and which of them are targets."""
     ahead = ([BOS] if bos else []) + _ids(prompt)
     if not ahead:
         ahead = [BOS]
-    said = [*_ids(completion), EOS]
-    tokens, mask = ahead + said, [False] * len(ahead) + [True] * len(said)
+    answer = [*_ids(completion), EOS]
+    tokens, mask = ahead + answer, [False] * len(ahead) + [True] * len(answer)
     if len(tokens) <= most:
         return tokens, mask
     if policy == "drop":
         return None
     if policy == "truncate_left":
         first = 1 if bos else 0
-        while len(tokens) > most and len(tokens) - len(said) > 1:
+        while len(tokens) > most and len(tokens) - len(answer) > 1:
             del tokens[first], mask[first]
     tokens, mask = tokens[:most], mask[:most]
     return (tokens, mask) if any(mask) else None
@@ -64,10 +64,10 @@ def _slow_text(text: str, bos: bool, most: int, policy: str) -> Any:
 
 
 def _unpacked(batch: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
-    """Tokens and targets of each sample, found by what a batch says of itself."""
+    """Tokens and targets of each sample, from the positions in a batch."""
     width = batch["input_ids"].shape[1]
     flat, places = batch["input_ids"].flatten(), batch["position_ids"].flatten()
-    found: dict[int, Any] = {}
+    by_sample: dict[int, Any] = {}
     for target, position, sequence in zip(
         batch["target"].tolist(),
         batch["position"].tolist(),
@@ -77,11 +77,11 @@ def _unpacked(batch: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
         assert int(flat[position + 1]) == target
         assert (position + 1) % width  # never the first of a row
         start = position - int(places[position])
-        found.setdefault(sequence, (start, set()))[1].add(position + 1)
-        assert found[sequence][0] == start
+        by_sample.setdefault(sequence, (start, set()))[1].add(position + 1)
+        assert by_sample[sequence][0] == start
     return [
         (flat[start : max(at) + 1].tolist(), [i in at for i in range(start, max(at) + 1)])
-        for _, (start, at) in sorted(found.items())
+        for _, (start, at) in sorted(by_sample.items())
     ]
 
 
@@ -96,33 +96,33 @@ PAIRS = st.lists(
 @given(
     PAIRS, st.booleans(), st.integers(3, 16), st.sampled_from(POLICIES), st.booleans(), st.data()
 )
-def test_batches_are_what_a_slow_twin_makes_sample_by_sample(
+def test_batches_equal_those_of_a_slow_twin_sample_by_sample(
     pairs: list[tuple[str, str]], bos: bool, most: int, policy: Any, packing: bool, data: Any
 ) -> None:
     expected = [_slow_pair(*pair, bos, most, policy) for pair in pairs]
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
     options: dict[str, Any] = {"max_length": most, "overlong": policy, "packing": packing}
     tokenizer = BEGINNING if bos else TOKENIZER
-    kept = [i for i, each in enumerate(expected) if each is not None]
+    kept = [i for i, sample in enumerate(expected) if sample is not None]
     if not kept:
         with pytest.raises(ValueError, match=r"none of the .* is left.*raise max_length"):
             DemonstrationDataset(rows, tokenizer, **options)
         return
-    found = DemonstrationDataset(rows, tokenizer, **options)
-    assert found.ids.tolist() == kept
-    assert found.lengths.tolist() == [len(expected[i][0]) for i in kept]
-    assert found.offsets.diff().tolist() == [sum(expected[i][1]) for i in kept]
+    dataset = DemonstrationDataset(rows, tokenizer, **options)
+    assert dataset.ids.tolist() == kept
+    assert dataset.lengths.tolist() == [len(expected[i][0]) for i in kept]
+    assert dataset.offsets.diff().tolist() == [sum(expected[i][1]) for i in kept]
     index = data.draw(st.lists(st.integers(0, len(kept) - 1), min_size=1, max_size=10))
-    batch = found.gather(torch.tensor(index))
+    batch = dataset.gather(torch.tensor(index))
     assert _unpacked(batch) == [expected[kept[i]] for i in index]
     assert batch["target"].dtype == batch["position_ids"].dtype == torch.int64
     if not packing:
-        assert batch["input_ids"].shape == (len(index), int(found.lengths[index].max()))
+        assert batch["input_ids"].shape == (len(index), int(dataset.lengths[index].max()))
     used = sum(len(expected[kept[i]][0]) for i in index)
     assert int((batch["input_ids"] != 0).sum()) == used  # the rest is padding
-    found.set_reference(torch.arange(float(found.offsets[-1])))
-    reference = found.gather(torch.tensor(index))["ref_log_probs"]
-    begin = found.offsets.tolist()
+    dataset.set_reference(torch.arange(float(dataset.offsets[-1])))
+    reference = dataset.gather(torch.tensor(index))["ref_log_probs"]
+    begin = dataset.offsets.tolist()
     assert reference.tolist() == [k for i in index for k in range(begin[i], begin[i + 1])]
 
 
@@ -133,17 +133,17 @@ def test_batches_are_what_a_slow_twin_makes_sample_by_sample(
     st.integers(3, 9),
     st.sampled_from(POLICIES),
 )
-def test_of_plain_texts_all_but_the_first_token_are_targets(
+def test_all_tokens_of_a_plain_text_but_the_first_are_targets(
     texts: list[str], bos: bool, most: int, policy: Any
 ) -> None:
     expected = [_slow_text(text, bos, most, policy) for text in texts]
-    kept = [each for each in expected if each is not None]
+    kept = [sample for sample in expected if sample is not None]
     rows = [{"text": text} for text in texts]
     options: dict[str, Any] = {"max_length": most, "overlong": policy}
     if kept:
-        found = DemonstrationDataset(rows, BEGINNING if bos else TOKENIZER, **options)
-        assert _unpacked(found.gather(torch.arange(len(kept)))) == kept
-        assert found.counts["dropped"] == len(texts) - len(kept)
+        dataset = DemonstrationDataset(rows, BEGINNING if bos else TOKENIZER, **options)
+        assert _unpacked(dataset.gather(torch.arange(len(kept)))) == kept
+        assert dataset.counts["dropped"] == len(texts) - len(kept)
 
 
 def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,19 +151,21 @@ def test_what_is_cut_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
         DemonstrationDataset(rows, TOKENIZER)  # of nothing, nothing
-    told = [record.getMessage() for record in caplog.records if "rows are kept" in record.message]
-    assert len(told) == 1
-    assert "1 of 2 rows are kept" in told[0]
-    assert "1 are dropped" in told[0]
+    messages = [
+        record.getMessage() for record in caplog.records if "rows are kept" in record.message
+    ]
+    assert len(messages) == 1
+    assert "1 of 2 rows are kept" in messages[0]
+    assert "1 are dropped" in messages[0]
 
 
-def test_prompts_are_what_generation_begins_with() -> None:
+def test_prompts_are_left_padded_as_generation_needs_them() -> None:
     rows = [
         {"prompt": prompt, "completion": "2", "answer": answer}
         for prompt, answer in (("1+1=", "2"), ("10+1=", 11))
     ]
-    found = DemonstrationDataset(rows, TOKENIZER, prompts=True, columns=["answer"])
-    batch = found.gather(torch.tensor([1, 0]))
+    dataset = DemonstrationDataset(rows, TOKENIZER, prompts=True, columns=["answer"])
+    batch = dataset.gather(torch.tensor([1, 0]))
     assert batch["prompt_ids"].tolist() == [_ids("10+1="), [0, *_ids("1+1=")]]
     assert batch["prompt_mask"].tolist() == [[True] * 5, [False] + [True] * 4]
     assert batch["prompt"] == ["10+1=", "1+1="]
@@ -173,9 +175,9 @@ def test_prompts_are_what_generation_begins_with() -> None:
 def test_groups_are_numbered_as_prompts_come() -> None:
     prompts = ["b", "a", "b", "c", "a"]
     rows = [{"prompt": prompt, "completion": "x"} for prompt in prompts]
-    found = DemonstrationDataset(rows, TOKENIZER)
-    assert found.groups.tolist() == [0, 1, 0, 2, 1]
-    assert found.subset(torch.tensor([4, 3, 1])).groups.tolist() == [0, 1, 0]
+    dataset = DemonstrationDataset(rows, TOKENIZER)
+    assert dataset.groups.tolist() == [0, 1, 0, 2, 1]
+    assert dataset.subset(torch.tensor([4, 3, 1])).groups.tolist() == [0, 1, 0]
     texts = DemonstrationDataset([{"text": text} for text in ("aa", "b", "aa")], TOKENIZER)
     assert texts.groups.tolist() == [0, 1, 0]
 
@@ -200,40 +202,40 @@ def test_ids_are_of_one_kind_and_distinct_or_the_numbers_of_the_rows() -> None:
 
 def test_dropped_rows_leave_ids_and_numbers_where_they_were() -> None:
     rows = [{"prompt": "a" * n, "completion": "b", "reward": float(n)} for n in (1, 9, 2, 9, 3)]
-    found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
-    assert found.ids.tolist() == [0, 2, 4]
-    assert found.column("reward").tolist() == [1.0, 2.0, 3.0]
-    assert [row["prompt"] for row in found.texts(torch.tensor([2, 0]))] == ["aaa", "a"]
-    assert found.offsets.tolist() == [0, 2, 4, 6]
+    dataset = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong="drop")
+    assert dataset.ids.tolist() == [0, 2, 4]
+    assert dataset.column("reward").tolist() == [1.0, 2.0, 3.0]
+    assert [row["prompt"] for row in dataset.texts(torch.tensor([2, 0]))] == ["aaa", "a"]
+    assert dataset.offsets.tolist() == [0, 2, 4, 6]
     thrice = DemonstrationDataset(rows * 3, TOKENIZER, max_length=6, overlong="drop")
     assert thrice.ids.tolist() == [0, 2, 4, 5, 7, 9, 10, 12, 14]
     assert thrice.groups.tolist() == [0, 1, 2] * 3
-    empty = [{"prompt": "a", "completion": each} for each in ("", "b", "<eos>")]
-    found = DemonstrationDataset(empty, TOKENIZER, empty="drop")
-    assert found.ids.tolist() == [1]
-    assert found.counts["empty"] == 2
+    empty = [{"prompt": "a", "completion": text} for text in ("", "b", "<eos>")]
+    dataset = DemonstrationDataset(empty, TOKENIZER, empty="drop")
+    assert dataset.ids.tolist() == [1]
+    assert dataset.counts["empty"] == 2
 
 
 def test_columns_of_numbers_are_finite_and_named() -> None:
     rows = [{"prompt": "a", "completion": "b", "reward": r, "note": "x"} for r in (1, None, 2.5)]
-    found = DemonstrationDataset(rows, TOKENIZER)
+    dataset = DemonstrationDataset(rows, TOKENIZER)
     with pytest.raises(ValueError, match=r"reward in list is missing or not finite in rows \[1\]"):
-        found.column("reward")
+        dataset.column("reward")
     with pytest.raises(ValueError, match=r"no column 'note' of numbers.*\['reward'\]"):
-        found.column("note")
-    assert found.subset(torch.tensor([2, 0])).column("reward").tolist() == [2.5, 1.0]
+        dataset.column("note")
+    assert dataset.subset(torch.tensor([2, 0])).column("reward").tolist() == [2.5, 1.0]
 
 
 def test_a_column_may_hold_text_late_or_come_late() -> None:
     rows: list[dict[str, Any]] = [{"prompt": "a", "completion": "b", "note": i} for i in range(20)]
     rows[15]["note"] = "x"
     rows[16]["late"] = 1.0
-    found = DemonstrationDataset(rows, TOKENIZER)
+    dataset = DemonstrationDataset(rows, TOKENIZER)
     with pytest.raises(ValueError, match="no column 'note' of numbers"):
-        found.column("note")
+        dataset.column("note")
     with pytest.raises(ValueError, match=r"late in list is missing .* rows \[0, 1, 2, 3, 4\]"):
-        found.column("late")
-    assert found.subset(torch.tensor([16])).column("late").tolist() == [1.0]
+        dataset.column("late")
+    assert dataset.subset(torch.tensor([16])).column("late").tolist() == [1.0]
     more = [*({**row, "answer": 1} for row in rows[:16]), {**rows[0], "answer": None}]
     with pytest.raises(ValueError, match=r"answer in list is missing in rows \[16\]"):
         DemonstrationDataset(more, TOKENIZER, columns=["answer"])
@@ -241,8 +243,8 @@ def test_a_column_may_hold_text_late_or_come_late() -> None:
 
 def test_reference_log_probs_fit_or_are_refused() -> None:
     rows = [{"prompt": "1+1=", "completion": "2"}] * 5
-    found = DemonstrationDataset(rows, TOKENIZER)
+    dataset = DemonstrationDataset(rows, TOKENIZER)
     with pytest.raises(ValueError, match=r"there are \(3,\) reference log-probabilities; list has"):
-        found.set_reference(torch.zeros(3))
-    found.set_reference(torch.zeros(int(found.offsets[-1])))
-    assert "ref_log_probs" not in found.subset(torch.tensor([0])).gather(torch.tensor([0]))
+        dataset.set_reference(torch.zeros(3))
+    dataset.set_reference(torch.zeros(int(dataset.offsets[-1])))
+    assert "ref_log_probs" not in dataset.subset(torch.tensor([0])).gather(torch.tensor([0]))

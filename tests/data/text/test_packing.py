@@ -22,11 +22,11 @@ def test_packing_never_overfills_and_is_as_good_as_best_fit_decreasing(lengths: 
     spans: dict[int, list[tuple[int, int]]] = {}
     for row, start, length in zip(rows, starts, lengths, strict=True):
         spans.setdefault(row, []).append((start, start + length))
-    for own in spans.values():
-        own.sort()
-        assert own[0][0] == 0
-        assert own[-1][1] <= 20
-        assert all(a[1] == b[0] for a, b in pairwise(own))
+    for row_spans in spans.values():
+        row_spans.sort()
+        assert row_spans[0][0] == 0
+        assert row_spans[-1][1] <= 20
+        assert all(a[1] == b[0] for a, b in pairwise(row_spans))
     # The plain algorithm: the fullest row with room.
     fill: list[int] = []
     for length in sorted(lengths, reverse=True):
@@ -35,7 +35,7 @@ def test_packing_never_overfills_and_is_as_good_as_best_fit_decreasing(lengths: 
             fill[max(fitting, key=lambda i: fill[i])] += length
         else:
             fill.append(length)
-    assert sorted(own[-1][1] for own in spans.values()) == sorted(fill)
+    assert sorted(row_spans[-1][1] for row_spans in spans.values()) == sorted(fill)
     assert sorted(spans) == list(range(len(fill)))
 
 
@@ -82,15 +82,15 @@ def test_pack_length_holds_any_sample() -> None:
     rows = [{"prompt": "a", "completion": "b"}] * 3
     with pytest.raises(ValueError, match="pack_length is 10, max_length 20"):
         DemonstrationDataset(rows, TOKENIZER, max_length=20, packing=True, pack_length=10)
-    found = DemonstrationDataset(rows, TOKENIZER, max_length=5, packing=True, pack_length=9)
-    batch = found.gather(torch.arange(3))
+    dataset = DemonstrationDataset(rows, TOKENIZER, max_length=5, packing=True, pack_length=9)
+    batch = dataset.gather(torch.arange(3))
     assert batch["input_ids"].shape == (1, 9)
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2]]
 
 
 def test_padding_of_a_packed_row_is_a_sample_of_its_own() -> None:
     rows = [{"prompt": "a", "completion": c} for c in ("b", "bb", "bbb")]
-    found = DemonstrationDataset(rows, TOKENIZER, max_length=8, packing=True)
-    batch = found.gather(torch.arange(3))  # 5 + 3 in one row, 4 in the other
+    dataset = DemonstrationDataset(rows, TOKENIZER, max_length=8, packing=True)
+    batch = dataset.gather(torch.arange(3))  # 5 + 3 in one row, 4 in the other
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]]
     assert batch["input_ids"][1, 4:].tolist() == [0] * 4

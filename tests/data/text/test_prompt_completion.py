@@ -28,11 +28,11 @@ ROWS = [{"prompt": "1+1=", "completion": "2"}]
         (["text"], "row 1 of list is a str; rows are dictionaries"),
     ],
 )
-def test_bad_rows_are_named(rows: list[Any], words: str) -> None:
+def test_a_row_that_cannot_be_used_is_named(rows: list[Any], words: str) -> None:
     good = [{"prompt": "a", "completion": "b"}]
-    known = not words.startswith(("list has", "columns", r"columns"))
+    usable = not words.startswith(("list has", "columns"))
     with pytest.raises(ValueError, match=words):
-        DemonstrationDataset([*good, *rows] if known else rows, TOKENIZER)
+        DemonstrationDataset([*good, *rows] if usable else rows, TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_bad_rows_are_named(rows: list[Any], words: str) -> None:
         ({"turns": "first"}, "turns is 'first'"),
         ({"prompt": "prompt", "text": "text"}, "columns of several kinds"),
         ({"columns": ["ease"]}, "has no column 'ease'"),
-        ({"completion": "said"}, "has no column 'said'"),
+        ({"completion": "solution"}, "has no column 'solution'"),
         ({"max_length": 1}, "max_length is 1; a sample has at least 2"),
     ],
 )
-def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
+def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DemonstrationDataset(ROWS, TOKENIZER, **options)
 
 
 def test_columns_of_other_roles_do_not_hide_prompt_and_completion() -> None:
     row = {"prompt": "no", "q": "1+1=", "completion": "no", "a": "2"}
-    found = DemonstrationDataset([row], TOKENIZER, prompt="q", completion="a")
-    assert found.texts(torch.tensor([0])) == [{"prompt": "1+1=", "completion": "2"}]
+    dataset = DemonstrationDataset([row], TOKENIZER, prompt="q", completion="a")
+    assert dataset.texts(torch.tensor([0])) == [{"prompt": "1+1=", "completion": "2"}]

@@ -34,25 +34,25 @@ def test_columns_are_kept_as_they_are_for_rewards(tmp_path: Path) -> None:
         {"id": "b", "prompt": "1+1=", "answer": 2, "hints": ["two"]},
         {"id": "a", "prompt": "10+10=", "answer": 20, "hints": []},
     ]
-    found = PromptDataset(_file(tmp_path, rows), columns=["answer"])
-    assert found.ids == ["b", "a"]
-    batch = found.gather(torch.tensor([1, 0]))
+    dataset = PromptDataset(_file(tmp_path, rows), columns=["answer"])
+    assert dataset.ids == ["b", "a"]
+    batch = dataset.gather(torch.tensor([1, 0]))
     assert batch["answer"] == [20, 2]
     assert batch["hints"] == [[], ["two"]]
     assert batch["prompt"] == ["10+10=", "1+1="]
-    assert batch["prompt_mask"].sum(1).tolist() == found.lengths[[1, 0]].tolist()
+    assert batch["prompt_mask"].sum(1).tolist() == dataset.lengths[[1, 0]].tolist()
     assert batch["prompt_mask"][:, -1].all()
-    for row, tokens in enumerate(found.tokens(torch.tensor([1, 0]))):
+    for row, tokens in enumerate(dataset.tokens(torch.tensor([1, 0]))):
         assert batch["prompt_ids"][row][batch["prompt_mask"][row]].equal(tokens.long())
-        assert found.tokenizer.decode(tokens, skip_special_tokens=True) == batch["prompt"][row]
-    assert found.column("answer").tolist() == [2.0, 20.0]
+        assert dataset.tokenizer.decode(tokens, skip_special_tokens=True) == batch["prompt"][row]
+    assert dataset.column("answer").tolist() == [2.0, 20.0]
     with pytest.raises(ValueError, match="no column 'hints' of numbers"):
-        found.column("hints")
+        dataset.column("hints")
 
 
 def test_conversations_end_where_the_assistant_begins(tmp_path: Path) -> None:
-    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
-    talks = PromptDataset(_file(tmp_path, [{"prompt": asked}]), chat_template=TEMPLATE)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
+    talks = PromptDataset(_file(tmp_path, [{"prompt": messages}]), chat_template=TEMPLATE)
     assert talks.texts(torch.tensor([0]))[0]["prompt"] == "s:be brief;u:1+1;a:"
     plain = PromptDataset(
         _file(tmp_path, [{"prompt": "1+1"}]), chat=True, system="be brief", chat_template=TEMPLATE
@@ -80,13 +80,13 @@ def test_long_prompts_raise_an_error_are_dropped_or_lose_their_beginning(tmp_pat
 
 
 def test_demonstrations_end_with_a_stop_token_and_are_not_among_the_columns() -> None:
-    found = PromptDataset(Arithmetic("train", size=5), demonstration="completion")
-    assert found.demonstrated
-    row = found.texts(torch.tensor([3]))[0]
+    dataset = PromptDataset(Arithmetic("train", size=5), demonstration="completion")
+    assert dataset.demonstrated
+    row = dataset.texts(torch.tensor([3]))[0]
     assert "completion" not in row
-    tokens = found.demonstration(3)
-    assert tokens[-1] == found.tokenizer.eos_token_id
-    assert found.decode_completions([torch.tensor(tokens)]) == [row["answer"]]
+    tokens = dataset.demonstration(3)
+    assert tokens[-1] == dataset.tokenizer.eos_token_id
+    assert dataset.decode_completions([torch.tensor(tokens)]) == [row["answer"]]
 
 
 def test_the_fingerprint_changes_with_prompts_their_borders_and_their_order(tmp_path: Path) -> None:

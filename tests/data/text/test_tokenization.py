@@ -46,7 +46,7 @@ def _ids(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("completion", "said"),
+    ("completion", "closed"),
     [
         ("82", "82<eos>"),
         ("82<eos>", "82<eos>"),
@@ -55,22 +55,22 @@ def _ids(text: str) -> list[int]:
         ("82\n", "82\n<eos>"),
     ],
 )
-def test_a_completion_ends_with_exactly_one_stop_token(completion: str, said: str) -> None:
+def test_a_completion_ends_with_exactly_one_stop_token(completion: str, closed: str) -> None:
     rows = [{"prompt": "4=", "completion": completion}]
     batch = DemonstrationDataset(rows, TOKENIZER).gather(torch.tensor([0]))
-    assert TOKENIZER.decode(batch["target"]) == said
+    assert TOKENIZER.decode(batch["target"]) == closed
 
 
-def test_a_cut_completion_does_not_stop_and_the_cuts_are_counted() -> None:
+def test_a_truncated_completion_has_no_stop_token_and_is_counted() -> None:
     rows = [{"prompt": "a" * n, "completion": "b" * m} for n, m in ((2, 2), (9, 2), (2, 9), (9, 9))]
     counts = {}
     for policy in POLICIES:
-        found = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong=policy)  # type: ignore[arg-type]
-        counts[policy] = list(found.counts.values())
-        targets = found.gather(torch.arange(len(found)))
-        ends = [int(targets["target"][targets["sequence"] == i][-1]) for i in range(len(found))]
+        dataset = DemonstrationDataset(rows, TOKENIZER, max_length=6, overlong=policy)  # type: ignore[arg-type]
+        counts[policy] = list(dataset.counts.values())
+        targets = dataset.gather(torch.arange(len(dataset)))
+        ends = [int(targets["target"][targets["sequence"] == i][-1]) for i in range(len(dataset))]
         stopped = [
-            found.texts(torch.tensor([i]))[0]["completion"] == "bb" for i in range(len(found))
+            dataset.texts(torch.tensor([i]))[0]["completion"] == "bb" for i in range(len(dataset))
         ]
         if policy == "truncate_left":
             assert [end == EOS for end in ends] == stopped == [True, True, False, False]
@@ -167,19 +167,21 @@ def test_a_failure_half_way_leaves_no_cache_behind(
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_worker_process_gets_the_same_batches(cached: bool, tmp_path: Path) -> None:
-    found = DemonstrationDataset(
+    dataset = DemonstrationDataset(
         ROWS, TOKENIZER, cache_dir=tmp_path if cached else None, prompts=True
     )
     if cached:  # the tokens are mapped, not sent
-        assert found._tokenized.gather("tokens", np.arange(30)).tobytes() not in pickle.dumps(found)
-    there = pickle.loads(pickle.dumps(found))
+        assert dataset._tokenized.gather("tokens", np.arange(30)).tobytes() not in pickle.dumps(
+            dataset
+        )
+    there = pickle.loads(pickle.dumps(dataset))
     index = torch.tensor([4, 1])
-    assert there.gather(index)["input_ids"].equal(found.gather(index)["input_ids"])
-    assert there.texts(index) == found.texts(index)
-    assert there.fingerprint == found.fingerprint
+    assert there.gather(index)["input_ids"].equal(dataset.gather(index)["input_ids"])
+    assert there.texts(index) == dataset.texts(index)
+    assert there.fingerprint == dataset.fingerprint
 
 
-def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_tokens_targets_order_and_tokenizer(tmp_path: Path) -> None:
     def print_of(rows: list[dict[str, str]], tokenizer: Any = TOKENIZER) -> str:
         return DemonstrationDataset(rows, tokenizer).fingerprint
 
@@ -197,14 +199,16 @@ def test_the_fingerprint_goes_with_tokens_targets_order_and_tokenizer(tmp_path: 
     ]
     assert len(set(prints)) == len(prints)
     used = character_tokenizer()
-    found = DemonstrationDataset(rows, used)
-    used(["a", "bc"], padding=True, truncation=True, max_length=2)  # which it remembers
-    assert found.fingerprint == prints[0]
+    dataset = DemonstrationDataset(rows, used)
+    used(
+        ["a", "bc"], padding=True, truncation=True, max_length=2
+    )  # the tokenizer keeps these settings
+    assert dataset.fingerprint == prints[0]
     more = [{**row, "note": "not a token"} for row in rows]
     assert print_of(more) == prints[0]
 
 
-def test_the_fingerprint_tells_one_sample_from_two_of_the_same_tokens() -> None:
+def test_the_fingerprint_differs_for_one_sample_and_two_of_the_same_tokens() -> None:
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     talk = [{"role": role, "content": content} for role, content in turns]
     template = (
