@@ -1,7 +1,7 @@
 """Files that are written completely or not at all, and states read without running code."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path) -> Generator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``.
 
     The bytes are on the disk before the rename, so ``path`` holds either the old content or all of
