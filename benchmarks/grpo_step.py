@@ -1,46 +1,41 @@
-"""What a step of GRPO costs: ours against TRL's GRPOTrainer, and what replay saves.
+"""Time and memory of a GRPO step, against TRL's GRPOTrainer, and what replay saves.
 
-    python benchmarks/grpo_step.py [--model tiny|smollm2] [--rounds 3] [--steps 12]
+    python benchmarks/grpo_step.py [--only tiny smollm2] [--rounds 3] [--steps 12]
 
-Same model (a tiny Llama of 0.86 M parameters, weights drawn alike, or SmolLM2-135M), prompts, group size, length limit, loss
-(GRPO, advantage over its group's deviation, no KL), precision (float32) and optimizer, one reward
-(exact match), in one run, interleaved; each in a process of its own, so that peak memory is its own.
-A step is 32 prompts with 8 answers of at most 12 tokens, or 2 prompts of reasoning-gym with 8 answers
-of at most 64, and one update. Memory is what a process holds at most beyond the model. Time is the median between the
-ends of two steps, everything between them in it; ratios are of the fastest rounds. Nothing is learnt
-in so few steps, so both write equally long answers: mean lengths are printed. ``replay`` is ours with
-half of the groups replayed, after the first steps have filled the replay. Needs the extra ``peers``.
+Both sides have the same model (a Llama of 0.86 M parameters with equal initial weights, or
+SmolLM2-135M), prompts, group size, length limit, loss (GRPO, advantages divided by their group's
+deviation, no KL penalty), precision (float32), optimizer and reward (1 for completions of even
+length). A step is one update on 32 prompts with 8 answers of at most 12 tokens, or on 2 prompts of
+reasoning-gym with 8 answers of at most 64. ``replay`` is ours with half of the groups replayed.
+
+Runs alternate, each in a process of its own, one thread, seed 0. Time is the median between the ends
+of two steps (generation, reward, update and all hooks), after the first steps; ratios are of the
+fastest rounds, without an interval. Memory is the peak of the process minus its memory before
+training, with the model loaded. Learning is negligible in so few steps, so both sides write equally
+long answers; mean lengths are printed. Needs the extra ``peers``.
 """
 
-import argparse
-import itertools
 import json
 import os
-import resource
 import statistics
-import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("WANDB_DISABLED", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import common
 import torch
 
-OUT = Path(__file__).parent / "results" / "grpo_step.json"
 GROUP = 8
 
 
 class Setting(NamedTuple):
-    """What is trained on what."""
+    """Model, prompts and sizes of a step; ``skip`` steps of warm-up are not timed."""
 
     tokenizer: str
     prompts: int
     tokens: int
-    skip: int  # steps until all is warm
+    skip: int
     chat: bool
 
     def questions(self) -> Any:
@@ -51,13 +46,13 @@ class Setting(NamedTuple):
         sums = {"min_terms": 2, "max_terms": 2, "max_digits": 2}
         return ReasoningTask("chain_sum", size=200, config=sums)
 
-    def recipe(self) -> Any:
+    def model_source(self) -> Any:
         from lit_adaptive.modules import ConfiguredLM, PretrainedLM
 
         if self.chat:
             return PretrainedLM("smollm2")
         sizes = {"hidden_size": 128, "layers": 3, "heads": 4, "max_positions": 64, "seed": 0}
-        return ConfiguredLM("llama", **sizes)  # type: ignore[arg-type]
+        return ConfiguredLM("llama", **sizes)
 
 
 SETTINGS = {
@@ -66,21 +61,20 @@ SETTINGS = {
 }
 
 
-def _told(
-    marks: list[float], length: float, before: float, generation: float, skip: int
+def measurements(
+    clock: common.StepClock, skip: int, *, tokens: float, bytes_before: int, generation: float
 ) -> dict[str, float]:
-    kept = marks[skip:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Seconds per step and of its generation, mean tokens per answer, and memory of this process."""
     return {
-        "seconds": statistics.median(b - a for a, b in itertools.pairwise(kept)),
-        "tokens": length,
-        "memory_mb": peak - before,
+        "seconds": clock.median_seconds(skip),
+        "tokens": tokens,
+        "memory_mb": (common.peak_bytes() - bytes_before) / 2**20,
         "generation": generation,
     }
 
 
 def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
-    from lightning.pytorch import Callback, Trainer, seed_everything
+    from lightning.pytorch import Callback, seed_everything
 
     from callbacks import RolloutReplay
     from lit_adaptive.data import PromptDataset, RolloutDataModule
@@ -90,23 +84,21 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     from lit_adaptive.rollout.rewards.base import Reward
     from lit_adaptive.rollout.rewards.scorer import Scorer
 
-    class Even(Reward):
+    class EvenLength(Reward):
         def __call__(self, prompts: Any, completions: list[str], **_: Any) -> list[float | None]:
             return [float(len(text) % 2 == 0) for text in completions]
 
-    class Clock(Callback):
+    class MetricsRecorder(Callback):
         def __init__(self) -> None:
-            self.marks: list[float] = []
             self.lengths: list[float] = []
             self.generation: list[float] = []
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            self.marks.append(time.perf_counter())
             metrics = trainer.datamodule.step.metrics
             self.lengths.append(metrics["completions/mean_length"])
             self.generation.append(metrics["seconds/generation"])
 
-    warnings.filterwarnings("ignore")
+    common.silence()
     seed_everything(0, verbose=False)
     data = RolloutDataModule(
         PromptDataset(
@@ -116,58 +108,53 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
         group_size=GROUP,
         sampling=SamplingParams(setting.tokens),
         steps_per_epoch=steps,
-        rewards=Scorer([Even()], workers=0),
+        rewards=Scorer([EvenLength()], workers=0),
         replay=RolloutBuffer(512) if fraction else None,
         replay_fraction=fraction,
     )
-    model = GRPO(setting.recipe(), optimization=Optimization(learning_rate=1e-9))
-    clock = Clock()
-    trainer = Trainer(
+    model = GRPO(setting.model_source(), optimization=Optimization(learning_rate=1e-9))
+    clock, recorder = common.StepClock(), MetricsRecorder()
+    trainer = common.quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         gradient_clip_val=1.0,
-        callbacks=[*([RolloutReplay()] if fraction else []), clock],
+        callbacks=[*([RolloutReplay()] if fraction else []), recorder, clock.lightning_callback()],
     )
-    setting.recipe().make(data.tokenizer)  # TRL's model too is built before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    setting.model_source().make(
+        data.tokenizer
+    )  # loads the model once, as TRL's is loaded before training
+    bytes_before = common.peak_bytes()
     trainer.fit(model, data)
-    lengths = statistics.mean(clock.lengths)
-    generation = statistics.median(clock.generation[setting.skip :])
-    return _told(clock.marks, lengths, before, generation, setting.skip)
+    return measurements(
+        clock,
+        setting.skip,
+        tokens=statistics.mean(recorder.lengths),
+        bytes_before=bytes_before,
+        generation=statistics.median(recorder.generation[setting.skip :]),
+    )
 
 
-def theirs(setting: Setting, steps: int, _: float) -> dict[str, float]:
+def trl(setting: Setting, steps: int, _: float) -> dict[str, float]:
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.marks: list[float] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.marks.append(time.perf_counter())
-
     lengths: list[float] = []
 
-    def even(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def even_length(
+        completions: list[Any], completion_ids: list[list[int]], **_: Any
+    ) -> list[float]:
         lengths.append(statistics.mean(len(ids) for ids in completion_ids))
-        texts = [each[0]["content"] if setting.chat else each for each in completions]
+        texts = [item[0]["content"] if setting.chat else item for item in completions]
         return [float(len(text) % 2 == 0) for text in texts]
 
-    warnings.filterwarnings("ignore")
+    common.silence()
     tokenizer = load_tokenizer(setting.tokenizer)
     questions = setting.questions()
-    asked = [questions[i]["prompt"] for i in range(len(questions))]
+    prompts = [questions[i]["prompt"] for i in range(len(questions))]
     rows = [
-        {"prompt": [{"role": "user", "content": each}] if setting.chat else each} for each in asked
+        {"prompt": [{"role": "user", "content": prompt}] if setting.chat else prompt}
+        for prompt in prompts
     ]
     config = GRPOConfig(
         output_dir="/tmp/trl_grpo",
@@ -189,59 +176,71 @@ def theirs(setting: Setting, steps: int, _: float) -> dict[str, float]:
         disable_tqdm=True,
         seed=0,
     )
-    clock = Clock()
+    clock = common.StepClock()
     trainer = GRPOTrainer(
-        model=setting.recipe().make(tokenizer),
-        reward_funcs=even,
+        model=setting.model_source().make(tokenizer),
+        reward_funcs=even_length,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[clock],
+        callbacks=[clock.transformers_callback()],
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    bytes_before = common.peak_bytes()
     trainer.train()
-    return _told(clock.marks, statistics.mean(lengths), before, float("nan"), setting.skip)
+    return measurements(
+        clock,
+        setting.skip,
+        tokens=statistics.mean(lengths),
+        bytes_before=bytes_before,
+        generation=float("nan"),
+    )
 
 
-RUNS: dict[str, tuple[Any, float]] = {
-    "trl": (theirs, 0.0), "ours": (ours, 0.0), "replay": (ours, 0.5)
-}  # fmt: skip
+RUNS = {"trl": (trl, 0.0), "ours": (ours, 0.0), "replay": (ours, 0.5)}
+"""Function and replayed fraction, by name."""
 
 
-def _run(name: str, model: str, steps: int) -> dict[str, float]:
+def run(name: str, model: str, steps: int) -> dict[str, float]:
     torch.set_num_threads(1)
     function, fraction = RUNS[name]
-    found: dict[str, float] = function(SETTINGS[model], steps, fraction)
-    return found
+    return function(SETTINGS[model], steps, fraction)
+
+
+def compare(model: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Ratios of time and memory, and the measurements of all rounds."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
+    for _ in range(rounds):
+        for name, measured in runs.items():
+            measured.append(common.run_in_process(run, name, model, steps))
+            print(model, name, {k: round(v, 4) for k, v in measured[-1].items()}, flush=True)
+    fastest = {name: min(rows, key=lambda row: row["seconds"]) for name, rows in runs.items()}
+    seconds = {name: row["seconds"] for name, row in fastest.items()}
+    memory = {name: statistics.median(r["memory_mb"] for r in rows) for name, rows in runs.items()}
+    generation = fastest["ours"]["generation"]
+    ratios = {
+        "time: ours / trl": seconds["ours"] / seconds["trl"],
+        "time: replay / trl": seconds["replay"] / seconds["trl"],
+        "memory: ours / trl": memory["ours"] / memory["trl"],
+        "generation's share of our step": generation / seconds["ours"],
+        "saved by replay / half of generation": (seconds["ours"] - seconds["replay"])
+        / (generation / 2),
+    }
+    print(json.dumps(ratios, indent=1))
+    return {"ratios": ratios, "fastest": fastest, "runs": runs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=[*SETTINGS], default="tiny")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
+    parser = common.argument_parser(__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=SETTINGS, default=[*SETTINGS], help="models to run"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
+    parser.add_argument("--steps", type=int, default=12, help="training steps per run")
     args = parser.parse_args()
-    every: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
-    for _ in range(args.rounds):
-        for name, runs in every.items():
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                runs.append(alone.submit(_run, name, args.model, args.steps).result())
-                print(name, {k: round(v, 4) for k, v in runs[-1].items()}, flush=True)
-    best = {name: min(runs, key=lambda run: run["seconds"]) for name, runs in every.items()}
-    memory = {name: statistics.median(r["memory_mb"] for r in runs) for name, runs in every.items()}
-    saved = best["ours"]["seconds"] - best["replay"]["seconds"]
-    found = {
-        "time: ours / trl": best["ours"]["seconds"] / best["trl"]["seconds"],
-        "time: replay / trl": best["replay"]["seconds"] / best["trl"]["seconds"],
-        "memory: ours / trl": memory["ours"] / memory["trl"],
-        "generation's share of our step": best["ours"]["generation"] / best["ours"]["seconds"],
-        "saved by replay / half of generation": saved / (best["ours"]["generation"] / 2),
-    }
-    print(json.dumps(found, indent=1))
-    OUT.parent.mkdir(exist_ok=True)
-    whole = json.loads(OUT.read_text()) if OUT.exists() else {}
-    whole[args.model] = {"ratios": found, "fastest": best, "runs": every}
-    OUT.write_text(json.dumps(whole, indent=1))
+    for model in args.only:
+        result = compare(model, args.rounds, args.steps)
+        results = common.read_results(args.out, "grpo_step.json") | {model: result}
+        common.write_results(args.out, "grpo_step.json", results)
 
 
 if __name__ == "__main__":

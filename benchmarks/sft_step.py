@@ -1,39 +1,34 @@
-"""What a step of fine-tuning costs: iw-SFT against SFT, and SFT against TRL's SFTTrainer.
+"""Time of a fine-tuning step: iw-SFT against SFT, and SFT against TRL's SFTTrainer.
 
-    python benchmarks/sft_step.py [--rounds 5] [--steps 30] [--only tiny]
+    python benchmarks/sft_step.py [--rounds 5] [--steps 30] [--only tiny small]
 
-Same model (weights drawn alike), same batch, precision (float32) and optimizer (AdamW), one run,
-interleaved: each round trains each of them for some steps in this process, and the median time
-between the ends of two steps counts; everything between them is in it (loading, logging, hooks).
-Ratios are of the fastest rounds, which other work on the machine disturbs least. TRL trains on
-completions only, unpadded to the same lengths. Needs the extra `peers` and `trl`.
+Same model with equal initial weights, batch of 8, sequence lengths, precision (float32) and optimizer
+(AdamW). All sides alternate in one process, seed 0; each round trains each of them for some steps.
+Time is the median between the ends of two steps (loading, logging and hooks included) without the
+first five; ratios are of the fastest rounds, which other load on the machine disturbs least, without
+an interval. TRL trains on completions only. iw-SFT reads cached reference log-probabilities. Needs
+the extra ``peers``.
 """
 
-import argparse
-import itertools
 import json
 import os
-import statistics
 import tempfile
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("WANDB_DISABLED", "true")
 
+import common
 import torch
 from datasets import Dataset as HubTable
-from lightning.pytorch import Callback, Trainer, seed_everything
-from transformers import TrainerCallback
+from lightning.pytorch import seed_everything
 
 from callbacks import ReferenceLogProbs
 from lit_adaptive.data import DemonstrationDataset, DemonstrationsDataModule
 from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
-OUT = Path(__file__).parent / "results" / "sft_step.json"
-BATCH = 8
+BATCH, SKIPPED_STEPS = 8, 5
 MODELS: dict[str, dict[str, Any]] = {
     "tiny (V 100)": {"hidden_size": 128, "layers": 2},
     "small (V 49,152)": {"hidden_size": 192, "layers": 4, "options": {"vocab_size": 49152}},
@@ -49,32 +44,7 @@ def rows(prompt: int, completion: int) -> list[dict[str, str]]:
     return [{"prompt": text[:prompt], "completion": text[prompt:]} for text in texts]
 
 
-class Clock:
-    """The median time between two marks, without the first ones."""
-
-    def __init__(self) -> None:
-        self.marks: list[float] = []
-
-    def mark(self) -> None:
-        self.marks.append(time.perf_counter())
-
-    @property
-    def median(self) -> float:
-        marks = self.marks[5:]
-        return statistics.median(b - a for a, b in itertools.pairwise(marks))
-
-
-class OurClock(Callback, Clock):
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        self.mark()
-
-
-class TheirClock(TrainerCallback, Clock):
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.mark()
-
-
-def recipe(name: str) -> ConfiguredLM:
+def model_source(name: str) -> ConfiguredLM:
     return ConfiguredLM("llama", heads=4, max_positions=512, seed=0, **MODELS[name])
 
 
@@ -85,28 +55,25 @@ def ours(name: str, objective: str, steps: int, folder: Path) -> float:
         data.write_text("\n".join(json.dumps(row) for row in rows(*LENGTHS[name])))
     datamodule = DemonstrationsDataModule(DemonstrationDataset(str(data)), batch_size=BATCH)
     module = IWSFT(
-        recipe(name),
+        model_source(name),
         objective=objective,
         optimization=Optimization(learning_rate=1e-5, betas=(0.9, 0.95)),
         max_new_tokens=0,
     )
-    clock = OurClock()
-    trainer = Trainer(
+    clock = common.StepClock()
+    trainer = common.quiet_trainer(
         max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         gradient_clip_val=1.0,
-        callbacks=[clock, *([ReferenceLogProbs()] if objective == "iw" else [])],
+        callbacks=[
+            clock.lightning_callback(),
+            *([ReferenceLogProbs()] if objective == "iw" else []),
+        ],
     )
     trainer.fit(module, datamodule)
-    return clock.median
+    return clock.median_seconds(SKIPPED_STEPS)
 
 
-def theirs(name: str, steps: int, folder: Path) -> float:
+def trl(name: str, steps: int, folder: Path) -> float:
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = load_tokenizer("characters")
@@ -128,49 +95,47 @@ def theirs(name: str, steps: int, folder: Path) -> float:
         disable_tqdm=True,
         seed=0,
     )
-    clock = TheirClock()
+    clock = common.StepClock()
     trainer = SFTTrainer(
-        model=recipe(name).make(tokenizer),
+        model=model_source(name).make(tokenizer),
         args=config,
         train_dataset=HubTable.from_list(rows(*LENGTHS[name])),
         processing_class=tokenizer,
-        callbacks=[clock],
+        callbacks=[clock.transformers_callback()],
     )
     trainer.train()
-    return clock.median
+    return clock.median_seconds(SKIPPED_STEPS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", default="", help="beginning of a model's name")
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
+    parser.add_argument("--steps", type=int, default=30, help="training steps per run")
+    names = {name.split()[0]: name for name in MODELS}
+    parser.add_argument("--only", nargs="+", choices=names, default=[*names], help="models to run")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (each for each in MODELS if each.startswith(args.only)):
-            times: dict[str, list[float]] = {"sft": [], "iw_sft": [], "trl": []}
+    common.silence()
+    for name in (names[model] for model in args.only):
+        times: dict[str, list[float]] = {"sft": [], "iw_sft": [], "trl": []}
+        with tempfile.TemporaryDirectory() as folder:
             for _ in range(args.rounds):
-                times["trl"].append(theirs(name, args.steps, Path(folder)))
+                times["trl"].append(trl(name, args.steps, Path(folder)))
                 times["sft"].append(ours(name, "nll", args.steps, Path(folder)))
                 times["iw_sft"].append(ours(name, "iw", args.steps, Path(folder)))
-            least = {key: min(values) for key, values in times.items()}
-            found[name] = {
-                "ms": {key: 1000 * value for key, value in least.items()},
-                "iw_sft / sft": least["iw_sft"] / least["sft"],
-                "sft / trl": least["sft"] / least["trl"],
-            }
-            print(name, json.dumps(found[name], indent=1))
-    OUT.parent.mkdir(exist_ok=True)
-    whole = json.loads(OUT.read_text()) if OUT.exists() else {}
-    steps = dict.fromkeys(found, args.steps)
-    whole = {
-        "batch": BATCH,
-        "steps": whole.get("steps", {}) | steps,
-        "models": whole.get("models", {}) | found,
-    }
-    OUT.write_text(json.dumps(whole, indent=1))
+        fastest = {side: min(seconds) for side, seconds in times.items()}
+        result = {
+            "ms": {side: 1000 * seconds for side, seconds in fastest.items()},
+            "iw_sft / sft": fastest["iw_sft"] / fastest["sft"],
+            "sft / trl": fastest["sft"] / fastest["trl"],
+        }
+        print(name, json.dumps(result, indent=1))
+        saved = common.read_results(args.out, "sft_step.json")
+        results = {
+            "batch": BATCH,
+            "steps": saved.get("steps", {}) | {name: args.steps},
+            "models": saved.get("models", {}) | {name: result},
+        }
+        common.write_results(args.out, "sft_step.json", results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lit_adaptive.samplers import ShuffledSampler
 
 
 class BatchRecorder(Callback):
-    """Keeps the batch and the losses of each step."""
+    """Records the batch and the losses of each step."""
 
     needs = provides = frozenset()
 

@@ -1,4 +1,4 @@
-"""Parts of runs that are started as processes, killed, resumed and compared."""
+"""Callback, datasets and module of the runs that tests start, kill, resume and compare."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Line(Dataset[dict[str, Tensor]]):
 
 
 class Jittered(Dataset[dict[str, Any]]):
-    """Digits with noise from all three global generators, as in augmentation by workers."""
+    """Digits with noise from the generators of torch, NumPy and Python, as in augmentation."""
 
     def __init__(self) -> None:
         self.digits = LongTailedDigits("train")

@@ -1,4 +1,4 @@
-"""A small run of policy gradients on sums, and rewards and groups to try it with."""
+"""A small GRPO run on sums, and rewards and groups for its tests."""
 
 from typing import Any
 
@@ -104,7 +104,7 @@ def fit_rollouts(
 
 
 def ragged_groups() -> RolloutGroups:
-    """Four groups of 3, 2, 4 and 1 rollouts, of which one is empty."""
+    """Four groups of 3, 2, 4 and 1 rollouts; one rollout has no tokens."""
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([3, 2, 4, 1])
     lengths = torch.tensor([1, 5, 2, 3, 0, 4, 4, 1, 2, 6])

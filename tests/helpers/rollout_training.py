@@ -25,7 +25,7 @@ class EvenLength(Reward):
 
 
 class StepRecorder(Callback):
-    """Keeps the finished rollout steps."""
+    """Records the finished rollout steps."""
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
