@@ -91,7 +91,7 @@ def measure(name: str, variant: str, threads: int) -> dict[str, float]:
     hidden, weight, target, weights = inputs(name, variant.endswith("_frozen"))
     kind = variant.removesuffix("_frozen")
     function = torch.compile(full) if kind == "compiled" else FUNCTIONS[kind]
-    warmup = slice(0, 64 if kind != "compiled" else None)  # compiled code is made for its shape
+    warmup = slice(0, 64 if kind != "compiled" else None)  # compiled code is specific to its shapes
     function(hidden[warmup], weight, target[warmup]).sum().backward()
     hidden.grad = weight.grad = None
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak

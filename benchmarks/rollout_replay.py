@@ -13,7 +13,7 @@ generated tokens. ``signs``: GRPO, PSR, NSR and W-REINFORCE.
 
 Measured every 50 steps: pass@1 and pass@64 (unbiased, 64 samples), entropy, generated tokens, and
 wall-clock, which includes everything but these measurements and the warm-up. Methods are compared
-with the first one, GRPO, after as many steps, tokens and seconds as GRPO took (interpolated between
+with the first one, GRPO, at the steps, tokens and seconds that GRPO needs (interpolated between
 measurements): mean over seeds, and the paired difference with its 95 % t-interval. Also measured: by
 age, the fraction of answers with a mean ratio outside 1 ± 0.2.
 """
