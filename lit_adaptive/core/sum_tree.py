@@ -1,17 +1,17 @@
-"""Sum tree: draws indices in proportion to their masses, in batches, without ever drifting.
+"""Sum tree: draws indices in proportion to their masses, in batches, without drift.
 
-Layout: nodes have 16 children. All levels lie one after another in a single float64 array, leaves
-first, each padded with zeros to a multiple of 16, the root last. Of each 256 leaves the least
-positive is kept, and searched for again where an update took it away. That is 8.6 bytes a slot.
+Layout: nodes have 16 children. All levels lie in one float64 array, leaves first, each padded with
+zeros to a multiple of 16, the root last. The smallest positive leaf of each 256 is stored, and
+searched again after an update removed it. Memory: 8.6 bytes per slot.
 
 Three rules make it exact:
-    1. An inner node is recomputed from its children, in a fixed order, never changed by a
-       difference: the tree's content depends on its leaves alone, not on how they came to be.
-    2. On the way down the target is first brought below the node's sum, and the first child whose
-       prefix sum exceeds it is taken. So this child exists and is positive, whatever the rounding:
+    1. An inner node is recomputed from its children in a fixed order, never changed by a
+       difference: the tree depends on its leaves only, not on the order of updates.
+    2. During the descent the target is limited to below the node's sum, and the first child whose
+       prefix sum exceeds it is taken. This child exists and is positive whatever the rounding, so
        no draw ends in an empty slot.
-    3. The compiled loops (CPU) and the torch operations (GPU) do the same floating-point
-       operations in the same order: equal draws, bit for bit.
+    3. The compiled loops (CPU) and the torch operations (GPU) perform the same floating-point
+       operations in the same order: their draws are equal bit for bit.
 
 Sampling by equal ranges follows Schaul et al. (2016, arXiv:1511.05952), appendix B.2.1.
 """
@@ -26,12 +26,12 @@ from torch import Tensor
 from lit_adaptive.core import sum_tree_torch as batched
 from lit_adaptive.core.kernels import sum_tree as loops
 
-_SHOWN = 8  # offending entries that an error lists
-_EVERYONE = np.empty(0, dtype=np.bool_)
+_SHOWN = 8  # invalid entries that an error lists
+_ALL_MEMBERS = np.empty(0, dtype=np.bool_)
 
 
 def _level_offsets(capacity: int) -> list[int]:
-    """Where each level begins; the last entry is the root's place."""
+    """Offset of each level; the last is that of the root."""
     offsets, width = [0], capacity
     while True:
         width = -(-width // loops.FANOUT)
@@ -41,11 +41,11 @@ def _level_offsets(capacity: int) -> list[int]:
 
 
 class SumTree:
-    """``capacity`` float64 masses; sampled, found and changed in batches, O(log capacity) each.
+    """``capacity`` float64 masses, sampled and updated in batches, O(log capacity) each.
 
     Args:
-        capacity: number of leaves (slots), above 0; all begin at 0, which means empty.
-        device: where the tree lives; compiled loops on ``cpu``, torch operations elsewhere.
+        capacity: number of leaves (slots), above 0; initially 0, which means empty.
+        device: device of the tree; compiled loops on ``cpu``, torch operations elsewhere.
 
     Raises:
         ValueError: if ``capacity`` is not above 0.
@@ -59,7 +59,7 @@ class SumTree:
         self._compiled = self.device.type == "cpu"  # tests turn it off to run the torch path
         self._offsets = _level_offsets(capacity)
         size = self._offsets[-1] + loops.FANOUT
-        # NumPy asks for huge pages, torch does not; random access is faster with them.
+        # NumPy requests huge pages, torch does not; random access is faster with them.
         self._sums = torch.from_numpy(np.full(size, 0.0)).to(self.device)
         blocks = -(-capacity >> loops.BLOCK_SHIFT) if self._compiled else 0
         self._low = np.full(blocks, np.inf)
@@ -81,37 +81,24 @@ class SumTree:
 
     @property
     def min_priority(self) -> float:
-        """Least positive leaf, exactly; ``inf`` if there is none."""
+        """Smallest positive leaf; ``inf`` if there is none."""
         if self._compiled:
             return float(loops.least_positive(self._np_sums, self._low, self.capacity))
         return batched.least_positive(self.priorities)
 
     @property
-    def max_priority(self) -> float:
-        """Greatest leaf, exactly; 0 if none is positive. O(capacity): it looks at all of them."""
-        return float(self.priorities.amax())
-
-    @property
     def priorities(self) -> Tensor:
-        """The leaves: ``[capacity]`` float64, a view to be read, not written."""
+        """The leaves: ``[capacity]`` float64, a view that must not be written to."""
         return self._sums[: self.capacity]
 
     @property
-    def arrays(self) -> tuple[loops.Floats, loops.Floats, loops.Ints, loops.Ints]:
-        """Sums, least leaves, level offsets and the count of positive leaves, of a tree on the CPU.
-
-        For compiled loops that change leaves themselves; they end with ``_sumtree_numba.update``.
-        """
-        return self._np_sums, self._low, self._np_offsets, self._np_positive
-
-    @property
     def nbytes(self) -> int:
-        """Bytes that the tree takes, leaves included."""
+        """Memory of the tree in bytes."""
         sums = self._sums.numel() * self._sums.element_size()
         return sums + self._low.nbytes
 
     def add(self, priority: Tensor) -> Tensor:
-        """Put ``priority`` ``[K]`` into the next slots, round and round; returns these ``[K]``.
+        """Write ``priority`` ``[K]`` to the next slots of the ring; returns the slots ``[K]``.
 
         Raises:
             ValueError: as ``update``; or if ``K`` is above the capacity.
@@ -135,19 +122,19 @@ class SumTree:
         exponent: float = 1.0,
         member: Tensor | None = None,
     ) -> float:
-        """Set the leaves ``index`` ``[K]`` to ``priority`` ``[K]``; of duplicates the last counts.
+        """Set the leaves ``index`` ``[K]`` to ``priority`` ``[K]``; the last of duplicates counts.
 
         Args:
             index: integers in ``[0, capacity)``.
             priority: finite and not negative; 0 empties the slot.
             exponent: in [0, 1]; the leaves become ``priority ** exponent``, but 0 stays 0.
-            member: ``[capacity]`` bool; if given, an index outside it is an error too.
+            member: ``[capacity]`` bool; if given, indices that are not members are errors.
 
         Returns:
-            The greatest of ``priority``; 0 if ``K`` is 0.
+            The largest ``priority``; 0 if ``K`` is 0.
 
         Raises:
-            ValueError: naming the offending indices; or if the total would overflow. The tree is
+            ValueError: naming the invalid indices, or if the total would overflow; the tree is
                 unchanged then.
         """
         index, priority = self._checked(index, priority)
@@ -155,11 +142,11 @@ class SumTree:
         if greatest == loops.RISKY:
             greatest = self._update_or_restore(index, priority, exponent, member)
         if greatest == loops.BAD:
-            raise ValueError(_complaint(self.capacity, index, priority, member))
+            raise ValueError(_update_error(self.capacity, index, priority, member))
         return greatest
 
     def get(self, cumsum: Tensor) -> tuple[Tensor, Tensor]:
-        """The leaves that hold points of the cumulative sum, and their priorities, each ``[K]``.
+        """Leaves that contain points of the cumulative sum, and their priorities, each ``[K]``.
 
         Args:
             cumsum: ``[K]`` in ``[0, total_priority]``.
@@ -167,31 +154,31 @@ class SumTree:
         Raises:
             ValueError: if the total is 0, or a point is outside.
         """
-        self._refuse_empty()
+        self._check_not_empty()
         cumsum = cumsum.detach().to(self.device, torch.float64).contiguous()
         if self._compiled:
-            found = [torch.empty(len(cumsum), dtype=torch.int64), torch.empty_like(cumsum)]
+            index, mass = torch.empty(len(cumsum), dtype=torch.int64), torch.empty_like(cumsum)
             code = loops.get(
                 self._np_sums,
                 self._np_offsets,
                 cumsum.numpy(),
-                found[0].numpy(),
-                found[1].numpy(),
+                index.numpy(),
+                mass.numpy(),
             )
         else:
-            code, *found = batched.get(self._sums, self._offsets, cumsum)
+            code, index, mass = batched.get(self._sums, self._offsets, cumsum)
         if code == loops.BAD:
             raise ValueError(
                 f"a point of the cumulative sum lies outside [0, {self.total_priority}], "
                 f"the range of this tree: {_few(cumsum)}"
             )
-        return found[0], found[1]
+        return index, mass
 
     def sample(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
         """Draw one leaf from each of K equal ranges of the cumulative sum.
 
         Args:
-            uniform: ``[K]`` in ``[0, 1]``: where in its range each draw falls.
+            uniform: ``[K]`` in ``[0, 1]``: position of each draw in its range.
             probability: return the draws' probabilities instead of their priorities.
 
         Returns:
@@ -203,35 +190,35 @@ class SumTree:
         return self.sample_(uniform.detach().to(torch.float64, copy=True), probability=probability)
 
     def sample_(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
-        """``sample`` of contiguous float64 numbers on the CPU, which it uses up."""
-        self._refuse_empty()
+        """``sample`` with contiguous float64 numbers on the CPU, which are overwritten."""
+        self._check_not_empty()
         if self._compiled:
-            into = np.empty(len(uniform), dtype=np.int64)
+            index, mass = torch.empty(len(uniform), dtype=torch.int64), uniform
             points = uniform.numpy()
             code = loops.sample(
                 self._np_sums,
                 self._np_offsets,
                 points,
-                into,
+                index.numpy(),
                 points,
                 probability,
             )
-            found = [torch.from_numpy(into), uniform]
         else:
-            there = uniform.to(self.device)
-            code, *found = batched.sample(self._sums, self._offsets, there, probability)
+            code, index, mass = batched.sample(
+                self._sums, self._offsets, uniform.to(self.device), probability
+            )
         if code == loops.BAD:
             raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
-        return found[0], found[1]
+        return index, mass
 
     def assign(self, mass: Tensor) -> None:
         """Set all leaves at once to ``mass`` ``[capacity]``, finite and not negative.
 
         Raises:
-            ValueError: if there is not one such mass per slot; nothing changes then.
+            ValueError: if the masses are not one per slot and valid; nothing changes then.
         """
-        sound = mass.shape == (self.capacity,)
-        if not (sound and bool(mass.amin() >= 0) and bool(mass.amax() * len(mass) < torch.inf)):
+        fits = mass.shape == (self.capacity,)
+        if not (fits and bool(mass.amin() >= 0) and bool(mass.amax() * len(mass) < torch.inf)):
             raise ValueError(
                 f"the masses have shape {tuple(mass.shape)}; there must be one per slot "
                 f"({self.capacity}), finite and not negative"
@@ -246,24 +233,24 @@ class SumTree:
         self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The leaves and the ring's place, copied."""
+        """The leaves and the next slot of the ring, copied."""
         mass = self.priorities.cpu().clone()
         return {"capacity": self.capacity, "mass": mass, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the leaves of a tree of the same capacity.
+        """Load the leaves of a tree of the same capacity.
 
         Raises:
-            ValueError: if the capacity differs or a mass is no mass; nothing changes then.
+            ValueError: if the capacity differs or a mass is invalid; nothing changes then.
         """
         if state["capacity"] != self.capacity:
             raise ValueError(
-                f"the state is of a tree of capacity {state['capacity']}, this one has "
-                f"{self.capacity}: make it with the same capacity"
+                f"the state is of a tree of capacity {state['capacity']}, but this one has "
+                f"{self.capacity}: create it with the same capacity"
             )
         mass: Tensor = state["mass"]
-        sound = mass.shape == (self.capacity,) and mass.dtype is torch.float64
-        if not (sound and bool(((mass >= 0) & (mass < torch.inf)).all())):
+        fits = mass.shape == (self.capacity,) and mass.dtype is torch.float64
+        if not (fits and bool(((mass >= 0) & (mass < torch.inf)).all())):
             raise ValueError(
                 "the state's masses are not one finite, non-negative float64 per slot: "
                 "the file is damaged or not of a sum tree"
@@ -315,7 +302,7 @@ class SumTree:
                 index.numpy(),
                 priority.numpy(),
                 exponent,
-                _EVERYONE if member is None else member.numpy(),
+                _ALL_MEMBERS if member is None else member.numpy(),
                 force,
             )
         return batched.update(
@@ -333,7 +320,7 @@ class SumTree:
     def _update_or_restore(
         self, index: Tensor, priority: Tensor, exponent: float, member: Tensor | None
     ) -> float:
-        """The total comes near the largest float64: go back if it is passed."""
+        """Update a tree whose total may overflow; restore the leaves if it does."""
         before = self.priorities.clone()
         greatest = self._update(index, priority, exponent, member, force=True)
         if math.isinf(self.total_priority):
@@ -344,7 +331,7 @@ class SumTree:
             )
         return greatest
 
-    def _refuse_empty(self) -> None:
+    def _check_not_empty(self) -> None:
         if not self.total_priority > 0:
             raise ValueError(
                 "the total priority is 0, so there is nothing to draw: "
@@ -352,19 +339,20 @@ class SumTree:
             )
 
 
-def _complaint(capacity: int, index: Tensor, priority: Tensor, member: Tensor | None) -> str:
-    """Which entries of an update are wrong, and why."""
+def _update_error(capacity: int, index: Tensor, priority: Tensor, member: Tensor | None) -> str:
+    """Message that names the invalid entries of an update."""
     outside = (index < 0) | (index >= capacity)
     if bool(outside.any()):
         return (
             f"index out of range: {_few(index[outside])}; indices lie in [0, {capacity}). "
             "Nothing was changed"
         )
-    wrong = ~((priority >= 0) & (priority < torch.inf))
-    if bool(wrong.any()):
+    invalid = ~((priority >= 0) & (priority < torch.inf))
+    if bool(invalid.any()):
         return (
-            f"the priorities of index {_few(index[wrong])} are {_few(priority[wrong])}; priorities "
-            "are finite and not negative: look for NaN or inf in the loss. Nothing was changed"
+            f"the priorities of index {_few(index[invalid])} are {_few(priority[invalid])}; "
+            "priorities are finite and not negative: look for NaN or inf in the loss. Nothing was "
+            "changed"
         )
     assert member is not None
     absent = index[~member[index]]

@@ -1,7 +1,6 @@
-"""The sum tree's batched steps in torch, for trees on a GPU: the twin of ``_sumtree_numba``.
+"""Torch operations of a sum tree on a GPU, equal bit for bit to ``kernels.sum_tree``.
 
-The same operations in the same order, so both give the same bits: children are added as whole
-columns, in the order that ``_sumtree_numba`` tells, never through ``Tensor.sum``.
+Children are added as whole columns, in the order of ``kernels.sum_tree``, never by ``Tensor.sum``.
 """
 
 import torch
@@ -27,7 +26,7 @@ def _refresh(sums: Tensor, offsets: list[int], level: int, node: Tensor) -> None
 
 
 def rebuild(sums: Tensor, offsets: list[int]) -> None:
-    """Every node from its children."""
+    """Recompute every inner node from its children."""
     for level in range(1, len(offsets)):
         width = (offsets[level] - offsets[level - 1]) >> SHIFT
         node = torch.arange(width, device=sums.device)
@@ -45,7 +44,7 @@ def update(
     member: Tensor | None,
     force: bool,
 ) -> float:
-    """Set leaves, refresh the nodes above; the greatest priority, or ``BAD`` or ``RISKY``."""
+    """Set leaves and recompute the nodes above; see ``kernels.sum_tree.update``."""
     if len(index) == 0:
         return 0.0
     good = (index >= 0) & (index < capacity) & (priority >= 0) & (priority < torch.inf)
@@ -81,7 +80,7 @@ def _descend(sums: Tensor, offsets: list[int], rest: Tensor) -> Tensor:
 
 
 def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Leaves that hold the given points of the cumulative sum, and their masses."""
+    """Leaves that contain the points ``cumsum`` of the cumulative sum, and their masses."""
     total = sums[offsets[-1]]
     if not bool(((cumsum >= 0) & (cumsum <= total)).all()):
         return BAD, cumsum, cumsum
@@ -92,12 +91,12 @@ def get(sums: Tensor, offsets: list[int], cumsum: Tensor) -> tuple[int, Tensor, 
 def sample(
     sums: Tensor, offsets: list[int], uniform: Tensor, divide: bool
 ) -> tuple[int, Tensor, Tensor]:
-    """One leaf from each of K equal stretches, and its mass (with ``divide`` its probability)."""
+    """One leaf from each of K equal ranges, and its mass (with ``divide`` its probability)."""
     if not bool(((uniform >= 0) & (uniform <= 1)).all()):
         return BAD, uniform, uniform
     total = sums[offsets[-1]]
-    stretch = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
-    target = (stretch + uniform) * (1.0 / len(uniform)) * total
+    start = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
+    target = (start + uniform) * (1.0 / len(uniform)) * total
     index = _descend(sums, offsets, target)
     mass = sums[index]
     if divide:
@@ -106,5 +105,5 @@ def sample(
 
 
 def least_positive(leaves: Tensor) -> float:
-    """The least positive leaf, ``inf`` if there is none."""
+    """Smallest positive leaf; ``inf`` if there is none."""
     return float(torch.where(leaves > 0, leaves, torch.inf).amin())

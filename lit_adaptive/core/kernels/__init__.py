@@ -1,1 +1,1 @@
-"""Numba loops behind ``core``, ``samplers`` and ``replay``; each has a slow twin in the tests."""
+"""Numba loops of ``core``, ``samplers`` and ``replay``; tests compare each with a slow twin."""

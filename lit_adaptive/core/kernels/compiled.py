@@ -1,4 +1,4 @@
-"""``@compiled``: Numba's ``njit`` with the settings that all loops of this package share."""
+"""``@compiled``: Numba's ``njit`` with the settings shared by all loops of this package."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -17,13 +17,13 @@ def compiled(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """The same for a few lines that are copied into each caller: a call would cost as much."""
+    """Compile a few lines that are copied into each caller, since a call would cost as much."""
     decorate = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
     return cast("Function", decorate(function))
 
 
 def _prefetch(_typing: Any, array: Any, position: Any) -> Any:
-    """``prefetch(array, position)``: bring an element's cache line near; changes nothing else."""
+    """``prefetch(array, position)``: load the cache line of an element into the cache."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         values = context.make_array(array)(context, builder, args[0])

@@ -1,7 +1,9 @@
-"""The loops of the rank-based sampler: an array-based binary heap with the greatest in front.
+"""Array-based binary max-heap of the rank-based sampler.
 
-``heap`` holds priorities, ``item`` who stands at each place, ``place`` where each item stands (-1:
-nowhere). Only the first ``count`` places count.
+heap   priority at each place, the largest first
+item   item at each place
+place  place of each item; -1: not in the heap
+count  number of places in use
 """
 
 import numpy as np
@@ -14,9 +16,9 @@ Ints = NDArray[np.int64]
 
 
 @compiled
-def _settle(heap: Floats, item: Ints, place: Ints, count: int, here: int) -> None:
-    """Move the entry at ``here`` up or down to where the heap's order holds again."""
-    value, who = heap[here], item[here]
+def _sift(heap: Floats, item: Ints, place: Ints, count: int, here: int) -> None:
+    """Move the entry at ``here`` up or down until the heap order holds."""
+    value, moved = heap[here], item[here]
     while here > 0:
         parent = (here - 1) >> 1
         if heap[parent] >= value:
@@ -35,13 +37,13 @@ def _settle(heap: Floats, item: Ints, place: Ints, count: int, here: int) -> Non
         heap[here], item[here] = heap[child], item[child]
         place[item[here]] = here
         here = child
-    heap[here], item[here] = value, who
-    place[who] = here
+    heap[here], item[here] = value, moved
+    place[moved] = here
 
 
 @compiled
 def put(heap: Floats, item: Ints, place: Ints, count: int, index: Ints, priority: Floats) -> int:
-    """Give each index its priority, appending those that are not there; returns the count."""
+    """Set the priority of each index, appending new ones; returns the new count."""
     for k in range(index.size):
         here = int(place[index[k]])
         if here < 0:
@@ -49,13 +51,13 @@ def put(heap: Floats, item: Ints, place: Ints, count: int, index: Ints, priority
             item[here] = index[k]
             count += 1
         heap[here] = priority[k]
-        _settle(heap, item, place, count, here)
+        _sift(heap, item, place, count, here)
     return count
 
 
 @compiled
 def remove(heap: Floats, item: Ints, place: Ints, count: int, index: Ints) -> int:
-    """Take out the indices that are there; the last entry fills each gap. Returns the count."""
+    """Remove the indices that are in the heap; returns the new count."""
     for k in range(index.size):
         here = int(place[index[k]])
         if here < 0:
@@ -64,5 +66,5 @@ def remove(heap: Floats, item: Ints, place: Ints, count: int, index: Ints) -> in
         count -= 1
         if here < count:
             heap[here], item[here] = heap[count], item[count]
-            _settle(heap, item, place, count, here)
+            _sift(heap, item, place, count, here)
     return count

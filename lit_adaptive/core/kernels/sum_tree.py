@@ -1,12 +1,12 @@
-"""The sum tree's loops, compiled. ``core.sumtree`` tells the layout.
+"""Compiled loops of the sum tree; ``core.sum_tree`` describes the layout.
 
-Whole batches go down or up level by level. The steps of one item depend on each other, those of
-different items do not: so the processor overlaps their cache misses and additions.
+Batches descend or ascend level by level. Steps of one item depend on each other, those of different
+items do not, so the processor overlaps their cache misses and additions.
 
-A node's children are summed in one fixed order: four by four from left to right, then the four
-quarters from left to right. The prefix sum of a child is its quarter's start plus the sum within
-the quarter. These prefixes never descend; one exceeds its predecessor only if its child is
-positive; and the last is the node's sum, to the bit.
+The children of a node are summed in a fixed order: each quarter of four from left to right, then
+the quarters from left to right. The prefix sum of a child is the start of its quarter plus the sum
+within the quarter. Prefix sums never decrease; one exceeds its predecessor only if its child is
+positive; and the last equals the node's sum, bit for bit.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ from lit_adaptive.core.kernels.compiled import compiled, inlined, prefetch
 
 FANOUT = 16
 SHIFT = 4  # log2 of the fan-out
-TINY = 2.2250738585072014e-308  # least normal float64: no draw reports a probability of 0
-SAFE_TOTAL = 8e307  # no order of rounding takes a sum below this to infinity
+TINY = 2.2250738585072014e-308  # smallest normal float64: no draw has a probability of 0
+SAFE_TOTAL = 8e307  # sums below this never round to infinity
 
-BLOCK_SHIFT = 8  # the least positive leaf is kept per block of 256
+BLOCK_SHIFT = 8  # log2 of the block size; the smallest positive leaf of each block is stored
 UNKNOWN = -1.0
 
 OK, BAD, RISKY = 0, -1, -2
@@ -46,8 +46,8 @@ def _sum_children(nodes: Floats, row: int) -> float:
 
 
 @inlined
-def _note_least(low: Floats, block: int, old: float, new: float) -> None:
-    """Keep a block's least positive leaf, or mark it ``UNKNOWN`` where only a search could tell."""
+def _update_least(low: Floats, block: int, old: float, new: float) -> None:
+    """Update a block's smallest positive leaf, or mark it ``UNKNOWN`` if it must be searched."""
     least = low[block]
     if 0.0 < old <= least:
         low[block] = new if 0.0 < new <= old else UNKNOWN
@@ -57,15 +57,15 @@ def _note_least(low: Floats, block: int, old: float, new: float) -> None:
 
 @compiled
 def least_positive(sums: Floats, low: Floats, capacity: int) -> float:
-    """The least positive leaf of all, exactly; searches the blocks that are ``UNKNOWN``."""
+    """Smallest positive leaf; searches the blocks that are ``UNKNOWN``."""
     least = np.inf
     for block in range(low.size):
         if low[block] == UNKNOWN:
-            found = np.inf
+            smallest = np.inf
             for leaf in range(block << BLOCK_SHIFT, min((block + 1) << BLOCK_SHIFT, capacity)):
-                if 0.0 < sums[leaf] < found:
-                    found = sums[leaf]
-            low[block] = found
+                if 0.0 < sums[leaf] < smallest:
+                    smallest = sums[leaf]
+            low[block] = smallest
         if low[block] < least:
             least = low[block]
     return least
@@ -73,7 +73,7 @@ def least_positive(sums: Floats, low: Floats, capacity: int) -> float:
 
 @compiled
 def rebuild(sums: Floats, offsets: Ints) -> None:
-    """Every node from its children."""
+    """Recompute every inner node from its children."""
     nodes = sums.reshape(-1, FANOUT)
     for level in range(1, offsets.size):
         below, here = offsets[level - 1], offsets[level]
@@ -83,7 +83,7 @@ def rebuild(sums: Floats, offsets: Ints) -> None:
 
 @compiled
 def _parents(nodes: Ints, count: int) -> int:
-    """``nodes`` becomes their parents, neighbours that are equal only once; returns how many."""
+    """Replace ``nodes`` by their parents, without equal neighbours; returns their number."""
     kept = 0
     before = -1
     for k in range(count):
@@ -97,7 +97,7 @@ def _parents(nodes: Ints, count: int) -> int:
 
 @compiled
 def _refresh_above(sums: Floats, offsets: Ints, touched: Ints) -> None:
-    """All ancestors of the leaves ``touched``, level by level. ``touched`` is used up."""
+    """Recompute all ancestors of the leaves ``touched``, level by level; overwrites ``touched``."""
     nodes = sums.reshape(-1, FANOUT)
     count = touched.size
     for level in range(1, offsets.size):
@@ -116,14 +116,14 @@ def _refresh_above(sums: Floats, offsets: Ints, touched: Ints) -> None:
 
 @inlined
 def _prefetch_node(values: Floats, first: int) -> None:
-    """Bring near the two cache lines of a node's children."""
+    """Prefetch the two cache lines of a node's children."""
     prefetch(values, first)
     prefetch(values, first + FANOUT // 2)
 
 
 @compiled
 def prefetch_path(sums: Floats, offsets: Ints, index: Ints) -> None:
-    """Bring near what an update will touch, but for the small upper levels."""
+    """Prefetch the nodes that an update will change, except on the small upper levels."""
     for k in range(index.size):
         _prefetch_node(sums, index[k] >> SHIFT << SHIFT)
     if offsets.size > 2:
@@ -133,7 +133,7 @@ def prefetch_path(sums: Floats, offsets: Ints, index: Ints) -> None:
 
 @compiled
 def _powers(priority: Floats, exponent: float) -> Floats:
-    """Masses; priority 0 has none, even at exponent 0."""
+    """Masses ``priority ** exponent``; 0 for priority 0, even at exponent 0."""
     if exponent == 1.0:
         return priority
     mass = np.empty(priority.size)
@@ -156,10 +156,11 @@ def update(
     member: NDArray[np.bool_],
     force: bool,
 ) -> float:
-    """Set leaves to ``priority ** exponent``, refresh the nodes above; the greatest priority.
+    """Set leaves to ``priority ** exponent`` and recompute the nodes above.
 
-    Or ``BAD`` or ``RISKY``; nothing was done then. ``RISKY``: the total might overflow. The caller
-    then keeps a copy and calls with ``force``.
+    Returns:
+        The largest priority; or, with nothing changed, ``BAD`` for invalid input or ``RISKY`` if
+        the total might overflow. The caller then keeps a copy and calls with ``force``.
     """
     prefetch_path(sums, offsets, index)
     good = True
@@ -186,7 +187,7 @@ def update(
         old, new = float(sums[leaf]), float(mass[k])
         sums[leaf] = new
         grown += int(new > 0.0) - int(old > 0.0)
-        _note_least(low, leaf >> BLOCK_SHIFT, old, new)
+        _update_least(low, leaf >> BLOCK_SHIFT, old, new)
     positive[0] += grown
     _refresh_above(sums, offsets, index.copy())
     return greatest
@@ -194,7 +195,7 @@ def update(
 
 @compiled
 def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
-    """``index[k]`` becomes the leaf whose stretch of the cumulative sum holds ``target[k]``."""
+    """Set ``index[k]`` to the leaf whose range of the cumulative sum contains ``target[k]``."""
     for k in range(index.size):
         index[k] = 0
     nodes = sums.reshape(-1, FANOUT)
@@ -210,10 +211,10 @@ def _descend(sums: Floats, offsets: Ints, target: Floats, index: Ints) -> None:
 
 @inlined
 def _step(nodes: Floats, row: int, rest: float) -> tuple[int, float]:
-    """Which child of a node holds the point ``rest``, and how far into the child it lies.
+    """Child of a node whose range contains the point ``rest``, and the offset in the child.
 
-    The point is first brought below the node's sum, the last of the prefix sums. So the first
-    child whose prefix sum exceeds it exists, and is positive.
+    The point is first limited to below the node's sum, the last prefix sum. So a first child whose
+    prefix sum exceeds it exists, and is positive.
     """
     a, b, c, d = _quarters(nodes, row)
     b += a
@@ -232,9 +233,9 @@ def _step(nodes: Floats, row: int, rest: float) -> tuple[int, float]:
 
 @inlined
 def _passed(a: float, b: float, c: float, rest: float) -> tuple[int, float]:
-    """How many of ``a <= b <= c`` are at most ``rest``, and the greatest that is, or 0.
+    """Number of ``a <= b <= c`` that are at most ``rest``, and the largest of these, or 0.
 
-    By multiplication: selections would become branches, of which half are mispredicted.
+    By multiplication: selections would become branches, half of which are mispredicted.
     """
     is_a = 1.0 if a <= rest else 0.0
     is_b = 1.0 if b <= rest else 0.0
@@ -246,7 +247,7 @@ def _passed(a: float, b: float, c: float, rest: float) -> tuple[int, float]:
 
 @compiled
 def get(sums: Floats, offsets: Ints, cumsum: Floats, index: Ints, mass: Floats) -> int:
-    """Leaves that hold the given points of the cumulative sum, and their masses."""
+    """Leaves that contain the points ``cumsum`` of the cumulative sum, and their masses."""
     total = sums[offsets[-1]]
     target = np.empty(cumsum.size)
     good = True
@@ -270,7 +271,7 @@ def sample(
     mass: Floats,
     divide: bool,
 ) -> int:
-    """One leaf from each of K equal stretches of the cumulative sum, and its mass.
+    """One leaf from each of K equal ranges of the cumulative sum, and its mass.
 
     With ``divide`` its probability instead. ``mass`` may be the same array as ``uniform``.
     """
@@ -288,6 +289,5 @@ def sample(
         mass[k] = sums[index[k]]
     if divide:
         for k in range(index.size):
-            chance = mass[k] / total
-            mass[k] = max(TINY, chance)
+            mass[k] = max(TINY, mass[k] / total)
     return OK
