@@ -112,7 +112,7 @@ class Arithmetic(QuestionRows):
         questions = _draw_questions(rng, size, digits, operators, split)
         grades = _exact_grades(fractions, size * demonstrations_per_prompt)
         rng.shuffle(grades)
-        rewards = dict(zip(GRADES, (1.0, sloppy_reward, 0.0), strict=True))
+        rewards: dict[str, float] = dict(zip(GRADES, (1.0, sloppy_reward, 0.0), strict=True))
         columns: dict[str, list[Any]] = {
             name: []
             for name in ("prompt", "completion", "answer", "reward", "difficulty", "grade", "id")

@@ -255,7 +255,7 @@ def _encode(texts: list[str], encoder: str, batch_size: int, max_length: int | N
                 "pip install 'lit-adaptive[text]'"
             ) from error
         try:
-            model = SentenceTransformer(encoder, device="cpu")
+            model: Any = SentenceTransformer(encoder, device="cpu")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the encoder {encoder!r} cannot be loaded; it must be the folder or the hub name "

@@ -65,8 +65,8 @@ class Rows(NamedTuple):
     in_memory: bool = False
     untyped: bool = False
 
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The named columns of some rows, one dictionary for each row."""
+    def take(self, rows: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The named columns of the rows ``[n]`` int64, one dictionary for each row."""
         if not columns:
             return [{} for _ in rows]
         values = self.dataset.select_columns([*columns])[rows]
@@ -172,14 +172,17 @@ def _rows_of(source: Any) -> Rows:
         return source.rows
     name = str(getattr(source, "source", type(source).__name__))
     if isinstance(source, ArrowDataset):
-        return Rows(source, name, source._fingerprint, in_memory=not source.cache_files)
+        arrow_dataset: Any = source
+        return Rows(
+            source, name, arrow_dataset._fingerprint, in_memory=not arrow_dataset.cache_files
+        )
     table: Any = source if isinstance(source, pa.Table) else getattr(source, "table", None)
     if not isinstance(table, pa.Table) and isinstance(source, dict):
         raise ValueError(f"rows cannot be read from a {name}; choose one of its splits")
     if isinstance(table, pa.Table):
         from datasets.table import InMemoryTable
 
-        dataset = ArrowDataset(InMemoryTable(table))
+        dataset: Any = ArrowDataset(InMemoryTable(table))
     else:
         dataset = _from_items(_checked_items(_items(source, name), name))
     return Rows(dataset, name, dataset._fingerprint, in_memory=True)
@@ -200,7 +203,7 @@ def _from_items(items: Iterable[dict[str, Any]]) -> Any:
             mixed.append(name)
             values = [None if value is None else json.dumps(value) for value in values]
         columns[name] = values
-    dataset = ArrowDataset.from_dict(columns, on_mixed_types="use_json")
+    dataset: Any = ArrowDataset.from_dict(columns, on_mixed_types="use_json")
     for name in mixed:
         dataset = dataset.cast_column(name, Json())
     return dataset
@@ -235,18 +238,19 @@ def _checked_items(items: Iterable[Any], name: str) -> list[dict[str, Any]]:
 def quiet_datasets() -> Generator[None]:
     """No progress bars, log messages or requests that count downloads; failures are raised."""
     import datasets
+    from datasets import config
 
     logging: Any = datasets.utils.logging
     verbosity, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
-    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    counts = config.HF_UPDATE_DOWNLOAD_COUNTS
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False
     logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         if bars:
             datasets.enable_progress_bars()
 
@@ -254,6 +258,7 @@ def quiet_datasets() -> Generator[None]:
 def _load(path: str, name: str | None, split: str) -> Rows:
     import datasets
 
+    dataset: Any
     file = Path(path)
     if _module(path) and file.is_file() and file.stat().st_size == 0:
         raise ValueError(f"{path} is empty and has no rows; it must have at least one")
@@ -286,6 +291,7 @@ def _module(path: str) -> str | None:
 def _load_files(path: str, name: str | None, split: str) -> Rows:
     """Files of this machine, cached apart for each state of the files."""
     import datasets
+    from datasets import config
 
     folder = Path(path).is_dir()
     module = None if folder else _module(path)
@@ -298,7 +304,7 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
         "path": path if module is None else module,
         "name": name,
         "data_files": None if module is None else path,
-        "cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / "lit_adaptive" / key),
+        "cache_dir": str(Path(config.HF_DATASETS_CACHE) / "lit_adaptive" / key),
     }
 
     def build(**options: Any) -> Any:
@@ -306,7 +312,7 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
-    kind = datasets.load_dataset_builder(**arguments)
+    kind: Any = datasets.load_dataset_builder(**arguments)
     reader = type(kind).__module__.rpartition(".")[2]  # such as datasets.packaged_modules.csv.csv
     if reader == "csv":
         from pandas.errors import ParserWarning
@@ -387,7 +393,7 @@ def _json_items(files: Iterable[str]) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Any]:
+def _opened(file: str) -> Generator[Any]:
     import fsspec
 
     with fsspec.open(file, "rt", compression="infer", newline="", encoding="utf-8-sig") as lines:

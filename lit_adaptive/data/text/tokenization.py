@@ -370,7 +370,7 @@ def tokenize_rows(
         columns: of ``rows``, which ``encode`` reads.
         cache_dir: folder of the cache; by default a folder in ``HF_DATASETS_CACHE``.
     """
-    import datasets
+    from datasets import config
     from filelock import FileLock
 
     facts = "\n".join([str(_FORMAT), rows.key, key])
@@ -378,7 +378,7 @@ def tokenize_rows(
     file: Path | None = None
     lock: Any = nullcontext()
     if cache_dir is not None or not rows.in_memory:
-        folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lit_adaptive")
+        folder = Path(cache_dir or Path(config.HF_DATASETS_CACHE) / "lit_adaptive")
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"tokens-{fingerprint}.arrow"
         lock = FileLock(file.with_suffix(".lock"))
