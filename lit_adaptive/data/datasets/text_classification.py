@@ -261,14 +261,15 @@ def _encode(texts: list[str], encoder: str, batch_size: int, max_length: int | N
                 f"the encoder {encoder!r} cannot be loaded; it must be the folder or the hub name "
                 f"of a sentence-transformers or transformers model with its tokenizer. {error}"
             ) from error
-        longest = model[0].auto_model.config.max_position_embeddings
+        transformer: Any = model[0]
+        longest: int = transformer.auto_model.config.max_position_embeddings
         if max_length is not None and max_length > longest:
             raise ValueError(
                 f"max_length is {max_length}; this encoder reads at most {longest} tokens"
             )
         if max_length is not None:
             model.max_seq_length = max_length
-        vectors = model.encode(
+        vectors: Tensor = model.encode(
             texts,
             batch_size=batch_size,
             convert_to_tensor=True,

@@ -176,7 +176,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     def tokens(self, index: Tensor) -> list[Tensor]:
         """The prompts' tokens of the rows ``index`` ``[n]``: ``[L_i]`` int32 each."""
         flat = torch.from_numpy(self._flat_tokens(index))
-        return [*flat.split(self.lengths[index].tolist())]
+        return [*torch.split(flat, self.lengths[index].tolist())]
 
     def _flat_tokens(self, index: Tensor) -> Any:
         """The prompts' tokens of the rows ``index``, one prompt after another."""
