@@ -346,7 +346,8 @@ class _Sequences:
         places = zip(
             self.chunk[rows].tolist(), self.start[rows].tolist(), length.tolist(), strict=True
         )
-        return np.concatenate([self.chunks[i][start : start + n] for i, start, n in places])
+        parts = [self.chunks[i][start : start + n] for i, start, n in places]
+        return np.concatenate([np.empty(0, np.int32), *parts])
 
 
 def tokenize_rows(
