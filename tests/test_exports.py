@@ -22,7 +22,12 @@ NOT_EXPORTED = {
     *("TransitionLayouts", "StreamSteps", "ModelSource", "EndOfTurn", "EvaluatedModule"),
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
     *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
+    *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
+    *("Chat", "RenderedChat", "PromptCompletions", "Answers"),
+    *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows"),
 }
+# Shared arithmetic of core's own files.
+CORE_HELPERS = {"kept_count", "at_least_float32"}
 INTERNAL = re.compile(r"\.(_|kernels\.)")  # private modules and compiled loops
 CLASS_PATH = re.compile(r"(?<![\w./])(?:lit_adaptive|callbacks)(?:\.[a-z_]\w*)*\.[A-Z]\w+")
 
@@ -72,7 +77,7 @@ def test_core_exports_every_public_function_of_its_equations() -> None:
         for module, definitions in DEFINITIONS.items()
         if re.fullmatch(r"lit_adaptive\.core\.[a-z]\w*", module)
         for name, _ in definitions
-        if name not in exported
+        if name not in exported | CORE_HELPERS and not name.startswith("check_")
     ]
     assert not missing
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core import sum_tree_torch as batched
+from lit_adaptive.core import _sum_tree_torch as batched
 from lit_adaptive.core.kernels import sum_tree as loops
 
 _SHOWN = 8  # invalid entries that an error lists

@@ -5,6 +5,7 @@ from lit_adaptive.data.datasets.digits import LongTailedDigits
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
 from lit_adaptive.data.datasets.text_classification import EncodedText, TaskQuestions
 from lit_adaptive.data.demonstrations import DemonstrationsDataModule
+from lit_adaptive.data.language import LanguageDataModule
 from lit_adaptive.data.map_style import AdaptiveDataModule
 from lit_adaptive.data.rollouts.datamodule import RolloutDataModule
 from lit_adaptive.data.sampled import SampledDataModule
@@ -24,6 +25,7 @@ __all__ = [
     "EncodedText",
     "Gsm8k",
     "HubRows",
+    "LanguageDataModule",
     "LongTailedDigits",
     "PromptDataset",
     "ReasoningTask",
