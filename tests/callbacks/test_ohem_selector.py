@@ -32,7 +32,7 @@ def test_trains_on_the_hardest_quarter_and_updates_the_sampler_with_all_losses(
 
 
 def test_more_samples_than_a_batch_has_are_rejected_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="keep is 17, the batch has 16"):
+    with pytest.raises(ValueError, match="keep is 17, but the batch has 16"):
         fit_digits(tmp_path, OHEMSelector(keep=17))
 
 

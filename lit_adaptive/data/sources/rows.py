@@ -425,6 +425,8 @@ def _explanation(path: str, error: Exception) -> str:
                 "begins there, write the file as .parquet"
             )
         return message
+    if _module(path) is not None and not has_magic(path):
+        return f"{path} is not there: give the path of a file, a glob pattern or a folder"
     return (
         f"{path!r} cannot be loaded: it must be a file, a glob pattern, a folder of files, a "
         "folder that save_to_disk wrote, or a name on the Hugging Face hub. "

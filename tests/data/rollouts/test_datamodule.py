@@ -283,7 +283,7 @@ def test_a_module_without_advantages_is_rejected() -> None:
 def test_groups_that_the_objective_rejects_are_rejected_before_generation() -> None:
     engine = VersionRecorder()
     for objective in (PolicyObjective(), PolicyObjective(scale="none", leave_one_out=True)):
-        with pytest.raises(ValueError, match=r"group_size is 1, .* generate at least 2"):
+        with pytest.raises(ValueError, match=r"group_size is 1, .* needs at least 2"):
             fit_rollouts(rollout_data(group_size=1, engine=engine), objective=objective)
     assert engine.versions == []
     fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(scale="none"), max_epochs=1)

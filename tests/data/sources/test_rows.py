@@ -103,7 +103,7 @@ def test_arithmetic_is_a_source_with_ids_and_numbers() -> None:
     [
         ("a.jsonl", '{"prompt": "a"', "line 1 of .* is not JSON"),
         ("a.jsonl", '{"prompt": "a"}\n[1]', r"line 2 of .* is not a JSON object but '\[1\]'"),
-        ("a.jsonl", None, "there is no such file"),
+        ("a.jsonl", None, "is not there"),
         ("a.parquet", "x", "cannot be read as .parquet"),
         ("a.csv", "", "is empty and has no rows"),
         ("a.csv", "a,a\n1,2", r"more than one column is named \['a'\]"),
