@@ -1,6 +1,6 @@
 r"""Weights that undo the bias of a selection, and the estimator for which each is exact.
 
-Let f_i be the quantity whose mean over all N samples is wanted: a loss, or a gradient.
+Let f_i be the quantity whose mean over all N samples is to be estimated: a loss, or a gradient.
 
     with replacement, item i with probability P(i) at each draw
         (1/B) sum over draws of w_i f_i,  w_i = 1 / (N P(i)), is unbiased (Hansen and Hurwitz,

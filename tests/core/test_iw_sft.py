@@ -156,8 +156,8 @@ def test_dft_multiplies_each_token_by_its_own_probability():
 
 def test_weights_have_no_gradient_of_their_own():
     log_prob = torch.tensor([-1.0, -2.0], requires_grad=True)
-    found = iw_sft_weights(log_prob, torch.tensor([-2.0, -1.0]), torch.tensor([0, 1]), 2)
-    assert not found.weight.requires_grad
+    weights = iw_sft_weights(log_prob, torch.tensor([-2.0, -1.0]), torch.tensor([0, 1]), 2)
+    assert not weights.weight.requires_grad
     assert not dft_weights(log_prob).weight.requires_grad
 
 
@@ -165,41 +165,41 @@ def test_a_policy_that_equals_its_reference_has_weight_one():
     log_prob, sequence = torch.tensor([-1.0, -2.0, -0.1]), torch.tensor([0, 0, 2])
     for ratio in ("ref_over_policy", "policy_over_ref"):
         for level in ("token", "sequence"):
-            found = iw_sft_weights(log_prob, log_prob, sequence, 3, ratio=ratio, level=level)
-            assert found.weight.tolist() == [1, 1, 1]
-            assert not found.clamped.any()
+            weights = iw_sft_weights(log_prob, log_prob, sequence, 3, ratio=ratio, level=level)
+            assert weights.weight.tolist() == [1, 1, 1]
+            assert not weights.clamped.any()
 
 
 def test_the_papers_clamps_are_the_default_and_counted():
     # emmyqin/iw_sft: [0, 16] per sequence, [0.2, 1.8] per token.
     log_prob, reference = torch.tensor([0.0, 0.0, -9.0]), torch.tensor([-9.0, -9.0, 0.0])
     sequence = torch.tensor([0, 0, 1])
-    found = iw_sft_weights(log_prob, reference, sequence, 2)
-    torch.testing.assert_close(found.weight, torch.tensor([16.0, 16.0, math.exp(-9)]))
-    assert found.clamped.tolist() == [True, True, False]
-    found = iw_sft_weights(log_prob, reference, sequence, 2, level="token")
-    torch.testing.assert_close(found.weight, torch.tensor([1.8, 1.8, 0.2]))
-    assert found.clamped.all()
+    weights = iw_sft_weights(log_prob, reference, sequence, 2)
+    torch.testing.assert_close(weights.weight, torch.tensor([16.0, 16.0, math.exp(-9)]))
+    assert weights.clamped.tolist() == [True, True, False]
+    weights = iw_sft_weights(log_prob, reference, sequence, 2, level="token")
+    torch.testing.assert_close(weights.weight, torch.tensor([1.8, 1.8, 0.2]))
+    assert weights.clamped.all()
 
 
 def test_a_sequences_ratio_is_the_mean_over_its_tokens_whatever_its_length():
     # bounding_trainers.py: diff is the mean over answer tokens, not the sum.
     log_prob = torch.tensor([-1.0] * 100 + [-1.0])
     sequence = torch.tensor([0] * 100 + [1])
-    found = iw_sft_weights(log_prob, log_prob - 0.5, sequence, 2)
-    torch.testing.assert_close(found.weight, torch.full((101,), math.exp(0.5)))
+    weights = iw_sft_weights(log_prob, log_prob - 0.5, sequence, 2)
+    torch.testing.assert_close(weights.weight, torch.full((101,), math.exp(0.5)))
 
 
 def test_an_overflowing_weight_is_held_and_counted():
-    found = iw_sft_weights(
+    weights = iw_sft_weights(
         torch.tensor([-1000.0, -1.0]),
         torch.tensor([0.0, -1.0]),
         torch.tensor([0, 1]),
         2,
         ratio="ref_over_policy",
     )
-    assert found.weight[0].item() == pytest.approx(math.exp(MAX_LOG_WEIGHT), rel=1e-5)
-    assert found.clamped.tolist() == [True, False]
+    assert weights.weight[0].item() == pytest.approx(math.exp(MAX_LOG_WEIGHT), rel=1e-5)
+    assert weights.clamped.tolist() == [True, False]
 
 
 def test_self_normalised_weights_have_mean_one():
@@ -299,7 +299,7 @@ def test_normalised_weights_leave_a_loss_that_no_common_factor_changes():
 def test_a_samples_weight_multiplies_its_losses():
     logits, labels, _ = batch(8)
     weight = torch.tensor([0.0, 2.0, 0.0])
-    found = ImportanceWeightedSFTLoss()(logits, labels, sample_weight=weight)
+    weights = ImportanceWeightedSFTLoss()(logits, labels, sample_weight=weight)
     only = torch.where(torch.tensor([[False], [True], [False]]), labels, -100)
     alone = ImportanceWeightedSFTLoss(reduction="fixed", count=float((labels != -100).sum()))
-    torch.testing.assert_close(found, 2 * alone(logits, only))
+    torch.testing.assert_close(weights, 2 * alone(logits, only))

@@ -31,12 +31,12 @@ def slow_law(
     return torch.log_softmax(logit / temperature, -1)
 
 
-def chosen(law: Tensor, target: Tensor) -> Tensor:
-    return law.gather(-1, target[:, None]).squeeze(-1)
+def chosen(distribution: Tensor, target: Tensor) -> Tensor:
+    return distribution.gather(-1, target[:, None]).squeeze(-1)
 
 
-def slow_entropy(law: Tensor) -> Tensor:
-    return torch.distributions.Categorical(logits=law, validate_args=False).entropy()
+def slow_entropy(distribution: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=distribution, validate_args=False).entropy()
 
 
 def inputs(
@@ -89,26 +89,26 @@ def test_values_and_gradients_are_those_of_the_formula(
     learnt = [hidden, weight] if learns else [hidden]
     if bias is not None and learns:
         learnt.append(bias.requires_grad_())
-    found = token_log_probs(
+    output = token_log_probs(
         hidden, weight, target, bias=bias, chunk=chunk, tile=tile, keep=keep,
         entropy=entropy, top_k=min(3, size), **options,
     )  # fmt: skip
-    law = slow_law(hidden, weight, bias, **options)
-    torch.testing.assert_close(found.log_prob, chosen(law, target))
-    best = law.topk(min(3, size)).values
-    assert found.top_log_prob is not None
-    assert found.top_token is not None
-    torch.testing.assert_close(found.top_log_prob, best.detach())
-    torch.testing.assert_close(law.gather(1, found.top_token), best)
+    distribution = slow_law(hidden, weight, bias, **options)
+    torch.testing.assert_close(output.log_prob, chosen(distribution, target))
+    best = distribution.topk(min(3, size)).values
+    assert output.top_log_prob is not None
+    assert output.top_token is not None
+    torch.testing.assert_close(output.top_log_prob, best.detach())
+    torch.testing.assert_close(distribution.gather(1, output.top_token), best)
     rise = torch.linspace(-1, 2, tokens, dtype=torch.float64)
-    ours, slow = (found.log_prob * rise).sum(), (chosen(law, target) * rise).sum()
+    ours, slow = (output.log_prob * rise).sum(), (chosen(distribution, target) * rise).sum()
     if entropy:
-        assert found.entropy is not None
-        torch.testing.assert_close(found.entropy, slow_entropy(law))
-        ours = ours + (found.entropy * rise.flip(0)).sum()
-        slow = slow + (slow_entropy(law) * rise.flip(0)).sum()
+        assert output.entropy is not None
+        torch.testing.assert_close(output.entropy, slow_entropy(distribution))
+        ours = ours + (output.entropy * rise.flip(0)).sum()
+        slow = slow + (slow_entropy(distribution) * rise.flip(0)).sum()
     else:
-        assert found.entropy is None
+        assert output.entropy is None
     expected = torch.autograd.grad(slow, learnt)
     for ours_of, slow_of in zip(torch.autograd.grad(ours, learnt), expected, strict=True):
         torch.testing.assert_close(ours_of, slow_of)
@@ -124,11 +124,11 @@ def test_gradients_are_those_of_finite_differences(
     bias = torch.randn(7, dtype=torch.float64, requires_grad=True)
 
     def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        found = token_log_probs(
+        output = token_log_probs(
             hidden, weight, target, bias=bias, temperature=0.8, softcap=softcap, scale=1.5,
             chunk=3, tile=4, entropy=entropy, keep=keep,
         )  # fmt: skip
-        return found.log_prob if found.entropy is None else (found.log_prob, found.entropy)
+        return output.log_prob if output.entropy is None else (output.log_prob, output.entropy)
 
     # What was kept serves one backward pass; the next makes it anew, and rounds elsewhere.
     assert torch.autograd.gradcheck(run, (hidden, weight, bias), nondet_tol=1e-12)
@@ -153,14 +153,14 @@ def test_half_precision_is_as_near_to_the_truth_as_its_matrix_product(
     hidden, weight, target = inputs(40, 90, width=16, dtype=dtype)
     weight.requires_grad_(learns)
     learnt = [hidden, weight] if learns else [hidden]
-    found = token_log_probs(hidden, weight, target, chunk=16, tile=32, keep=3000)
-    assert found.log_prob.dtype == torch.float32
+    output = token_log_probs(hidden, weight, target, chunk=16, tile=32, keep=3000)
+    assert output.log_prob.dtype == torch.float32
     exact = chosen(slow_law(hidden.double(), weight.double()), target)
     full = chosen(torch.log_softmax((hidden @ weight.T).float(), -1), target)
-    torch.testing.assert_close(found.log_prob, full, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.log_prob, full, rtol=1e-5, atol=1e-5)
     expected = torch.autograd.grad(exact.sum(), learnt)
     rivals = torch.autograd.grad(full.sum(), learnt)
-    ours = torch.autograd.grad(found.log_prob.sum(), learnt)
+    ours = torch.autograd.grad(output.log_prob.sum(), learnt)
     for ours_of, rival, exact_of in zip(ours, rivals, expected, strict=True):
         assert ours_of.dtype == dtype
         error, usual = (ours_of - exact_of).double().norm(), (rival - exact_of).double().norm()
@@ -189,16 +189,16 @@ def test_autocast_decides_the_matrix_products_and_nothing_else(
     weight.requires_grad_(learns)
     learnt = [hidden, weight] if learns else [hidden]
     with torch.autocast("cpu", torch.bfloat16):
-        found = token_log_probs(hidden, weight, target, chunk=5, tile=11, keep=400).log_prob
+        output = token_log_probs(hidden, weight, target, chunk=5, tile=11, keep=400).log_prob
         if backward_inside:
-            ours = torch.autograd.grad(found.sum(), learnt)
+            ours = torch.autograd.grad(output.sum(), learnt)
     if not backward_inside:
-        ours = torch.autograd.grad(found.sum(), learnt)
+        ours = torch.autograd.grad(output.sum(), learnt)
     low = hidden.detach().bfloat16(), weight.detach().bfloat16()
     same = token_log_probs(*low, target).log_prob
-    torch.testing.assert_close(found, same, rtol=0, atol=1e-6)
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, token_log_probs(hidden, weight, target).log_prob)
+    torch.testing.assert_close(output, same, rtol=0, atol=1e-6)
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, token_log_probs(hidden, weight, target).log_prob)
     slow = chosen(slow_law(hidden, weight), target)
     for ours_of, slow_of in zip(ours, torch.autograd.grad(slow.sum(), learnt), strict=True):
         assert ours_of.dtype == torch.float32
@@ -207,10 +207,10 @@ def test_autocast_decides_the_matrix_products_and_nothing_else(
 
 def test_an_autocast_around_the_backward_pass_changes_nothing() -> None:
     hidden, weight, target = inputs(12, 30, width=16, dtype=torch.float16)
-    found = token_log_probs(hidden, weight, target, tile=11).log_prob.sum()
-    expected = torch.autograd.grad(found, (hidden, weight), retain_graph=True)
+    output = token_log_probs(hidden, weight, target, tile=11).log_prob.sum()
+    expected = torch.autograd.grad(output, (hidden, weight), retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = torch.autograd.grad(found, (hidden, weight))
+        ours = torch.autograd.grad(output, (hidden, weight))
     for one, other in zip(ours, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -238,11 +238,11 @@ def watched(learns: bool, entropy: bool = False, keep: int = 0, grad: bool = Tru
     hidden, weight, target = inputs(tokens, size, dtype=torch.float32)
     weight.requires_grad_(learns)
     with torch.set_grad_enabled(grad), Watch() as watch:
-        found = token_log_probs(
+        output = token_log_probs(
             hidden, weight, target, chunk=16, tile=100, entropy=entropy, keep=keep, top_k=2
         )
         if grad:
-            found.log_prob.sum().backward()
+            output.log_prob.sum().backward()
     return watch
 
 
@@ -318,12 +318,12 @@ def test_a_forbidden_token_has_probability_0_and_no_pull(entropy: bool) -> None:
 def test_huge_logits_overflow_nothing() -> None:
     hidden, weight, target = inputs(8, 10, dtype=torch.float32)
     hidden, weight = (hidden.detach() * 1000).requires_grad_(), weight.detach().requires_grad_()
-    found = token_log_probs(hidden, weight, target, tile=3, entropy=True)
+    output = token_log_probs(hidden, weight, target, tile=3, entropy=True)
     expected = chosen(slow_law(hidden.double(), weight.double()), target)
-    torch.testing.assert_close(found.log_prob, expected.float(), rtol=1e-4, atol=1e-2)
-    assert found.entropy is not None
-    assert bool((found.entropy >= 0).all())
-    (found.log_prob.sum() + found.entropy.sum()).backward()
+    torch.testing.assert_close(output.log_prob, expected.float(), rtol=1e-4, atol=1e-2)
+    assert output.entropy is not None
+    assert bool((output.entropy >= 0).all())
+    (output.log_prob.sum() + output.entropy.sum()).backward()
     assert hidden.grad is not None
     assert bool(hidden.grad.isfinite().all())
 

@@ -19,27 +19,29 @@ PAD = 0
 def _answers(lengths: list[tuple[int, list[int]]], order: list[int]) -> tuple[Answers, list[Any]]:
     """Answers to prompts, each prompt with its own length and its answers', in some order."""
     source = np.random.default_rng(sum(order))
-    prompts = [source.integers(1, 40, asked) for asked, _ in lengths]
-    said = [(i, source.integers(1, 40, n)) for i, (_, own) in enumerate(lengths) for n in own]
-    said = [said[i] for i in order]
+    prompts = [source.integers(1, 40, prompt_length) for prompt_length, _ in lengths]
+    completions = [
+        (i, source.integers(1, 40, n)) for i, (_, own) in enumerate(lengths) for n in own
+    ]
+    completions = [completions[i] for i in order]
     starts = np.cumsum([0, *(len(p) for p in prompts)])
-    number = np.array([i for i, _ in said])
+    number = np.array([i for i, _ in completions])
     answers = Answers(
-        np.concatenate([tokens for _, tokens in said]).astype(np.int32),
-        np.array([len(tokens) for _, tokens in said]),
+        np.concatenate([tokens for _, tokens in completions]).astype(np.int32),
+        np.array([len(tokens) for _, tokens in completions]),
         number,
         np.concatenate(prompts).astype(np.int32),
         starts[number],
         np.array([len(prompts[i]) for i in number]),
     )
-    return answers, [[*prompts[i], *tokens] for i, tokens in said]
+    return answers, [[*prompts[i], *tokens] for i, tokens in completions]
 
 
 def _alone(answers: Answers, whole: list[Any]) -> dict[str, torch.Tensor]:
     """The same as a row for each."""
     flat = []
-    for tokens, asked in zip(whole, answers.prompt_length, strict=True):
-        flat += [*tokens[:asked], *(~t for t in tokens[asked:])]
+    for tokens, prompt_length in zip(whole, answers.prompt_length, strict=True):
+        flat += [*tokens[:prompt_length], *(~t for t in tokens[prompt_length:])]
     length = np.array([len(tokens) for tokens in whole])
     return collate_packed(np.array(flat, np.int32), length, pad=PAD, pack_length=None)
 
@@ -108,22 +110,22 @@ def test_log_probs_and_gradients_are_those_of_single_rows(
     if shared is None:
         return
     language = LanguageModel(model.double())
-    found = []
+    results = []
     for batch in (shared, _alone(answers, whole)):
         log_prob = score_targets(language, batch)[0].log_prob
         model.zero_grad()
         (log_prob * torch.linspace(-1, 1, len(log_prob))).sum().backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        found.append((log_prob.detach(), gradients))
-    (ours, own), (theirs, other) = found
+        results.append((log_prob.detach(), gradients))
+    (ours, own), (theirs, other) = results
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     for mine, plain in zip(own, other, strict=True):
         torch.testing.assert_close(mine, plain, rtol=100 * tolerance, atol=10 * tolerance)
 
 
 def test_rows_are_as_many_as_is_cheapest() -> None:
-    def rows(asked: int, said: int, attention_cost_ratio: float) -> int | None:
-        answers, _ = _answers([(asked, [said] * 8)] * 2, [*range(16)])
+    def rows(prompt_length: int, completion_length: int, attention_cost_ratio: float) -> int | None:
+        answers, _ = _answers([(prompt_length, [completion_length] * 8)] * 2, [*range(16)])
         batch = collate_shared(answers, pad=PAD, attention_cost_ratio=attention_cost_ratio)
         return None if batch is None else len(batch["input_ids"])
 
