@@ -9,8 +9,14 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import torch
 
 from lit_adaptive.cli.main import RUN_DIR
+
+# Tests run in as many processes as there are cores (pytest-xdist), each with one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # `datasets` reads this when it is imported.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lit-adaptive-tests-")
