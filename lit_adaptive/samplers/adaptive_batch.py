@@ -15,6 +15,7 @@ from lit_adaptive.core.boosting import (
     loss_gains,
 )
 from lit_adaptive.core.corrections import inverse_probability_weights
+from lit_adaptive.core.kernels.boosting import boosted_log_weights
 from lit_adaptive.samplers.base import check_indices
 from lit_adaptive.samplers.tree import TreeSampler
 
@@ -117,7 +118,32 @@ class AdaptiveBatchSampler(TreeSampler):
         nothing. If an index occurs more than once, the mean of its losses counts.
         """
         index, loss = self._check_update(index, priority, name="losses")
-        index, loss = index.to(self.device), loss.to(self.device)
+        update = self._compiled_update if self._log_weight.is_cpu else self._torch_update
+        distinct, log_weight, velocity = update(index.to(self.device), loss.to(self.device))
+        # The tree first: it raises, unchanged, if an index is not inserted.
+        self._tree.update(distinct, _exp(log_weight), member=self._inserted)
+        self._log_weight.index_copy_(0, distinct, log_weight)
+        if self.momentum:
+            self._velocity.index_copy_(0, distinct, velocity)
+
+    def _compiled_update(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distinct samples ``[D]``, their new log weights and velocities, on the CPU."""
+        distinct, log_weight, velocity = boosted_log_weights(
+            self._log_weight.numpy(),
+            self._velocity.numpy(),
+            index.contiguous().numpy(),
+            loss.contiguous().numpy(),
+            (
+                *(float(self.learning_rate), float(self.momentum)),
+                *(float(self.decay), float(self.baseline)),
+                *self.bounds,
+            ),
+        )
+        from_numpy = torch.from_numpy
+        return from_numpy(distinct), from_numpy(log_weight), from_numpy(velocity)
+
+    def _torch_update(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by the reference equations, on any device."""
         distinct, mean = average_duplicates(index, loss)
         velocity = self._velocity[distinct].double() if self.momentum else torch.zeros_like(mean)
         log_weight, velocity = boost_log_weights(
@@ -129,12 +155,7 @@ class AdaptiveBatchSampler(TreeSampler):
             decay=self.decay,
             bounds=self.bounds,
         )
-        rounded = log_weight.float()
-        # The tree first: it raises, unchanged, if an index is not inserted.
-        self._tree.update(distinct, _exp(rounded), member=self._inserted)
-        self._log_weight.index_copy_(0, distinct, rounded)
-        if self.momentum:
-            self._velocity.index_copy_(0, distinct, velocity.float())
+        return distinct, log_weight.float(), velocity.float()
 
     def update_weights(self, indices: ArrayLike | Tensor, losses: ArrayLike | Tensor) -> None:
         """``update`` for a plain loop: takes tensors, NumPy arrays or lists."""

@@ -11,6 +11,7 @@ from lit_adaptive.core.boosting import (
     decay_toward_uniform,
     loss_gains,
 )
+from lit_adaptive.core.kernels.boosting import boosted_log_weights
 
 
 def doubles(values: list[float]) -> torch.Tensor:
@@ -137,3 +138,47 @@ def test_duplicates_are_averaged_and_sorted_by_index(index: list[int]) -> None:
 def test_the_mean_of_equal_losses_is_exact() -> None:
     _, mean = average_duplicates(torch.tensor([2, 2, 2, 7]), doubles([0.1] * 4))
     assert mean.tolist() == [0.1, 0.1]
+
+
+# The compiled loop --------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(-1e6, 1e6)), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.sampled_from([0.0, 0.01, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_the_compiled_update_is_the_reference_equations(
+    pairs: list[tuple[int, float]], momentum: float, decay: float, baseline: float
+) -> None:
+    index = torch.tensor([i for i, _ in pairs])
+    loss = torch.tensor([value for _, value in pairs], dtype=torch.float64)
+    log_weight = torch.linspace(-2, 2, 10)
+    velocity = torch.linspace(-0.5, 0.5, 10) if momentum else torch.empty(0)
+    bounds = (-2.3, 2.3)
+    rule = (0.1, momentum, decay, baseline, *bounds)
+    compiled = boosted_log_weights(
+        log_weight.numpy(), velocity.numpy(), index.numpy(), loss.numpy(), rule
+    )
+    distinct, mean = average_duplicates(index, loss)
+    before = velocity[distinct].double() if momentum else torch.zeros_like(mean)
+    expected, expected_velocity = boost_log_weights(
+        log_weight[distinct].double(),
+        before,
+        loss_gains(mean, baseline=baseline),
+        learning_rate=0.1,
+        momentum=momentum,
+        decay=decay,
+        bounds=bounds,
+    )
+    assert compiled[0].tolist() == distinct.tolist()
+    spread = mean.max() - mean.min() > 1e-6 * mean.abs().max()  # else the min-max is rounding
+    if bool(spread) or len(mean) == 1:
+        torch.testing.assert_close(
+            torch.from_numpy(compiled[1]), expected.float(), atol=1e-5, rtol=0
+        )
+        if momentum:
+            torch.testing.assert_close(
+                torch.from_numpy(compiled[2]), expected_velocity.float(), atol=1e-5, rtol=0
+            )
