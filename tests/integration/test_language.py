@@ -63,7 +63,11 @@ RUNS = {
     "reward-weighted, packed, two workers, rewards refreshed": (
         "rwr",
         [
-            *("--data.num_workers=2", "--data.packing=true", "--data.max_length=32"),
+            *(
+                "--data.num_workers=2",
+                "--data.dataset.packing=true",
+                "--data.dataset.max_length=32",
+            ),
             "--trainer.callbacks+=callbacks.RewardRefresh",
             "--trainer.callbacks.reward=lit_adaptive.rollout.NumericMatch",
         ],
