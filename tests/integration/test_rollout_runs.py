@@ -1,17 +1,13 @@
 """GRPO with replay: killed and resumed, on two processes, and learning."""
 
 import csv
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
 from resumed_runs import (
     CONFIG,
     TRAINER,
@@ -22,61 +18,7 @@ from resumed_runs import (
     steps_of,
 )
 
-from lit_adaptive.rollout.engines.transformers import TransformersEngine
-from lit_adaptive.rollout.rewards.base import Reward
-
 CONFIGS = CONFIG.parent
-
-
-class Even(Reward):
-    """1 for completions of an even number of characters, which an untrained model produces.
-
-    Args:
-        die_at: number of completions after which the process is killed; -1: never.
-    """
-
-    def __init__(self, die_at: int = -1) -> None:
-        self.die_at, self.scored = die_at, 0
-
-    def __call__(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> list[float | None]:
-        self.scored += len(completions)
-        if 0 <= self.die_at <= self.scored:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [float(len(text) % 2 == 0) for text in completions]
-
-
-class KillingEngine(TransformersEngine):
-    """Kills the process while generating.
-
-    Args:
-        die_at: version of the policy at which it does; -1: never.
-    """
-
-    def __init__(self, die_at: int = -1) -> None:
-        super().__init__(max_rows=8)
-        self.die_at = die_at
-
-    def _part(self, *arguments: Any) -> Any:
-        completions = super()._part(*arguments)
-        if self.version == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return completions
-
-
-class KillsWhileSaving(Callback):
-    """Kills the process while a checkpoint is assembled.
-
-    Needs: nothing. Changes: nothing.
-    """
-
-    def __init__(self, at: int = -1) -> None:
-        self.at = at
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        if trainer.global_step == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _config(folder: Path) -> Path:
@@ -103,9 +45,9 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
         *("--data.sampler=lit_adaptive.samplers.PrioritizedSampler",),
         *("--model.model.hidden_size=32", "--model.model.layers=1"),
         "--data.rewards=lit_adaptive.rollout.Scorer",
-        "--data.rewards.rewards=[{class_path: test_rollout_runs.Even}]",
+        "--data.rewards.rewards=[{class_path: killing_parts.EvenLength}]",
         "--data.rewards.workers=0",
-        "--data.engine=test_rollout_runs.KillingEngine",
+        "--data.engine=killing_parts.KillingEngine",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.callbacks+=callbacks.PromptStatistics",
         "--trainer.callbacks+=recorder.Recorder",
@@ -140,11 +82,11 @@ def test_killed_while_generating_scoring_and_saving_ends_bit_equal(tmp_path: Pat
     run(_fit(whole, -1))
     run(_fit(broken, -1, "--data.engine.die_at=4"), killed=True)
     scoring = (
-        "--data.rewards.rewards=[{class_path: test_rollout_runs.Even, init_args: {die_at: 40}}]"
+        "--data.rewards.rewards=[{class_path: killing_parts.EvenLength, init_args: {die_at: 40}}]"
     )
     run(_fit(broken, -1, scoring, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
     saving = [
-        "--trainer.callbacks+=test_rollout_runs.KillsWhileSaving",
+        "--trainer.callbacks+=killing_parts.KillsWhileSaving",
         "--trainer.callbacks.at=48",
     ]
     run(_fit(broken, -1, *saving, f"--ckpt_path={latest_checkpoint(broken)}"), killed=True)
