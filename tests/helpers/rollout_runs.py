@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from rollout_training import EvenLength
 
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
@@ -12,15 +13,6 @@ from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
-
-
-class EvenLength(Reward):
-    """1 for completions of an even number of characters: about half of them."""
-
-    def __call__(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> list[float | None]:
-        return [float(len(text) % 2 == 0) for text in completions]
 
 
 class AlwaysWrong(Reward):

@@ -1,6 +1,6 @@
 """One AdaBoost-like update of a batch, compiled; ``core.boosting`` is its reference.
 
-In torch the same update takes some thirty calls, 200 microseconds for 32 samples; here it takes 5.
+In torch the same update takes some thirty calls, 200 microseconds for 32 samples.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 @compiled
-def average_duplicates(index: Ints, loss: Floats) -> tuple[Ints, Floats]:
+def _average_duplicates(index: Ints, loss: Floats) -> tuple[Ints, Floats]:
     """Distinct indices, ascending, and the mean loss of each."""
     order = np.argsort(index, kind="mergesort")
     distinct, mean = np.empty(index.size, np.int64), np.empty(index.size)
@@ -47,7 +47,7 @@ def boosted_log_weights(
         rule: learning rate, momentum, decay, baseline, smallest and largest log weight.
     """
     rate, momentum, decay, baseline, low, high = rule
-    distinct, mean = average_duplicates(index, loss)
+    distinct, mean = _average_duplicates(index, loss)
     size = distinct.size
     least, greatest = np.inf, -np.inf
     for k in range(size):
