@@ -15,15 +15,17 @@ from lit_adaptive.core.hard_examples import selective_backprop_probabilities
 class SelectiveBackprop(BatchSelector):
     """Keeps each sample with probability CDF(loss)^beta among recent losses (Jiang et al., 2019).
 
-    If no sample is selected, the one of greatest loss is kept. The random numbers follow from seed,
-    batch number and rank, so a resumed run selects the same samples.
+    If no sample is selected, the one of greatest loss is kept (with ``correct``, at weight 0). The
+    random numbers follow from seed, batch number and rank, so a resumed run selects the same
+    samples.
 
     Needs: ``model.per_sample_loss``; ``batch.index``; ``batch.weight``.
     Changes: the batch.
 
     Args:
         beta: selectivity, at least 0; the paper uses 1 (keeps half on average), 2 (a third) ...
-        history: number of recent losses, over all ranks, that form the CDF; above 0.
+        history: number of recent losses, over all ranks, that form the CDF; above 0. Those of the
+            current batch always do, so that every sample can be selected.
         correct: divide the weights by the selection probabilities, so that the batch mean is an
             unbiased estimate of the mean over the full batch.
         seed: seed of the random numbers.
@@ -52,25 +54,25 @@ class SelectiveBackprop(BatchSelector):
     ) -> Tensor:
         """Select at random, in proportion to CDF(loss)^beta."""
         all_losses = gather_over_ranks({"losses": losses}, trainer, pl_module)["losses"].cpu()
+        all_losses = all_losses.float()
         if bool(all_losses.isnan().any()):
             index = batch["index"][losses.isnan()].tolist()
             raise ValueError(f"the losses of index {index} are NaN: look for NaN in the model")
-        self._recent_losses = torch.cat([self._recent_losses, all_losses])[-self.history :]
+        length = max(self.history, len(all_losses))
+        self._recent_losses = torch.cat([self._recent_losses, all_losses])[-length:]
         probability = selective_backprop_probabilities(
-            losses.cpu(), self._recent_losses, beta=self.beta
+            losses.cpu().float(), self._recent_losses, beta=self.beta
         )
         uniform = self._uniform(len(probability), trainer)
         kept = uniform < probability
-        if not bool(kept.any()):
-            kept[losses.argmax()] = True
         selected = kept.nonzero().flatten()
         if self.correct:
+            # Without any selection the estimate, a sum over the selected, is 0.
+            correction = torch.zeros_like(probability)
             kept_fraction = len(selected) / len(probability)
-            correction = inclusion_weights(probability[selected]) * kept_fraction
-            weight: Tensor = batch["weight"].clone()
-            weight[selected.to(weight.device)] *= correction.to(weight)
-            batch["weight"] = weight
-        return selected
+            correction[selected] = inclusion_weights(probability[selected]) * kept_fraction
+            batch["weight"] = batch["weight"] * correction.to(batch["weight"])
+        return selected if len(selected) else losses.argmax().cpu()[None]
 
     def _uniform(self, size: int, trainer: Trainer) -> Tensor:
         """Uniform random numbers ``[size]`` in [0, 1) of this batch on this rank."""

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.shares import share_count
+
 
 def _check_progress(progress: float) -> None:
     if not 0 <= progress <= 1:
@@ -65,7 +67,8 @@ def staged_competence(progress: float, *, shares: Sequence[float]) -> float:
         raise ValueError(
             f"shares is {list(shares)}; give one share of the samples in (0, 1] for each stage"
         )
-    return float(shares[min(int(progress * len(shares)), len(shares) - 1)])
+    stage = share_count(progress, len(shares), rounding=math.floor)
+    return float(shares[min(stage, len(shares) - 1)])
 
 
 def difficulty_cdf(difficulty: Tensor) -> Tensor:
@@ -105,8 +108,8 @@ def eligible_mask(difficulty: Tensor, share: float, *, hardest_first: bool = Fal
     if not len(difficulty):
         raise ValueError("there are no difficulties; a curriculum needs one for each sample")
     cdf = difficulty_cdf(-difficulty if hardest_first else difficulty)
-    # The tolerance covers rounding: k / N as computed may exceed a share that is meant as k / N.
-    eligible = cdf <= share + 0.5 / len(cdf) * 1e-6
+    # As counts: k / N as computed may exceed a share that is meant as k / N.
+    eligible = (cdf * len(cdf)).round() <= share_count(share, len(cdf), rounding=math.floor)
     return eligible if bool(eligible.any()) else cdf == cdf.min()
 
 

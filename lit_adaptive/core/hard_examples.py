@@ -11,11 +11,11 @@ Departures from the papers:
   2. Focal loss uses a softmax with one alpha, the paper a sigmoid per class.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+
+from lit_adaptive.core.shares import share_count
 
 
 def kept_count(batch: int, keep: float) -> int:
@@ -29,7 +29,7 @@ def kept_count(batch: int, keep: float) -> int:
             f"keep is {keep}; it must be above 0: a share up to 1, or a number of samples"
         )
     if keep <= 1:
-        return math.ceil(keep * batch)
+        return share_count(keep, batch)
     if keep != int(keep):
         raise ValueError(f"keep is {keep}; above 1 it is a number of samples and must be whole")
     if keep > batch:

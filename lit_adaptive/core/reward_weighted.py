@@ -34,6 +34,7 @@ from lit_adaptive.core.segments import (
     segment_std,
     segment_sum,
 )
+from lit_adaptive.core.shares import share_count
 
 NESTED = (0.1, 0.05, 0.02)
 """The best shares of Qin & Springenberg's control code."""
@@ -157,11 +158,11 @@ def nested_masses(
     check_shares(shares)
     ranking = _rank(_to_float64(reward, group), group)
     better = ranking.first[ranking.tie]  # number of larger rewards in the group
+    sizes, size_index = torch.unique(ranking.group_size, return_inverse=True)
     mass = torch.zeros(len(reward), dtype=torch.float64, device=reward.device)
     for share in shares:
-        # The tolerance covers rounding: 0.07 * 100 is slightly above 7 and means 7.
-        count = (share * ranking.group_size - 1e-9).ceil().clamp_min(1)
-        mass += better < count
+        counts = better.new_tensor([share_count(share, size) for size in sizes.tolist()])
+        mass += better < counts[size_index]
     return torch.empty_like(mass).scatter(0, ranking.order, mass)
 
 

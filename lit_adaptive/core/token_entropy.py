@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.policy_ratios import at_least_float32
+from lit_adaptive.core.shares import share_count
 
 
 @torch.no_grad()
@@ -38,8 +39,7 @@ def high_entropy_mask(entropy: Tensor, quantile: float = 0.2, keep: Tensor | Non
         )
     kept = _keep_mask(entropy, keep)
     _check_not_nan("entropy", entropy, kept)
-    # The tolerance covers rounding: 0.07 * 100 is slightly above 7 and means 7.
-    count = math.ceil(quantile * int(kept.sum()) - 1e-9)
+    count = share_count(quantile, int(kept.sum()))
     return kept & (_ranks(entropy, kept) < count)
 
 
@@ -167,7 +167,8 @@ def _ranks(value: Tensor, kept: Tensor) -> Tensor:
 
 
 def _count(share: float, kept: Tensor) -> int:
-    return max(1 if share > 0 else 0, math.floor(share * int(kept.sum()) + 1e-9))
+    selected = share_count(share, int(kept.sum()), rounding=math.floor)
+    return max(1 if share > 0 else 0, selected)
 
 
 def _check_not_nan(name: str, value: Tensor, kept: Tensor) -> None:

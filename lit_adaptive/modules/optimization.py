@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_adaptive.core.shares import share_count
+
 Schedule = Literal["constant", "linear", "cosine"]
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -112,6 +114,6 @@ def learning_rate_schedule(
     return get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,
         optimizer,
-        num_warmup_steps=round(warmup * steps),
+        num_warmup_steps=share_count(warmup, int(steps), rounding=round),
         num_training_steps=int(steps),
     )

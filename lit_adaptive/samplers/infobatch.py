@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.hard_examples import infobatch_keep_probabilities
+from lit_adaptive.core.shares import share_count
 from lit_adaptive.samplers.base import AdaptiveSampler, check_inserted
 from lit_adaptive.samplers.shuffled import EpochSampler
 
@@ -64,7 +65,8 @@ class InfoBatchSampler(EpochSampler, AdaptiveSampler):
 
     def advance(self, progress: float) -> None:
         """From ``1 - anneal`` on, epochs that begin leave no sample out."""
-        self._annealing = self.anneal > 0 and progress >= 1 - self.anneal
+        reached = share_count(progress + self.anneal, 1, rounding=math.floor) >= 1
+        self._annealing = self.anneal > 0 and reached
 
     def _choose(self, candidates: Tensor) -> Tensor:
         prune = 0.0 if self._annealing else self.prune

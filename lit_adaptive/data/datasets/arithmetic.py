@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Any, Literal, NamedTuple
 
+from lit_adaptive.core.shares import share_count
 from lit_adaptive.data.datasets.questions import QuestionRows, check_at_least
 
 Split = Literal["train", "validation", "test"]
@@ -201,7 +202,7 @@ def _operand(rng: Random, length: int) -> int:
 
 def _exact_grades(fractions: Sequence[float], total: int) -> list[str]:
     """``total`` grades, each as often as its fraction says."""
-    ends = [0, *(round(total * part) for part in accumulate(fractions))]
+    ends = [0, *(share_count(part, total, rounding=round) for part in accumulate(fractions))]
     counts = [end - start for start, end in pairwise(ends)]
     return [grade for grade, count in zip(GRADES, counts, strict=True) for _ in range(count)]
 

@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_adaptive.core.shares import share_count
+
 CLASSES = 10
 _TEST, _VALIDATION, _TRAIN = 45, 15, 114
 
@@ -90,7 +92,7 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
             rest = members[_TEST + _VALIDATION :]
             kept = rest[torch.randperm(len(rest), generator=generator)]
             share = imbalance ** (-frequency[c] / (CLASSES - 1)) if shares is None else shares[c]
-            train = kept[: max(1, round(_TRAIN * share))]
+            train = kept[: max(1, share_count(share, _TRAIN, rounding=round))]
             rows.append({"train": train, "validation": validation, "test": test}[split])
         return torch.cat(rows)
 

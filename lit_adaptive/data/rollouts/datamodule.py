@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.shares import share_count
 from lit_adaptive.data.language import LanguageDataModule
 from lit_adaptive.data.rollouts.collect import (
     FreshRollouts,
@@ -390,7 +391,8 @@ class RolloutDataModule(LanguageDataModule):
     def _compose_step(self, module: Any, layout: StepLayout) -> RolloutStep:
         """Fresh groups, and replayed ones if the buffer holds enough."""
         total, number = self.batch_size * layout.world_size, self._next_step
-        replayed = min(round(self.replay_fraction * total), total - layout.world_size)
+        replayed = share_count(self.replay_fraction, total, rounding=round)
+        replayed = min(replayed, total - layout.world_size)
         if self.replay is not None:
             self.replay.expire(number)
         if self.replay is None or len(self.replay) < replayed:
