@@ -126,6 +126,14 @@ class IndexSampler(ABC):
         """Whether ``set_lengths`` must be called before the first draw."""
         return False
 
+    @property
+    def standalone_reason(self) -> str | None:
+        """Why it cannot be part of a mixture or a curriculum; None, the default, if it can.
+
+        It cannot if ``probabilities`` are not those of the very next draw.
+        """
+        return None
+
     def reseed(self, seed: int) -> None:
         """Restart the sampler's random numbers from ``seed``."""
         self.generator.manual_seed(seed)

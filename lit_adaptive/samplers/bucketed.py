@@ -62,6 +62,14 @@ class BucketedSampler(WrapperSampler):
         """True until they are set."""
         return self._lengths is None
 
+    @property
+    def standalone_reason(self) -> str | None:
+        """Draws are made ahead."""
+        return (
+            "it draws several batches ahead, with the probabilities of that time: make it the "
+            "outermost sampler (BucketedSampler over the mixture or curriculum)"
+        )
+
     def reseed(self, seed: int) -> None:
         """Restart all random numbers from ``seed`` and discard the pending draws."""
         super().reseed(seed)

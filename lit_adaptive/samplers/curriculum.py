@@ -48,7 +48,8 @@ class CurriculumSampler(WrapperSampler):
         seed: of the inner sampler's generator.
 
     Raises:
-        ValueError: naming the argument that is out of its range.
+        ValueError: naming the argument that is out of its range; or if the inner sampler does not
+            state the probabilities of its next draw (``InfoBatchSampler``, ``BucketedSampler``).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class CurriculumSampler(WrapperSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(size, [inner], seed=seed)
+        self._reject_standalone("curriculum")
         if not 0 < until <= 1:
             raise ValueError(f"until is {until}; a fraction of the training lies in (0, 1]")
         if by not in ("difficulty", "loss"):

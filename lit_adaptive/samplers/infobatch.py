@@ -59,6 +59,14 @@ class InfoBatchSampler(EpochSampler, AdaptiveSampler):
         self._annealing = False
 
     @property
+    def standalone_reason(self) -> str | None:
+        """Probabilities are those of an epoch."""
+        return (
+            "its probabilities are those of a whole epoch and sum to less than 1, so no single "
+            "draw is unbiased: use it alone, or choose a sampler such as AdaptiveBatchSampler"
+        )
+
+    @property
     def follows_progress(self) -> bool:
         """Whether the final epochs are complete."""
         return self.anneal > 0

@@ -27,8 +27,9 @@ class MixtureSampler(WrapperSampler):
         seed: of the generator that assigns draws to components; theirs are derived from it.
 
     Raises:
-        ValueError: if there is no component, the shares do not fit, or a component has loss weights
-            (which would have to apply to the draws of the others).
+        ValueError: if there is no component, the shares do not fit, a component has loss weights
+            (which would have to apply to the draws of the others), or does not state the
+            probabilities of its next draw (``InfoBatchSampler``, ``BucketedSampler``).
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MixtureSampler(WrapperSampler):
         if not all(0 < share < math.inf for share in shares):
             raise ValueError(f"shares are {shares}; each must be above 0 and finite")
         super().__init__(size, samplers, seed=seed)
+        self._reject_standalone("mixture")
         for sampler in self.samplers:
             if sampler.has_loss_weights:
                 raise ValueError(

@@ -77,15 +77,16 @@ class EpochSampler(IndexSampler):
         self._position = 0
 
     def insert(self, index: Tensor) -> None:
-        """Make ``index`` ``[K]`` drawable; new samples are shuffled into the rest of the epoch."""
+        """Make ``index`` ``[K]`` drawable; if one of them is new, a new epoch begins.
+
+        Shuffled into the rest of the epoch, new samples would be drawn more often than the others.
+        """
         index = torch.unique(check_indices(index, self.size))
         new = index[~self._inserted[index]]
         self._inserted[new] = True
         self._count += len(new)
-        if self._position < len(self._order) and len(new):
-            rest = torch.cat([self._order[self._position :], new])
-            self._order = rest[torch.randperm(len(rest), generator=self.generator)]
-            self._position = 0
+        if len(new):
+            self._order, self._position = self._order[:0], 0
 
     def remove(self, index: Tensor) -> None:
         """Make ``index`` ``[K]`` undrawable until it is inserted again."""

@@ -83,6 +83,18 @@ class WrapperSampler(AdaptiveSampler):
         """Whether an inner sampler does."""
         return any(sampler.needs_lengths for sampler in self.samplers)
 
+    @property
+    def standalone_reason(self) -> str | None:
+        """The first reason of an inner sampler."""
+        reasons = (sampler.standalone_reason for sampler in self.samplers)
+        return next((reason for reason in reasons if reason), None)
+
+    def _reject_standalone(self, whole: str) -> None:
+        """Raise ValueError if an inner sampler cannot be part of this ``whole``."""
+        for sampler in self.samplers:
+            if reason := sampler.standalone_reason:
+                raise ValueError(f"{type(sampler).__name__} cannot be part of a {whole}: {reason}")
+
     def reseed(self, seed: int) -> None:
         """Restart all random numbers from ``seed``, a different stream for each inner sampler."""
         self.generator.manual_seed(seed)
