@@ -92,9 +92,9 @@ def sample(
     sums: Tensor, offsets: list[int], uniform: Tensor, divide: bool
 ) -> tuple[int, Tensor, Tensor]:
     """One leaf from each of K equal ranges, and its mass (with ``divide`` its probability)."""
-    if not bool(((uniform >= 0) & (uniform <= 1)).all()):
-        return BAD, uniform, uniform
     total = sums[offsets[-1]]
+    if not (bool(total > 0) and bool(((uniform >= 0) & (uniform <= 1)).all())):
+        return BAD, uniform, uniform
     start = torch.arange(len(uniform), device=uniform.device, dtype=torch.float64)
     target = (start + uniform) * (1.0 / len(uniform)) * total
     index = _descend(sums, offsets, target)

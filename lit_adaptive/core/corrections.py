@@ -16,8 +16,11 @@ Let f_i be the quantity whose mean over all N samples is to be estimated: a loss
 only shrinks steps, but by a factor that differs between batches, so it is no longer unbiased.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lit_adaptive.core.kernels import weights as loops
 
 
 def inverse_probability_weights(probability: Tensor, *, size: int, beta: float = 1.0) -> Tensor:
@@ -37,9 +40,38 @@ def inverse_probability_weights(probability: Tensor, *, size: int, beta: float =
     check_beta(beta)
     if size <= 0:
         raise ValueError(f"size is {size}; the number of items that can be drawn is above 0")
-    probability = probability.detach().to(torch.float64)
-    check_probabilities(probability)
-    return (probability * size).pow(-beta)
+    return ratio_powers(1 / size, probability, beta)[0]
+
+
+def ratio_powers(numerator: float, probability: Tensor, beta: float) -> tuple[Tensor, float]:
+    r"""Weights :math:`(\mathrm{numerator} / P(i))^\beta`.
+
+    Args:
+        numerator: not negative; 0 stands for the smallest probability.
+        probability: ``[B]`` in (0, 1].
+        beta: in [0, 1].
+
+    Returns:
+        Weights ``[B]`` float64, and the smallest probability, 1 if there is none.
+
+    Raises:
+        ValueError: if a probability is outside (0, 1].
+    """
+    if probability.requires_grad or probability.dtype is not torch.float64:
+        probability = probability.detach().to(torch.float64)
+    if not probability.is_cpu:
+        return _ratio_powers_torch(numerator, probability, beta)
+    points = probability.contiguous().numpy()
+    weight = np.empty_like(points)
+    least = loops.ratio_powers(float(numerator), points, float(beta), weight)
+    if least == 0:
+        check_probabilities(probability)
+    return torch.from_numpy(weight), least
+
+
+def _ratio_powers_torch(numerator: float, probability: Tensor, beta: float) -> tuple[Tensor, float]:
+    least = check_probabilities(probability)
+    return torch.full_like(probability, numerator or least).div_(probability).pow_(beta), least
 
 
 def inclusion_weights(inclusion: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Departures from the paper:
 import torch
 from torch import Tensor
 
-from lit_adaptive.core.corrections import check_beta, check_probabilities
+from lit_adaptive.core.corrections import check_beta, ratio_powers
 
 
 def proportional_priorities(td_error: Tensor, *, epsilon: float) -> Tensor:
@@ -151,12 +151,10 @@ def importance_sampling_weights(
             ``min_probability`` not above 0 or above one of them.
     """
     check_beta(beta)
-    probability = probability.detach().to(torch.float64)
-    least = check_probabilities(probability)
-    minimum = least if min_probability is None else min_probability
-    if not 0 < minimum <= least:
+    weight, least = ratio_powers(min_probability or 0.0, probability, beta)
+    if min_probability is not None and not 0 < min_probability <= least:
         raise ValueError(
             f"min_probability is {min_probability}; it must be above 0 and not above {least}, the "
             "smallest in the batch: take it at the same draw"
         )
-    return torch.full_like(probability, minimum).div_(probability).pow_(beta)
+    return weight

@@ -47,6 +47,9 @@ class SumTree:
         capacity: number of leaves (slots), above 0; initially 0, which means empty.
         device: device of the tree; compiled loops on ``cpu``, torch operations elsewhere.
 
+    Attributes:
+        arrays: the first arguments of ``kernels.sum_tree.update``; of a tree on the CPU only.
+
     Raises:
         ValueError: if ``capacity`` is not above 0.
     """
@@ -65,10 +68,20 @@ class SumTree:
         self._low = np.full(blocks, np.inf)
         self._positive = torch.zeros(1, dtype=torch.int64)
         self._next = 0
+        self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Let the compiled loops see the tensors; a view for each call would cost as much."""
         if self._compiled:
             self._np_sums = self._sums.numpy()
             self._np_positive = self._positive.numpy()
             self._np_offsets = np.asarray(self._offsets, dtype=np.int64)
+            self.arrays = (self._np_sums, self._low, self._np_offsets, self._np_positive)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy (``copy``, ``pickle``), whose arrays are views of its own tensors."""
+        self.__dict__.update(state)
+        self._share_memory()
 
     def __len__(self) -> int:
         """Number of positive leaves."""
@@ -191,23 +204,17 @@ class SumTree:
 
     def sample_(self, uniform: Tensor, *, probability: bool = False) -> tuple[Tensor, Tensor]:
         """``sample`` with contiguous float64 numbers on the CPU, which are overwritten."""
-        self._check_not_empty()
         if self._compiled:
-            index, mass = torch.empty(len(uniform), dtype=torch.int64), uniform
             points = uniform.numpy()
-            code = loops.sample(
-                self._np_sums,
-                self._np_offsets,
-                points,
-                index.numpy(),
-                points,
-                probability,
-            )
+            slots = np.empty(points.size, dtype=np.int64)
+            code = loops.sample(self._np_sums, self._np_offsets, points, slots, points, probability)
+            index, mass = torch.from_numpy(slots), uniform
         else:
             code, index, mass = batched.sample(
                 self._sums, self._offsets, uniform.to(self.device), probability
             )
         if code == loops.BAD:
+            self._check_not_empty()
             raise ValueError("uniform numbers must lie in [0, 1]: draw them with torch.rand")
         return index, mass
 
@@ -294,10 +301,7 @@ class SumTree:
     ) -> float:
         if self._compiled:
             return loops.update(
-                self._np_sums,
-                self._low,
-                self._np_offsets,
-                self._np_positive,
+                *self.arrays,
                 self.capacity,
                 index.numpy(),
                 priority.numpy(),

@@ -15,8 +15,8 @@ from lit_adaptive.core.boosting import (
     loss_gains,
 )
 from lit_adaptive.core.corrections import inverse_probability_weights
-from lit_adaptive.core.kernels.boosting import boosted_log_weights
-from lit_adaptive.samplers.base import check_indices
+from lit_adaptive.core.kernels.boosting import boost_tree, exponentials
+from lit_adaptive.samplers.base import check_indices, check_inserted
 from lit_adaptive.samplers.tree import TreeSampler
 
 _GREATEST_WEIGHT = 1e30  # the sum of 1e9 such weights is far inside float64
@@ -78,8 +78,8 @@ class AdaptiveBatchSampler(TreeSampler):
         ):
             if not least <= value <= greatest:
                 raise ValueError(f"{name} is {value}; it must lie in [{least:g}, {greatest:g}]")
-        self.learning_rate, self.momentum, self.decay = learning_rate, momentum, decay
-        self.baseline, self.beta = baseline, beta
+        self.learning_rate, self.momentum = float(learning_rate), float(momentum)
+        self.decay, self.baseline, self.beta = float(decay), float(baseline), float(beta)
         self.bounds = (math.log(floor), math.log(ceiling))
         self._log_weight = torch.zeros(dataset_size, device=self.device)
         self._velocity = torch.zeros(dataset_size if momentum else 0, device=self.device)
@@ -117,33 +117,37 @@ class AdaptiveBatchSampler(TreeSampler):
         Losses may have any sign. They are compared within this update, so a single loss changes
         nothing. If an index occurs more than once, the mean of its losses counts.
         """
+        if self._compiled_update(index, priority):
+            return
         index, loss = self._check_update(index, priority, name="losses")
-        update = self._compiled_update if self._log_weight.is_cpu else self._torch_update
-        distinct, log_weight, velocity = update(index.to(self.device), loss.to(self.device))
-        # The tree first: it raises, unchanged, if an index is not inserted.
-        self._tree.update(distinct, _exp(log_weight), member=self._inserted)
-        self._log_weight.index_copy_(0, distinct, log_weight)
-        if self.momentum:
-            self._velocity.index_copy_(0, distinct, velocity)
+        check_inserted(index, self._inserted[index.to(self.device)].cpu())
+        if not self._compiled_update(index, loss):
+            self._torch_update(index.to(self.device), loss.to(self.device))
 
-    def _compiled_update(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Distinct samples ``[D]``, their new log weights and velocities, on the CPU."""
-        distinct, log_weight, velocity = boosted_log_weights(
+    def _compiled_update(self, index: Tensor, loss: Tensor) -> bool:
+        """Update on the CPU; false, with nothing changed, if the input must be checked first."""
+        if not (
+            self._log_weight.is_cpu
+            and index.is_cpu
+            and index.dtype is torch.int64
+            and index.dim() == 1
+            and index.shape == loss.shape
+        ):
+            return False
+        loss = loss.detach() if loss.requires_grad else loss
+        if loss.dtype is not torch.float32 or not loss.is_cpu:
+            loss = loss.to("cpu", torch.float64)
+        return boost_tree(
             self._log_weight.numpy(),
             self._velocity.numpy(),
             index.contiguous().numpy(),
             loss.contiguous().numpy(),
-            (
-                *(float(self.learning_rate), float(self.momentum)),
-                *(float(self.decay), float(self.baseline)),
-                *self.bounds,
-            ),
+            (self.learning_rate, self.momentum, self.decay, self.baseline, *self.bounds),
+            *self._tree.arrays,
         )
-        from_numpy = torch.from_numpy
-        return from_numpy(distinct), from_numpy(log_weight), from_numpy(velocity)
 
-    def _torch_update(self, index: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by the reference equations, on any device."""
+    def _torch_update(self, index: Tensor, loss: Tensor) -> None:
+        """Update by the reference equations, on any device."""
         distinct, mean = average_duplicates(index, loss)
         velocity = self._velocity[distinct].double() if self.momentum else torch.zeros_like(mean)
         log_weight, velocity = boost_log_weights(
@@ -155,7 +159,10 @@ class AdaptiveBatchSampler(TreeSampler):
             decay=self.decay,
             bounds=self.bounds,
         )
-        return distinct, log_weight.float(), velocity.float()
+        self._log_weight[distinct] = log_weight.float()
+        if self.momentum:
+            self._velocity[distinct] = velocity.float()
+        self._tree.update(distinct, _exp(self._log_weight[distinct]))
 
     def update_weights(self, indices: ArrayLike | Tensor, losses: ArrayLike | Tensor) -> None:
         """``update`` for a plain loop: takes tensors, NumPy arrays or lists."""
@@ -231,6 +238,9 @@ class AdaptiveBatchSampler(TreeSampler):
 
 
 def _exp(log_weight: Tensor) -> Tensor:
+    """``[K]`` float64; on the CPU the same bits as the compiled update, so that a run resumes."""
+    if log_weight.is_cpu:
+        return torch.from_numpy(exponentials(log_weight.numpy()))
     return log_weight.double().exp()
 
 

@@ -8,7 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_adaptive.core.corrections import inclusion_weights, inverse_probability_weights
+from lit_adaptive.core.corrections import (
+    _ratio_powers_torch,
+    inclusion_weights,
+    inverse_probability_weights,
+    ratio_powers,
+)
 from lit_adaptive.core.hard_examples import (
     infobatch_keep_probabilities,
     selective_backprop_probabilities,
@@ -97,3 +102,14 @@ def test_beta_outside_0_1_is_rejected() -> None:
 def test_a_size_of_0_is_rejected() -> None:
     with pytest.raises(ValueError, match="size is 0"):
         inverse_probability_weights(torch.tensor([0.5]), size=0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("numerator", [0.0, 0.001])
+def test_compiled_weights_are_those_of_torch(beta: float, numerator: float) -> None:
+    p = 1 - torch.rand(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p[7] = 1e-300
+    compiled, least = ratio_powers(numerator, p, beta)
+    expected, least_of_torch = _ratio_powers_torch(numerator, p, beta)
+    assert least == least_of_torch == 1e-300
+    torch.testing.assert_close(compiled, expected, rtol=1e-14, atol=0)

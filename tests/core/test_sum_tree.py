@@ -1,7 +1,9 @@
 """The sum tree against slow twins, adversarial floats, and bad input."""
 
+import copy
 import io
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -307,3 +309,17 @@ def test_a_tree_on_the_gpu_draws_what_the_compiled_tree_draws() -> None:
             ours = cpu.sample(uniform, probability=probability)
             theirs = gpu.sample(uniform, probability=probability)
             assert all(a.equal(b.cpu()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tree: pickle.loads(pickle.dumps(tree))])
+def test_a_copy_follows_its_own_updates(copied: Any) -> None:
+    # The compiled loops and the tensors of a copy share memory, as those of the original do.
+    tree = SumTree(20)
+    tree.update(torch.arange(20), torch.ones(20))
+    twin = copied(tree)
+    twin.update(torch.arange(20), torch.eye(20)[7])
+    assert twin.priorities.equal(torch.eye(20, dtype=torch.float64)[7])
+    assert len(twin) == 1
+    assert twin.sample(torch.full((3,), 0.5))[0].tolist() == [7, 7, 7]
+    assert tree.priorities.equal(torch.ones(20, dtype=torch.float64))
+    assert len(tree) == 20

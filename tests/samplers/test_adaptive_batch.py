@@ -125,6 +125,43 @@ def test_updates_follow_the_equations_of_core_one_sample_at_a_time(
         torch.testing.assert_close(sampler.weights, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("index", [[1, 3, 4], [4, 1, 1, 3]])
+def test_the_compiled_update_and_that_of_a_gpu_agree(momentum: float, index: list[int]) -> None:
+    compiled, batched = (AdaptiveBatchSampler(6, 0.5, momentum=momentum) for _ in range(2))
+    for loss in ([0.0, 4.0, 2.0, 1.0], [3.0, 1.0, 1.0, 5.0]):
+        batch = torch.tensor(index), torch.tensor(loss[: len(index)], dtype=torch.float64)
+        compiled.update(*batch)
+        batched._torch_update(*batch)
+    torch.testing.assert_close(compiled.weights, batched.weights, rtol=1e-6, atol=0)
+    torch.testing.assert_close(compiled.probabilities(), batched.probabilities(), rtol=1e-6, atol=0)
+
+
+@both
+def test_a_resumed_sampler_has_the_same_probabilities_bit_for_bit(
+    cls: type[AdaptiveBatchSampler],
+) -> None:
+    sampler = trained(cls, size=500)
+    resumed = cls(500)
+    resumed.load_state_dict(sampler.state_dict())
+    assert resumed._tree.priorities.equal(sampler._tree.priorities)
+
+
+@both
+def test_indices_and_losses_of_any_type_update_alike(cls: type[AdaptiveBatchSampler]) -> None:
+    expected, index, loss = trained(cls), torch.tensor([7, 2, 2]), torch.tensor([4.0, 1.0, 3.0])
+    expected.update(index, loss)
+    for other_index, other_loss in (
+        (index.int(), loss.double()),
+        (index, loss.half()),
+        (torch.stack([index, index], 1)[:, 0], torch.stack([loss, loss], 1)[:, 0]),
+        (index, loss.clone().requires_grad_()),
+    ):
+        sampler = trained(cls)
+        sampler.update(other_index, other_loss)
+        assert sampler.weights.equal(expected.weights)
+
+
 @both
 def test_an_update_of_nothing_changes_nothing(cls: type[AdaptiveBatchSampler]) -> None:
     sampler = trained(cls)

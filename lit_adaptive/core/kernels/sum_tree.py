@@ -278,7 +278,7 @@ def sample(
     total = sums[offsets[-1]]
     share = 1.0 / uniform.size
     target = np.empty(uniform.size)
-    good = True
+    good = total > 0.0
     for k in range(uniform.size):
         good &= (uniform[k] >= 0.0) & (uniform[k] <= 1.0)
         target[k] = (k + uniform[k]) * share * total
