@@ -24,7 +24,7 @@ NOT_EXPORTED = {
     *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
     *("Chat", "RenderedChat", "PromptCompletions", "Answers"),
-    *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows"),
+    *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows", "Number"),
 }
 # Shared arithmetic of core's own files.
 CORE_HELPERS = {"kept_count", "share_count", "at_least_float32", "ratio_powers"}
