@@ -63,7 +63,7 @@ class CompletionWriter(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        ids: Any = getattr(data.test_dataset or data.val_dataset, "ids", None)
+        ids: Any = getattr(data.evaluated_dataset, "ids", None)
         rows: list[dict[str, Any]] = [
             {"id": sample_id(ids, index), **row}
             for index, row in sorted(gathered, key=lambda indexed: indexed[0])

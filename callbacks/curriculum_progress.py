@@ -15,7 +15,7 @@ class CurriculumProgress(Callback):
     fraction of the samples that can be drawn.
 
     Needs: a sampler that follows progress (``data.advance``).
-    Changes: which samples can be drawn.
+    Changes: which samples can be drawn (``duty.progress``).
 
     Args:
         every_n_batches: batches between updates within an epoch; 0 updates only at the end of each
@@ -27,7 +27,7 @@ class CurriculumProgress(Callback):
     """
 
     needs = frozenset({"data.advance"})
-    provides: frozenset[str] = frozenset()
+    provides = frozenset({"duty.progress"})
     remedies = {  # noqa: RUF012
         "data.advance": "choose a sampler that follows progress, such as "
         "lit_adaptive.samplers.CurriculumSampler, or leave the callback out",

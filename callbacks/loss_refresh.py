@@ -20,7 +20,7 @@ class LossRefresh(Callback):
     Needs: ``training_step`` returns ``signal.losses`` ``[B]``; the batch holds ``batch.index``
     ``[B]``; the datamodule's sampler learns (``data.update``). With ``rescore_every_n_epochs`` also
     ``model.per_sample_loss`` and ``data.scoring_dataloader``.
-    Changes: the sampler's priorities, and nothing else.
+    Changes: the sampler's priorities (``duty.feedback``), and nothing else.
 
     Args:
         every: when to update the sampler: after each ``"batch"``, or at the end of each
@@ -36,7 +36,7 @@ class LossRefresh(Callback):
     """
 
     needs: frozenset[str] = frozenset({"signal.losses", "batch.index", "data.update"})
-    provides: frozenset[str] = frozenset()
+    provides = frozenset({"duty.feedback"})
     remedies = {  # noqa: RUF012
         "data.update": "choose a sampler that learns, such as "
         "lit_adaptive.samplers.AdaptiveBatchSampler, or leave the callback out",

@@ -54,7 +54,7 @@ class PredictionTable(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        ids: Any = getattr(data.test_dataset or data.val_dataset, "ids", None)
+        ids: Any = getattr(data.evaluated_dataset, "ids", None)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)

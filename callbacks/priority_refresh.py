@@ -18,7 +18,7 @@ class PriorityRefresh(Callback):
 
     Needs: ``training_step`` returns ``signal.td_error`` ``[B]``; the batch holds ``batch.index``
     ``[B]``; the datamodule's sampler learns (``data.update``).
-    Changes: the sampler's priorities, and nothing else.
+    Changes: the sampler's priorities (``duty.feedback``), and nothing else.
 
     Args:
         epsilon: constant that keeps every priority above 0, in the unit of the TD error.
@@ -29,7 +29,7 @@ class PriorityRefresh(Callback):
     """
 
     needs = frozenset({"signal.td_error", "batch.index", "data.update"})
-    provides: frozenset[str] = frozenset()
+    provides = frozenset({"duty.feedback"})
     remedies = {  # noqa: RUF012
         "data.update": "choose a sampler that learns, such as "
         "lit_adaptive.samplers.PrioritizedSampler, or leave the callback out",

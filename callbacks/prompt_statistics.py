@@ -22,7 +22,7 @@ class PromptStatistics(Callback):
     ``train/prompts/mean_reward``.
 
     Needs: ``data.finished_step``.
-    Changes: the sampler's priorities, if it learns; nothing otherwise. Writes
+    Changes: the sampler's priorities, if it learns (``duty.feedback``). Writes
         ``prompt_statistics.csv`` (``id`` and ``score``: the mean reward) at the end.
 
     Args:
@@ -41,7 +41,7 @@ class PromptStatistics(Callback):
     """
 
     needs = frozenset({"data.finished_step"})
-    provides: frozenset[str] = frozenset()
+    provides = frozenset({"duty.feedback"})
     remedies = {  # noqa: RUF012
         "data.finished_step": "use lit_adaptive.data.RolloutDataModule",
     }

@@ -27,7 +27,7 @@ class RewardRefresh(Callback):
     Needs: the datamodule's sampler learns (``data.update``), such as ``RewardWeightedSampler``; its
     dataset has prompts and completions as text (``data.texts``). With ``source: policy`` also
     ``model.complete``.
-    Changes: the sampler's rewards, and nothing else.
+    Changes: the sampler's rewards (``duty.feedback``), and nothing else.
 
     Args:
         reward: scores completions; by default 1 if one equals the column ``answer``, 0 otherwise.
@@ -43,7 +43,7 @@ class RewardRefresh(Callback):
     """
 
     needs: frozenset[str] = frozenset({"data.update", "data.texts"})
-    provides: frozenset[str] = frozenset()
+    provides = frozenset({"duty.feedback"})
     remedies = {  # noqa: RUF012
         "data.update": "choose a sampler that learns, such as "
         "lit_adaptive.samplers.RewardWeightedSampler, or leave the callback out",

@@ -32,6 +32,8 @@ def unmet_needs(parts: Iterable[object]) -> list[str]:
         remedies: dict[str, str] = getattr(part, "remedies", {})
         for need in sorted(_names(part, "needs") - provided):
             remedy = remedies.get(need, f"add a part that provides {need!r}, or leave this one out")
+            if need.startswith("duty."):
+                remedy += " (in a config, `callbacks+:` appends; `callbacks:` replaces the list)"
             lines.append(
                 f"{_label(part)} needs {need!r}, which none of {labels} provides: {remedy}"
             )

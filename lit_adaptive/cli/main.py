@@ -166,7 +166,10 @@ class AdaptiveCLI(LightningCLI):
     def before_fit(self) -> None:
         """Reject parts that do not fit together."""
         parts = [self.model, self.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
-        if lines := unmet_needs(parts):
+        lines = unmet_needs(parts)
+        if isinstance(self.datamodule, data.SampledDataModule):
+            lines += self.datamodule.trainer_errors(self.trainer)
+        if lines:
             self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
 
 

@@ -189,6 +189,7 @@ class AdaptiveDataModule(SampledDataModule):
                 "choose a sampler that does, or leave scores out"
             )
         self.sampler.set_scores(self.numbers(source))
+        self._has_initial_scores = True
 
     def write_scores(self, path: str | Path) -> None:
         """Write the sampler's scores to a file, for ``scores`` of a later run.
@@ -302,13 +303,18 @@ class AdaptiveDataModule(SampledDataModule):
         assert self.val_dataset is not None  # otherwise Lightning does not call it
         return self._evaluation_batches(self.val_dataset)
 
+    @property
+    def evaluated_dataset(self) -> MapDataset | None:
+        """The dataset of ``test`` and ``predict``: the test set, or else the validation set."""
+        return self.val_dataset if self.test_dataset is None else self.test_dataset
+
     def test_dataloader(self) -> ServedBatches:
         """This rank's share of the test set, or else of the validation set.
 
         Raises:
             ValueError: if there is neither.
         """
-        dataset = self.test_dataset or self.val_dataset
+        dataset = self.evaluated_dataset
         if dataset is None:
             raise ValueError(
                 "there is neither a test_dataset nor a val_dataset to test on: set one of them"
@@ -330,5 +336,5 @@ def _length(dataset: Dataset[Any]) -> int:
             "map-style dataset"
         ) from error
     if size == 0:
-        raise ValueError("the dataset is empty; there is nothing to draw from")
+        raise ValueError("the dataset is empty: give one with at least one sample")
     return size

@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -76,6 +77,7 @@ class SampledDataModule(LightningDataModule):
         self.seed = _default_seed() if seed is None else seed
         self._batches: DrawBatches | None = None
         self._restored: dict[str, Any] | None = None
+        self._has_initial_scores = False
         self.staleness = 0
 
     @property
@@ -89,11 +91,55 @@ class SampledDataModule(LightningDataModule):
             names.add("data.advance")
         return frozenset(names)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """See ``lit_adaptive.contract``: that a sampler which learns or progresses is told so."""
+        learns = self.sampler.learns and not self._has_initial_scores
+        duties = {"duty.feedback": learns, "duty.progress": self.sampler.follows_progress}
+        return frozenset(name for name, due in duties.items() if due)
+
+    remedies: ClassVar[dict[str, str]] = {
+        "duty.feedback": "the sampler learns from what it draws, and would stay as it is: add "
+        "callbacks.LossRefresh, or RewardRefresh for rewards, to trainer.callbacks (a callback of "
+        "your own that calls the datamodule's update declares provides = {'duty.feedback'}), or "
+        "set the datamodule's `scores`",
+        "duty.progress": "the sampler follows the training's progress, and would stay at the "
+        "start: add callbacks.CurriculumProgress to trainer.callbacks, or (InfoBatchSampler) set "
+        "anneal to 0",
+    }
+
     def setup(self, stage: str) -> None:
-        """Check before training that module, datamodule and callbacks fit together."""
-        if stage == "fit" and self.trainer is not None:
+        """Check that module, datamodule, callbacks and trainer fit together.
+
+        Raises:
+            ValueError: if a part needs what no other provides, or see ``trainer_errors``.
+        """
+        if self.trainer is None:
+            return
+        if errors := self.trainer_errors(self.trainer):
+            raise ValueError("\n".join(errors))
+        if stage == "fit":
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             check_pairing([self.trainer.lightning_module, self, *callbacks])
+
+    @staticmethod
+    def trainer_errors(trainer: Trainer) -> list[str]:
+        """A line for each feature of the trainer that cannot act on the draws of a sampler."""
+        errors: list[str] = []
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
+            errors.append(
+                "a batch-size finder changes batch_size while the sampler draws, which would "
+                "change the draws: leave it out, and set the datamodule's batch_size"
+            )
+        overfit: float = trainer.overfit_batches  # type: ignore[attr-defined]
+        if overfit:
+            errors.append(
+                f"trainer.overfit_batches is {overfit}, but a sampler draws other batches in each "
+                "epoch: leave it out, and train on a dataset of few samples, such as "
+                "torch.utils.data.Subset(dataset, range(32))"
+            )
+        return errors
 
     def batches(self) -> DrawBatches:
         """The draws of this rank; created on first use, when the number of ranks is known."""

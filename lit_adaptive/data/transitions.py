@@ -1,7 +1,7 @@
 """Datamodule of a replay buffer: transitions are collected during training and drawn again."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import torch
@@ -44,10 +44,13 @@ class TransitionsDataModule(SampledDataModule):
         seed: seed of environments, exploration and sampler; by default that of ``seed_everything``.
     """
 
-    needs = frozenset({"duty.collect"})
-    remedies = {  # noqa: RUF012
+    remedies: ClassVar[dict[str, str]] = {
+        **SampledDataModule.remedies,
         "duty.collect": "add callbacks.TransitionCollector to trainer.callbacks, "
-        "or the replay buffer stays empty"
+        "or the replay buffer stays empty",
+        "duty.feedback": "add callbacks.PriorityRefresh to trainer.callbacks, or all transitions "
+        "keep the same priority (a callback of your own that calls the datamodule's update "
+        "declares provides = {'duty.feedback'})",
     }
 
     def __init__(
@@ -102,6 +105,11 @@ class TransitionsDataModule(SampledDataModule):
         with self.make_environment() as environment_:  # an unknown one is rejected before training
             self.observation_space = environment_.observation_space
             self.action_space = environment_.action_space
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See ``lit_adaptive.contract``."""
+        return super().needs | {"duty.collect"}
 
     @property
     def provides(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import callbacks.reward_refresh
-from callbacks import RewardRefresh
+from callbacks import CurriculumProgress, RewardRefresh
 from lit_adaptive.data import AdaptiveDataModule
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.matching import ExactMatch
@@ -180,7 +180,9 @@ def test_samples_outside_the_curriculum_get_rewards_too(tmp_path: Path) -> None:
     def curriculum(n: int) -> CurriculumSampler:
         return CurriculumSampler(n, RewardWeightedSampler, difficulty=torch.arange(float(n)))
 
-    _, _, data, _ = _fit(tmp_path, RewardRefresh(ByLevel()), sampler=curriculum)
+    _, _, data, _ = _fit(
+        tmp_path, RewardRefresh(ByLevel()), CurriculumProgress(), sampler=curriculum
+    )
     assert data.sampler.scores().equal(torch.arange(SIZE).double())
 
 

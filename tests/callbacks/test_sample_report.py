@@ -72,6 +72,9 @@ class Linear(LightningModule):
 class Learn(Callback):
     """Sets priorities from losses; records the samples served and the distributions."""
 
+    needs: frozenset[str] = frozenset()
+    provides = frozenset({"duty.feedback"})
+
     def __init__(self, updates_at_end: bool = False) -> None:
         self.updates_at_end = updates_at_end
         self.served: list[tuple[int, float, int]] = []
@@ -203,7 +206,7 @@ def test_the_report_does_not_change_the_run(tmp_path: Path) -> None:
     assert plain.served == watched.served
     for name, value in one.lightning_module.state_dict().items():
         assert value.equal(other.lightning_module.state_dict()[name]), name
-    _fit(tmp_path / "silent", SampleReport(every_n_epochs=1), logger=False)
+    _fit(tmp_path / "silent", Learn(), SampleReport(every_n_epochs=1), logger=False)
     assert not (tmp_path / "silent").exists()
 
 
@@ -214,7 +217,7 @@ def test_a_failed_run_is_reported_and_its_exception_propagates(tmp_path: Path) -
     assert len(learn.served) == 5 * BATCH
     _assert_reports(tmp_path, learn.served)
     with pytest.raises(RuntimeError, match="the run failed"):
-        _fit(tmp_path / "at once", SampleReport(), module=Linear(fails_at=0))
+        _fit(tmp_path / "at once", Learn(), SampleReport(), module=Linear(fails_at=0))
     assert not list((tmp_path / "at once").rglob("sample*"))  # no sample was drawn
 
 
@@ -226,7 +229,7 @@ def test_a_failing_report_does_not_hide_the_exception_of_the_run(
         UserWarning, match=r"the sample report could not be drawn: .*not callable"
     )
     with warned, pytest.raises(RuntimeError, match="the run failed"):
-        _fit(tmp_path, SampleReport(), module=Linear(fails_at=5))
+        _fit(tmp_path, Learn(), SampleReport(), module=Linear(fails_at=5))
 
 
 def _plain(state: dict[str, Any]) -> dict[str, str]:

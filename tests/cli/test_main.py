@@ -138,6 +138,63 @@ def test_an_invalid_run_is_rejected_before_training_with_value_rule_and_remedy(
         assert word in error
 
 
+@pytest.mark.parametrize(
+    ("config", "callbacks", "words"),
+    [
+        ("dqn_per", ["TargetSync", "TransitionCollector"], ["duty.feedback", "PriorityRefresh"]),
+        ("dqn_rank_per", ["TargetSync", "TransitionCollector"], ["duty.feedback"]),
+        ("digits_adaptive", ["SamplingMonitor"], ["duty.feedback", "LossRefresh"]),
+        ("digits_data_weighter", [], ["duty.feedback"]),
+        ("digits_curriculum", [], ["duty.progress", "CurriculumProgress"]),
+        ("digits_self_paced", ["CurriculumProgress"], ["duty.feedback"]),
+        ("digits_infobatch", ["LossRefresh"], ["duty.progress", "anneal"]),
+        ("digits_hybrid", [], ["duty.feedback", "duty.progress"]),
+    ],
+)
+def test_a_sampler_without_its_feedback_is_rejected(
+    config: str,
+    callbacks: list[str],
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A list in a later config replaces the first one's; `callbacks+:` appends to it.
+    run = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--runs", str(tmp_path)]
+    run += ["--config", str(tmp_path / "overlay.yaml"), "--trainer.fast_dev_run=true"]
+    classes = [{"class_path": f"callbacks.{name}"} for name in callbacks]
+    overlay = {"trainer": {"callbacks": classes}}
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    error = _error_of(capsys, *run)
+    for word in [*words, "callbacks+:"]:
+        assert word in error
+    appended = {"callbacks+": [{"class_path": "lightning.pytorch.callbacks.RichModelSummary"}]}
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump({"trainer": appended}))
+    main(run)
+
+
+def test_scores_stand_for_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # rwr.yaml draws by a column of rewards, which do not change.
+    run = ["fit", "--config", str(CONFIGS / "rwr.yaml"), "--runs", str(tmp_path)]
+    main([*run, "--trainer.fast_dev_run=true"])
+
+
+@pytest.mark.parametrize("config", ["digits_uniform", "dqn_per"])
+def test_features_of_the_trainer_that_cannot_act_are_rejected(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--runs", str(tmp_path)]
+    finder = {"callbacks+": [{"class_path": "lightning.pytorch.callbacks.BatchSizeFinder"}]}
+    (tmp_path / "finder.yaml").write_text(yaml.safe_dump({"trainer": finder}))
+    error = _error_of(capsys, *run, "--config", str(tmp_path / "finder.yaml"))
+    assert "batch-size finder" in error
+    error = _error_of(capsys, *run, "--trainer.overfit_batches=1")
+    assert "overfit_batches is 1" in error
+    assert "Subset" in error
+
+
 def test_a_checkpoint_of_another_capacity_or_sampler_is_rejected(
     tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from lit_adaptive.data import AdaptiveDataModule, LongTailedDigits, TableDataset
 from lit_adaptive.samplers import (
@@ -338,3 +338,15 @@ def test_provides_depends_on_the_sampler() -> None:
     assert "data.advance" not in boosted
     pruned = AdaptiveDataModule(PAIRS, InfoBatchSampler).provides
     assert {"data.update", "data.advance"} <= pruned
+
+
+def test_an_empty_test_set_is_an_error_and_not_the_validation_set() -> None:
+    data = AdaptiveDataModule(PAIRS, val_dataset=PAIRS, test_dataset=Subset(PAIRS, []))
+    for loader in (data.test_dataloader, data.predict_dataloader):
+        with pytest.raises(ValueError, match="dataset is empty"):
+            loader()
+
+
+def test_without_a_test_set_the_validation_set_is_tested() -> None:
+    data = AdaptiveDataModule(PAIRS, val_dataset=Subset(PAIRS, [3]))
+    assert [batch["input"].tolist() for batch in data.test_dataloader()] == [[3.0]]

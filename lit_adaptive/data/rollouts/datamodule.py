@@ -17,7 +17,7 @@ Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1)
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -268,9 +268,12 @@ class RolloutDataModule(LanguageDataModule):
     def needs(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``."""
         duty = {"duty.rollout_replay"} if self.replay_fraction > 0 else set[str]()
-        return frozenset({"model.advantages"} | duty)
+        return super().needs | {"model.advantages"} | duty
 
-    remedies = {  # noqa: RUF012
+    remedies: ClassVar[dict[str, str]] = {
+        **LanguageDataModule.remedies,
+        "duty.feedback": "the sampler learns from what it draws, and would stay as it is: add "
+        "callbacks.PromptStatistics to trainer.callbacks",
         "duty.rollout_replay": "add callbacks.RolloutReplay, which fills the replay buffer",
         "model.advantages": "train lit_adaptive.modules.GRPO, or use DemonstrationsDataModule",
     }
