@@ -111,6 +111,7 @@ from lit_adaptive.core.sum_tree import (
 from lit_adaptive.core.systematic import (
     inclusion_probabilities,
     systematic_sample,
+    uniform_sample,
 )
 from lit_adaptive.core.td import (
     double_q_errors,
@@ -212,4 +213,5 @@ __all__ = [
     "systematic_sample",
     "threshold_masses",
     "token_log_probs",
+    "uniform_sample",
 ]

@@ -13,7 +13,8 @@ Departures from the papers:
   1. A draw never contains a group twice; PER's and FreshPER's may. The inclusion probability of a
      group in a draw of k is exactly k P(i), with P(i) its mass over the total, or 1 if k P(i) would
      exceed 1 (then P(i) is 1/k and the other groups share the rest; ``core.systematic``).
-     So weights (N P(i))^-1 make an unbiased sum.
+     So weights (N P(i))^-1 make an unbiased sum. Draws by mass are stratified, as PER's, in the
+     order of age.
   2. Weights are divided by the maximum of the draw, not of the buffer: freshness leaves the oldest
      groups hardly any probability, and their weight would shrink all others to 0.
   3. A group's mean reward is compared with 0 and 1 only if all its rewards lie in [0, 1]; shaped
@@ -28,7 +29,11 @@ from torch import Tensor
 from lit_adaptive.core.advantages import FAILED, FLAT, INFORMATIVE, SOLVED
 from lit_adaptive.core.freshness import check_tau, log_masses
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
-from lit_adaptive.core.systematic import inclusion_probabilities, systematic_sample
+from lit_adaptive.core.systematic import (
+    inclusion_probabilities,
+    systematic_sample,
+    uniform_sample,
+)
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.rollouts.keep_rule import (
     PrioritySignal,
@@ -132,6 +137,7 @@ class RolloutBuffer:
         self._groups: list[RolloutGroups] = []  # one group each, the oldest first
         self._prompt = self._version = self._key = torch.empty(0, dtype=torch.int64)
         self._base = torch.empty(0, dtype=torch.float64)  # base priority plus epsilon
+        self._mass: Tensor | None = None  # of the next draws, until groups or priorities change
         self._newest: int | None = None  # newest policy version that was ever added
 
     def __len__(self) -> int:
@@ -220,6 +226,7 @@ class RolloutBuffer:
             self._groups = [self._groups[i] for i in index.tolist()]
             self._prompt, self._version = self._prompt[index], self._version[index]
             self._key, self._base = self._key[index], self._base[index]
+            self._mass = None
 
     def _append(
         self, groups: RolloutGroups, parts: list[RolloutGroups], key: Tensor, base: Tensor
@@ -228,6 +235,7 @@ class RolloutBuffer:
         self._prompt = torch.cat([self._prompt, groups.prompt])
         self._version = torch.cat([self._version, groups.version])
         self._key, self._base = torch.cat([self._key, key]), torch.cat([self._base, base])
+        self._mass = None
 
     def expire(self, version: int) -> int:
         """Remove groups older than ``max_age`` at policy ``version``.
@@ -270,7 +278,7 @@ class RolloutBuffer:
                 "0 and that many: call expire(version) and check len() first"
             )
         if self.policy == "uniform":
-            index = torch.randperm(len(self), generator=self.generator)[:count]
+            index = uniform_sample(len(self), count, self.generator)
             probability = torch.full((count,), 1 / max(len(self), 1), dtype=torch.float64)
         else:
             inclusion = inclusion_probabilities(self._masses(), count)
@@ -284,9 +292,11 @@ class RolloutBuffer:
         """Mass of each group, relative to the largest: ``[P]`` float64 in (0, 1]."""
         if self.policy == "uniform" or len(self) == 0:
             return torch.ones(len(self), dtype=torch.float64)
-        tau = self.tau if self.policy == "fresh" else None
-        logs = log_masses(self._base, self._version, alpha=self.alpha, tau=tau)
-        return (logs - logs.max()).clamp(min=_LOWEST_LOG_MASS).exp()
+        if self._mass is None:
+            tau = self.tau if self.policy == "fresh" else None
+            logs = log_masses(self._base, self._version, alpha=self.alpha, tau=tau)
+            self._mass = (logs - logs.max()).clamp_(min=_LOWEST_LOG_MASS).exp_()
+        return self._mass
 
     def probabilities(self) -> tuple[Tensor, Tensor]:
         """Keys and probabilities P(i) of all groups, the oldest first, for a draw of one.
@@ -321,6 +331,7 @@ class RolloutBuffer:
             present = self._key[position] == key
         last = last_occurrences(position[present])
         self._base[position[present][last]] = priority[present][last] + self.epsilon
+        self._mass = None
         self.stale_updates += int((~present).sum())
         return int(present.sum())
 

@@ -177,9 +177,8 @@ class RolloutGroups:
         """Concatenate groups; ``parts`` may be empty."""
         if not parts:
             return RolloutGroups.empty()
-        return RolloutGroups(
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS}
-        )
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return RolloutGroups(*map(torch.cat, columns))
 
     @staticmethod
     def empty() -> RolloutGroups:

@@ -128,3 +128,19 @@ def test_a_draw_of_all_groups_holds_the_very_old_ones() -> None:
     drawn = buffer.draw(3, version=2 * 10**6, beta=0.4)
     assert sorted(drawn.groups.prompt.tolist()) == [0, 1, 2]
     assert buffer.draw(1, version=2 * 10**6, beta=0.4).groups.prompt.tolist() == [2]
+
+
+def test_the_distribution_follows_expiry_and_new_priorities() -> None:
+    buffer = filled_buffer(4, policy="prioritized", alpha=1.0, max_age=5)  # of versions 0 to 3
+    drawn = buffer.draw(4, version=3, beta=1)
+    assert len(drawn.key) == 4
+    assert buffer.expire(7) == 2
+    key, probability = buffer.probabilities()
+    torch.testing.assert_close(
+        probability, torch.tensor([3.0, 4.0]).double() / 7, rtol=1e-5, atol=0
+    )
+    assert buffer.draw(2, version=7, beta=1).key.sort().values.equal(key)
+    buffer.update_priorities(key, torch.tensor([9.0, 1.0]))
+    torch.testing.assert_close(
+        buffer.probabilities()[1], torch.tensor([0.9, 0.1]).double(), rtol=1e-5, atol=0
+    )
