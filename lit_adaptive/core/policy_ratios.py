@@ -101,17 +101,28 @@ def kl_estimates(
     r"""Estimates of KL(pi_theta || reference) at each token: ``[K]``, differentiable.
 
     Schulman (2020), "Approximating KL divergence". With d = log reference - log pi_theta: k1 is -d,
-    k2 is d^2 / 2, k3 is e^d - d - 1. For tokens drawn from pi_theta the expectation of k1 and k3 is
-    the KL. As losses they differ: the expected gradient of k1 is 0, that of k2 is the KL's, and
-    that of k3 (GRPO, equation 4) is that of KL(reference || pi_theta). Multiplied by the
-    differentiable ``ratio`` of policy to behavior, value and gradient of k1 and k3 are unbiased for
-    fresh and replayed tokens (DeepSeek-V3.2, 2025, arXiv:2512.02556, equation 7, for k3).
+    k2 is d^2 / 2, k3 is e^d - d - 1. The expectation of k1 and k3 over tokens of pi_theta is the
+    KL. As losses, the expected gradient over tokens of the behavior policy is that of:
+
+    ========= ============================ ================================
+    estimator without ``ratio``            with ``ratio``
+    ========= ============================ ================================
+    k1        0 where behavior is policy   KL(pi_theta || reference)
+    k2        KL(pi_theta || reference)    KL(pi_theta || reference)
+    k3        KL(reference || pi_theta)    KL(pi_theta || reference)
+    ========= ============================ ================================
+
+    Without the ratio this holds only where the behavior policy is pi_theta itself. With it, it
+    holds for replayed tokens too, as far as the ratio is not capped. k3 with the ratio is that of
+    DeepSeek-V3.2 (2025, arXiv:2512.02556, equation 7); k3 without it that of GRPO (equation 4). The
+    ratio multiplies k1 and k3 with its gradient; of k2 the value alone has the right gradient, so
+    that its ratio is a constant weight.
 
     Args:
         log_prob: ``[K]``.
         reference: ``[K]``.
         estimator: k1, k2 or k3.
-        ratio: ``[K]``, see ``importance_ratios``; None: 1.
+        ratio: ``[K]``, see ``truncated_ratios``; None: 1.
 
     Raises:
         ValueError: if shapes differ or ``estimator`` is unknown.
@@ -126,12 +137,35 @@ def kl_estimates(
         value = -d
     elif estimator == "k2":
         value = d.square() / 2
+        ratio = None if ratio is None else ratio.detach()
     elif estimator == "k3":
         limited = d.clamp(max=MAX_LOG_RATIO)
         value = limited.exp() * (1 + (d - limited)) - d - 1
     else:
         raise ValueError(f"estimator is {estimator!r}; it must be one of ['k1', 'k2', 'k3']")
     return value if ratio is None else value * ratio
+
+
+def truncated_ratios(log_prob: Tensor, behavior: Tensor, *, cap: float) -> Tensor:
+    r"""min(pi_theta / behavior, ``cap``) of each token, as a weight: ``[K]``, differentiable.
+
+    Truncated importance sampling (Ionides, 2008) of a whole gradient: above the cap the gradient
+    is that of the capped ratio times :math:`\nabla \log\pi_\theta`, not 0, so that a capped term
+    still points where the uncapped one does.
+
+    Args:
+        log_prob: ``[K]``.
+        behavior: ``[K]``.
+        cap: above 0.
+
+    Raises:
+        ValueError: if ``cap`` is not above 0.
+    """
+    if not cap > 0:
+        raise ValueError(f"cap is {cap}; it bounds importance ratios and must be above 0")
+    log_prob = at_least_float32(log_prob)
+    value = (log_prob - behavior).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
+    return value * (1 + log_prob - log_prob.detach())
 
 
 @torch.no_grad()

@@ -78,10 +78,10 @@ def reduce_segments(
         sequence: ``[K]`` int64 in ``[0, size)``.
         size: number of sequences.
         reduction: ``"token"``: the sum divided by the number of tokens, or by ``count`` (such as
-            the tokens of all ranks); ``"sequence"``: the mean over sequences of the mean over
-            tokens; ``"fixed"``: the sum divided by ``count``, the same for every batch, so that
-            accumulated micro-batches add up exactly.
-        count: above 0; required by ``"fixed"``, ignored by ``"sequence"``.
+            the tokens of all ranks); ``"sequence"``: the sum over sequences of the mean over
+            tokens, divided by the number of sequences, or by ``count``; ``"fixed"``: the sum
+            divided by ``count``, the same for every batch.
+        count: above 0; required by ``"fixed"``.
         sample_weight: ``[size]``, factor of each sequence, such as a sampler's correction.
 
     Raises:
@@ -89,10 +89,11 @@ def reduce_segments(
     """
     if sample_weight is not None:
         losses = losses * sample_weight.to(losses.dtype)[sequence]
-    if reduction == "sequence":
-        return segment_mean(losses, sequence, size).sum() / max(size, 1)
-    if reduction == "fixed" and count is None:
-        raise ValueError("reduction is 'fixed' without a count: give the number to divide by")
     if count is not None and not count > 0:
         raise ValueError(f"count is {count}; the sum is divided by it, so it must be above 0")
+    if reduction == "sequence":
+        means = segment_mean(losses, sequence, size)
+        return means.sum() / (max(size, 1) if count is None else count)
+    if reduction == "fixed" and count is None:
+        raise ValueError("reduction is 'fixed' without a count: give the number to divide by")
     return losses.sum() / (max(len(losses), 1) if count is None else count)

@@ -142,10 +142,11 @@ class Classifier(EvaluatedModule):
         trained = losses
         if self.focal_gamma is not None:
             trained = focal_loss(logits.float(), target, gamma=self.focal_gamma)
-        loss = (batch["weight"] * trained).mean()
+        total = (batch["weight"] * trained).sum()
+        loss = total / self._update_divisor(float(self._mean_over_ranks(len(target))[0]))
         if self._logs_now():
-            correct = (logits.detach().argmax(1) == target).float().mean()
-            self.log_dict({"train/loss": loss.detach(), "train/accuracy": correct})
+            self.statistics.add_mean("train/loss", total.detach(), len(target))
+            self.statistics.add_values("train/accuracy", logits.detach().argmax(1) == target)
         return {"loss": loss, "losses": losses.detach()}
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:

@@ -122,17 +122,13 @@ class DQN(AdaptiveModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The weighted mean loss, and each transition's TD error."""
         td_error, q = self.td_errors(batch)
-        loss = (batch["weight"] * huber_losses(td_error, self.huber_delta)).mean()
+        losses = batch["weight"] * huber_losses(td_error, self.huber_delta)
         td_error = td_error.detach()
         if self._logs_now():
-            self.log_dict(
-                {
-                    "train/loss": loss.detach(),
-                    "train/td_error": td_error.abs().mean(),
-                    "train/q": q.detach().mean(),
-                }
-            )
-        return {"loss": loss, "td_error": td_error}
+            self.statistics.add_values("train/loss", losses)
+            self.statistics.add_values("train/td_error", td_error.abs())
+            self.statistics.add_values("train/q", q.flatten())
+        return {"loss": losses.mean(), "td_error": td_error}
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:

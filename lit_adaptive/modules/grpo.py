@@ -10,7 +10,6 @@ departs from Rollout Replay (Sun et al., 2025, arXiv:2506.05316), and why:
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lit_adaptive.core.log_probs import TokenLogProbs
@@ -156,44 +155,39 @@ class GRPO(PolicyModule):
         output = self.objective.loss(scores.log_prob, scores.entropy, reference, batch, max_length)
         ratio = segment_mean(output.policy.ratio, batch["sequence"], len(batch["index"]))
         if logging:
-            self._log_step(output, scores, batch)
+            self._add_statistics(output, scores, batch)
         return {"loss": output.loss, "ratio": ratio}
 
-    def _log_step(self, output: ObjectiveOutput, scores: TokenLogProbs, batch: Batch) -> None:
-        policy, sequence = output.policy, batch["sequence"]
-        clipped = {
-            "low_mean": policy.clipped_low,
-            "high_mean": policy.clipped_high,
-            "region_mean": policy.clipped_low | policy.clipped_high,
-        }
-        values: dict[str, Tensor] = {"policy_loss": output.loss.detach()}
-        if len(sequence):
-            values |= {f"clip_ratio/{name}": mask.float().mean() for name, mask in clipped.items()}
-            values |= {"ratio/mean": policy.ratio.mean(), "ratio/max": policy.ratio.max()}
-            values |= {name: share.mean() for name, share in output.shares.items()}
-            assert scores.entropy is not None
-            values["entropy"] = scores.entropy.detach().mean()
-            if output.kl is not None:
-                values["kl"] = output.kl.detach().mean()
-            replayed = ((batch["age"] > 0) & ~batch["off_policy"])[sequence]
-            fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
-            if bool(replayed.any()):
-                clip = clipped["region_mean"][replayed]
-                values |= _replay_metrics(policy.ratio[replayed], clip)
-            if bool(fresh.any()):
-                gap = (scores.log_prob.detach() - batch["behavior_log_probs"])[fresh].abs()
-                values["sampling/sampling_logp_difference/mean"] = gap.mean()
-                values["sampling/sampling_logp_difference/max"] = gap.max()
-        values |= {name: torch.tensor(value) for name, value in self._step_metrics.items()}
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
-        if "reward" in self._step_metrics:
-            self.log("reward", self._step_metrics["reward"], prog_bar=True, logger=False)
+    def _add_statistics(self, output: ObjectiveOutput, scores: TokenLogProbs, batch: Batch) -> None:
+        policy, sequence, add = output.policy, batch["sequence"], self.statistics.add_values
+        clipped = policy.clipped_low | policy.clipped_high
+        # A micro-batch's loss is divided so that the mean over micro-batches and ranks is the loss.
+        self.statistics.add_mean("policy_loss", output.loss.detach(), 1)
+        add("clip_ratio/low_mean", policy.clipped_low)
+        add("clip_ratio/high_mean", policy.clipped_high)
+        add("clip_ratio/region_mean", clipped)
+        add("ratio/mean", policy.ratio)
+        self.statistics.add_max("ratio/max", policy.ratio)
+        for name, affected in output.shares.items():
+            add(name, affected)
+        assert scores.entropy is not None
+        add("entropy", scores.entropy)
+        if output.kl is not None:
+            add("kl", output.kl)
+        replayed = ((batch["age"] > 0) & ~batch["off_policy"])[sequence]
+        add("replay/ratio_mean", policy.ratio, replayed)
+        add("replay/squared_ratio", policy.ratio.square(), replayed)
+        add("replay/clip_frac", clipped, replayed)
+        fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
+        difference = (scores.log_prob.detach() - batch["behavior_log_probs"]).abs()
+        add("sampling/sampling_logp_difference/mean", difference, fresh)
+        self.statistics.add_max("sampling/sampling_logp_difference/max", difference, fresh)
 
-
-def _replay_metrics(ratio: Tensor, clipped: Tensor) -> dict[str, Tensor]:
-    """Metrics of the importance ratios ``[k]`` of replayed tokens, and of their clipping."""
-    return {
-        "replay/ratio_mean": ratio.mean(),
-        "replay/ess": ratio.sum().square() / (len(ratio) * ratio.square().sum().clamp(min=1e-30)),
-        "replay/clip_frac": clipped.float().mean(),
-    }
+    def _finish_statistics(self, values: dict[str, float]) -> dict[str, float]:
+        square = values.pop("replay/squared_ratio", None)
+        if square is not None:
+            values["replay/ess"] = values["replay/ratio_mean"] ** 2 / max(square, 1e-30)
+        values |= self._step_metrics
+        if "reward" in values:
+            self.log("reward", values["reward"], prog_bar=True, logger=False)
+        return {f"train/{name}": value for name, value in values.items()}

@@ -4,10 +4,11 @@
 from the paper's code, and why:
   1. The reference's log-probabilities are computed once, before training, so that no second model
      stays in memory (``reference: cached``).
-  2. The loss is averaged over the tokens of all ranks; under accumulation each micro-batch is
-     averaged separately, unless ``reduction`` is ``fixed``.
+  2. The loss is averaged over the tokens, or sequences, of an update's micro-batches and ranks; the
+     paper's code averages each micro-batch separately.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -215,13 +216,6 @@ class IWSFT(PolicyModule):
             clamp=self.clamp,
         )
 
-    def _mean_over_ranks(self, *values: Tensor | float) -> list[Tensor]:
-        """Mean of each value over the ranks."""
-        means = torch.stack([torch.as_tensor(v, device=self.device).float() for v in values])
-        if self.trainer.world_size > 1:
-            means = self.trainer.strategy.reduce(means, reduce_op="mean")
-        return list(means)
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and the mean negative log-likelihood of each sample."""
         logging = self._logs_now()
@@ -230,16 +224,19 @@ class IWSFT(PolicyModule):
         )
         losses = label_smoothed_losses(scores.log_prob, mean, self.label_smoothing)
         weights = self._weights(scores.log_prob.detach(), batch)
-        trained = self._mean_over_ranks(float(len(losses)))[0]  # mean tokens per rank
-        count = max(float(trained), 1.0) if self.reduction == "token" else self.count
+        size = len(batch["index"])
+        tokens, samples = self._mean_over_ranks(len(losses), size)  # of this micro-batch
         if weights is not None:
             weight = weights.weight
             if self.normalize:
-                total, tokens = self._mean_over_ranks(weight.sum(), float(len(weight)))
+                total = self._mean_over_ranks(weight.sum())[0]
                 weight = self_normalize(weight, total / tokens.clamp(min=1))
             weights = TokenWeights(weight, weights.clamped)
             losses = losses * weight
-        size = len(batch["index"])
+        count = self.count
+        if self.reduction != "fixed":
+            terms = tokens if self.reduction == "token" else samples
+            count = self._update_divisor(float(terms))
         loss = reduce_segments(
             losses,
             batch["sequence"],
@@ -248,30 +245,42 @@ class IWSFT(PolicyModule):
             count=count,
             sample_weight=batch["weight"],
         )
-        self.tokens += (trained * self.trainer.world_size).round().long()  # type: ignore[operator]
+        self.tokens += (tokens * self.trainer.world_size).round().long()  # type: ignore[operator]
         if logging:
-            self._log_step(loss.detach(), scores, weights, batch)
+            assert count is not None
+            self._add_statistics(loss.detach() * count, scores, weights, batch)
         nll = segment_mean(-scores.log_prob.detach(), batch["sequence"], size)
         return {"loss": loss, "losses": nll}
 
-    def _log_step(
-        self, loss: Tensor, scores: TokenLogProbs, weights: TokenWeights | None, batch: Batch
+    def _add_statistics(
+        self, total: Tensor, scores: TokenLogProbs, weights: TokenWeights | None, batch: Batch
     ) -> None:
-        nll = -scores.log_prob.detach().mean()
+        """Add a micro-batch's statistics.
+
+        Args:
+            total: sum of the losses.
+            scores: log-probabilities and most likely tokens.
+            weights: weights of the tokens, if any.
+            batch: the micro-batch.
+        """
         assert scores.top_token is not None
-        values = {
-            "train/loss": loss,
-            "train/nll": nll,
-            "train/perplexity": nll.exp(),
-            "train/token_accuracy": (scores.top_token[:, 0] == batch["target"]).float().mean(),
-            "train/tokens": torch.as_tensor(self.tokens).float(),
-        }
-        if weights is not None and len(weights.weight):
-            w = weights.weight
-            values |= {
-                "iw/mean": w.mean(),
-                "iw/max": w.max(),
-                "iw/clamped": weights.clamped.float().mean(),
-                "iw/ess": w.sum().square() / (len(w) * w.square().sum().clamp(min=1e-30)),
-            }
-        self.log_dict(values, batch_size=len(batch["index"]))
+        terms = {"token": len(scores.log_prob), "sequence": len(batch["index"])}
+        count = terms.get(self.reduction, self.count or 1.0)
+        self.statistics.add_mean("train/loss", total, count)
+        self.statistics.add_values("train/nll", -scores.log_prob)
+        self.statistics.add_values(
+            "train/token_accuracy", scores.top_token[:, 0] == batch["target"]
+        )
+        if weights is not None:
+            self.statistics.add_values("iw/mean", weights.weight)
+            self.statistics.add_values("iw/squared", weights.weight.square())
+            self.statistics.add_values("iw/clamped", weights.clamped)
+            self.statistics.add_max("iw/max", weights.weight)
+
+    def _finish_statistics(self, values: dict[str, float]) -> dict[str, float]:
+        if "train/nll" in values:
+            values["train/perplexity"] = math.exp(min(values["train/nll"], 700.0))
+        square = values.pop("iw/squared", None)
+        if square is not None:
+            values["iw/ess"] = values["iw/mean"] ** 2 / max(square, 1e-30)
+        return values | {"train/tokens": float(self.tokens)}  # type: ignore[arg-type]

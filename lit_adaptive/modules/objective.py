@@ -6,6 +6,7 @@ policy that generated it (``behavior_log_probs``); for fresh tokens that is the 
 of the step, so GRPO is the case without replay.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +29,10 @@ from lit_adaptive.core.policy_losses import (
 from lit_adaptive.core.policy_ratios import (
     KLEstimator,
     RatioLevel,
-    importance_ratios,
     kl_estimates,
     mismatch_weights,
     off_policy_sequence_mask,
+    truncated_ratios,
 )
 from lit_adaptive.core.token_entropy import (
     clip_cov,
@@ -83,7 +84,12 @@ class PolicyObjective:
             1 + ``clip_high``.
         ratio_level: one ratio per ``token`` or per ``sequence``; by default the loss type's.
         kl_beta: weight of the KL to the reference, at least 0.
-        kl_estimator: ``k1``, ``k2`` or ``k3``.
+        kl_estimator: ``k1``, ``k2`` or ``k3``; ``core.policy_ratios.kl_estimates`` says which
+            gradient each has.
+        use_bias_correction_kl: multiply the estimate of each token by its ratio to the behavior
+            policy, so that its gradient is that of KL(policy || reference) for fresh and replayed
+            tokens; ``false`` for GRPO's original term.
+        kl_ratio_cap: upper bound of that ratio, above 0; a replayed token has no more weight.
         entropy_bonus: weight of the mean entropy, which is maximized; at least 0.
         high_entropy: fraction of tokens, those with the highest entropy, that the policy gradient
             is restricted to, in (0, 1].
@@ -123,6 +129,8 @@ class PolicyObjective:
     ratio_level: RatioLevel | None = None
     kl_beta: float = 0.0
     kl_estimator: KLEstimator = "k3"
+    use_bias_correction_kl: bool = True
+    kl_ratio_cap: float = 10.0
     entropy_bonus: float = 0.0
     high_entropy: float = 1.0
     high_entropy_over: Literal["micro_batch", "step"] = "micro_batch"
@@ -150,6 +158,13 @@ class PolicyObjective:
             )
         if not self.luffy_gamma > 0:
             raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0")
+        if self.kl_estimator == "k1" and not self.use_bias_correction_kl:
+            raise ValueError(
+                "kl_estimator is 'k1' and use_bias_correction_kl is false: the expected gradient of "
+                "that loss is 0; choose k2 or k3, or set use_bias_correction_kl to true"
+            )
+        kl_estimates(torch.empty(0), torch.empty(0), estimator=self.kl_estimator)
+        truncated_ratios(torch.empty(0), torch.empty(0), cap=self.kl_ratio_cap)
         # The core functions validate the remaining options, here on no tokens.
         empty, sequence = torch.empty(0), torch.empty(0, dtype=torch.int64)
         self._policy_losses(empty, empty, empty, sequence, 0, empty, None)
@@ -244,24 +259,26 @@ class PolicyObjective:
             keep = keep & kept[sequence]
         if self.high_entropy < 1:
             keep = keep & self._high_entropy(entropy, batch, keep)
-        penalty = None
-        if self.covariance != "none":
-            start = old
-            if "old_log_probs" not in batch:  # a single update
-                demonstrated = batch["off_policy"][sequence]
-                start = torch.where(demonstrated, old, batch["behavior_log_probs"])
-            selected, penalty = self._covariance(log_prob, start, advantage[sequence], keep)
-            shares["covariance_share"] = selected.float()
-            keep = keep & ~selected if self.covariance == "clip" else keep
         weight = keep.float() * batch["weight"][sequence] * mismatch
         policy = self._policy_losses(
             log_prob, behavior, advantage, sequence, size, old, batch["off_policy"], weight
         )
-        losses = policy.losses if penalty is None else policy.losses + penalty * weight
+        losses = policy.losses
+        if self.covariance != "none":
+            cov = covariances(log_prob.detach(), advantage[sequence], keep)
+            if self.covariance == "clip":
+                selected = self._clip_cov(cov, keep, policy)
+                losses = losses * ~selected
+            else:
+                selected = kl_cov(cov, share=self.covariance_share, keep=keep)
+                start = self._start_log_probs(batch, old)
+                beta = self.covariance_beta
+                penalty = kl_cov_penalties(log_prob, start, selected, coefficient=beta)
+                losses = losses + penalty * weight
+            shares["covariance_share"] = selected.float()
         divergence = None
         if reference is not None:
-            ratio = importance_ratios(log_prob, behavior, sequence, size)
-            divergence = kl_estimates(log_prob, reference, estimator=self.kl_estimator, ratio=ratio)
+            divergence = self._divergence(log_prob, behavior, reference)
             losses = losses + self.kl_beta * divergence
         if self.entropy_bonus > 0:
             assert entropy is not None
@@ -338,6 +355,12 @@ class PolicyObjective:
         )
         return torch.where(fresh, old, behavior), torch.where(fresh, weights.weight, 1.0)
 
+    def _divergence(self, log_prob: Tensor, behavior: Tensor, reference: Tensor) -> Tensor:
+        ratio = None
+        if self.use_bias_correction_kl:
+            ratio = truncated_ratios(log_prob, behavior, cap=self.kl_ratio_cap)
+        return kl_estimates(log_prob, reference, estimator=self.kl_estimator, ratio=ratio)
+
     def _high_entropy(self, entropy: Tensor | None, batch: Batch, keep: Tensor) -> Tensor:
         if self.high_entropy_over == "step":
             mask: Tensor = batch["forking"] > 0
@@ -345,25 +368,24 @@ class PolicyObjective:
         assert entropy is not None
         return high_entropy_mask(entropy.detach(), self.high_entropy, keep)
 
-    def _covariance(
-        self, log_prob: Tensor, start: Tensor, advantage: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The tokens ``[K]`` selected by their covariance, and KL-Cov's penalties ``[K]``."""
-        cov = covariances(log_prob.detach(), advantage, keep)
-        if self.covariance == "clip":
-            uniform = torch.rand(len(cov)).to(cov.device)
-            selected = clip_cov(
-                cov,
-                share=self.covariance_share,
-                low=self.covariance_low,
-                high=self.covariance_high,
-                keep=keep,
-                uniform=uniform,
-            )
-            return selected, None
-        selected = kl_cov(cov, share=self.covariance_share, keep=keep)
-        beta = self.covariance_beta
-        return selected, kl_cov_penalties(log_prob, start, selected, coefficient=beta)
+    def _clip_cov(self, cov: Tensor, keep: Tensor, policy: PolicyLoss) -> Tensor:
+        """Clip-Cov's tokens ``[K]``, among those whose gradient the PPO clip has not dropped."""
+        return clip_cov(
+            cov.masked_fill(policy.weight == 0, -math.inf),
+            share=self.covariance_share,
+            low=self.covariance_low,
+            high=self.covariance_high,
+            keep=keep,
+            uniform=torch.rand(len(cov)).to(cov.device),
+        )
+
+    @staticmethod
+    def _start_log_probs(batch: Batch, old: Tensor) -> Tensor:
+        """Log-probabilities ``[K]`` that KL-Cov holds the policy to."""
+        if "old_log_probs" in batch:
+            return old
+        demonstrated = batch["off_policy"][batch["sequence"]]  # they have no behavior policy
+        return torch.where(demonstrated, old, batch["behavior_log_probs"])
 
     def postprocess_prescores(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn the prescores ``[K]`` of a step into the per-token values of its batches."""

@@ -26,6 +26,7 @@ def _batch(size: int = 6) -> dict[str, Any]:
 
 class _Quiet:
     log_every_n_steps = 0
+    world_size = 1
 
 
 def _step(model: Classifier, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

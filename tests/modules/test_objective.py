@@ -102,18 +102,30 @@ def test_only_fresh_tokens_get_mismatch_weights(mode: Any) -> None:
     assert expected != pytest.approx(expected_loss(None))
 
 
-def test_clip_cov_drops_the_selected_tokens() -> None:
-    # All of the trained tokens lie in the range, and all are chosen: nothing is left.
-    everything = PolicyObjective(
-        loss_type="dapo", covariance="clip", covariance_share=1.0, covariance_low=-99.0,
-        covariance_high=99.0,
-    )  # fmt: skip
-    assert loss_of(everything) == 0
-    none = PolicyObjective(
-        loss_type="dapo", covariance="clip", covariance_share=1.0, covariance_low=98.0,
-        covariance_high=99.0,
-    )  # fmt: skip
-    assert loss_of(none) == pytest.approx(expected_loss(None))
+def gradient(objective: PolicyObjective) -> Tensor:
+    log_prob = LOG_PROB.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        objective.loss(log_prob, None, None, batch(), 8).loss, log_prob
+    )
+    return gradient
+
+
+def test_clip_cov_selects_only_tokens_that_have_a_gradient() -> None:
+    # Cui et al. set the covariance of tokens that the PPO clip holds to minus infinity.
+    def clip_cov(share: float, low: float = -99.0) -> PolicyObjective:
+        return PolicyObjective(
+            loss_type="dapo", covariance="clip", covariance_share=share, covariance_low=low,
+            covariance_high=99.0,
+        )  # fmt: skip
+
+    plain = gradient(PolicyObjective(loss_type="dapo"))
+    held = [t for t in range(len(SEQUENCE)) if plain[t] == 0 and SEQUENCE[t] != CUT]
+    assert held  # some trained tokens are clipped
+    free = int((plain != 0).sum())
+    assert not gradient(clip_cov(1.0)).any()
+    assert gradient(clip_cov(1.0, low=98.0)).equal(plain)
+    for number in range(1, free + 1):  # of the nine trained tokens
+        assert int((gradient(clip_cov(number / 9)) != 0).sum()) == free - number
 
 
 def test_kl_cov_penalizes_the_largest_covariances() -> None:
