@@ -19,7 +19,14 @@ NOT_EXPORTED = {
     # What a part is made of, or returns to another part; users neither build nor name it.
     *("RewardWeighting", "RolloutDraw", "EnvironmentStep", "RewardOutputError", "ObjectiveOutput"),
     *("FramePool", "LeafRows", "LeafSpec", "NestedLayout", "RingSize", "RingStorage"),
-    *("TransitionLayouts", "StreamSteps", "ModelSource", "EndOfTurn", "EvaluatedModule"),
+    *(
+        "TransitionLayouts",
+        "StreamSteps",
+        "ModelSource",
+        "EndOfTurn",
+        "EvaluatedModule",
+        "UpdateStatistics",
+    ),
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
     *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),

@@ -160,8 +160,8 @@ class PolicyObjective:
             raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0")
         if self.kl_estimator == "k1" and not self.use_bias_correction_kl:
             raise ValueError(
-                "kl_estimator is 'k1' and use_bias_correction_kl is false: the expected gradient of "
-                "that loss is 0; choose k2 or k3, or set use_bias_correction_kl to true"
+                "kl_estimator is 'k1' and use_bias_correction_kl is false: the expected gradient "
+                "of that loss is 0; choose k2 or k3, or set use_bias_correction_kl to true"
             )
         kl_estimates(torch.empty(0), torch.empty(0), estimator=self.kl_estimator)
         truncated_ratios(torch.empty(0), torch.empty(0), cap=self.kl_ratio_cap)

@@ -1,6 +1,8 @@
 """Start, kill, resume and compare runs: shared by the integration tests."""
 
+import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,24 @@ def steps_of(folder: Path, rank: int = 0) -> dict[int, dict[str, Any]]:
     """Recorded steps of a run by batch number; a resumed run's replace those it repeats."""
     lines = (folder / f"steps-{rank}.jsonl").read_text().splitlines()
     return {step["batch"]: step for step in map(json.loads, lines)}
+
+
+def assert_same_metrics(first: Path, second: Path) -> None:
+    """Assert that the first training metrics logged in two folders agree, up to rounding.
+
+    Timings, and metrics of the sampler's and engine's own, are left out.
+    """
+    rows = []
+    for folder in (first, second):
+        with next(folder.glob("runs/**/metrics.csv")).open() as file:
+            filled = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows.append(next(row for row in filled if any(k.startswith("train/") for k in row)))
+    names = [n for n in rows[0] if n.startswith(("train/", "iw/")) and "seconds" not in n]
+    assert len(names) > 4
+    for name in names:
+        assert math.isclose(
+            float(rows[0][name]), float(rows[1][name]), rel_tol=2e-3, abs_tol=2e-4
+        ), (name, rows[0][name], rows[1][name])
 
 
 def assert_same(first: Any, second: Any, path: str = "") -> None:

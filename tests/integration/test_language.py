@@ -10,6 +10,7 @@ from resumed_runs import (
     TRAINER,
     assert_same,
     assert_same_end,
+    assert_same_metrics,
     latest_checkpoint,
     run,
     steps_of,
@@ -107,7 +108,7 @@ def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
     more += ["--trainer.check_val_every_n_epoch=1", "--model.optimization.learning_rate=0.003"]
-    more += ["--model.normalize=true"]
+    more += ["--model.normalize=true", "--trainer.log_every_n_steps=1"]
     more += ["--data.dataset.source.size=127"]  # one rank scores a sample twice, and counts it once
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=4"]
     run(_fit(one, "iw_sft_paper", -1, *more, after_epochs=0))
@@ -115,6 +116,7 @@ def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
     ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(ends[0], ends[1])
     alone = torch.load(one / "end-0.pt", weights_only=True)
+    assert_same_metrics(one, two)
     drawn = [sorted(i for rank in ranks for i in steps_of(folder, rank)[15]["index"])
              for folder, ranks in zip((one, two), [(0,), (0, 1)], strict=True)]  # fmt: skip
     assert drawn[0] == drawn[1]

@@ -13,6 +13,7 @@ from resumed_runs import (
     TRAINER,
     assert_same,
     assert_same_end,
+    assert_same_metrics,
     latest_checkpoint,
     run,
     steps_of,
@@ -102,11 +103,13 @@ def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
     # generate the same rollouts and end with the same parameters.
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=1"]
+    more += ["--trainer.log_every_n_steps=1"]
     ranks = ["--config", str(TRAINER / f"{overlay}.yaml"), "--data.batch_size=2"]
     run(_fit(one, -1, *more))
     run(_fit(two, -1, *more, *ranks))
     ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(ends[0]["data"], ends[1]["data"])
+    assert_same_metrics(one, two)
     alone = torch.load(one / "end-0.pt", weights_only=True)
     for name in ("prompt", "tokens", "reward", "version"):
         replays = [end["data"]["replay"]["groups"][name] for end in (alone, ends[0])]
