@@ -27,6 +27,7 @@ NOT_EXPORTED = {
         "EvaluatedModule",
         "UpdateStatistics",
     ),
+    "UpdateStatistics",
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
     *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
