@@ -76,6 +76,7 @@ from lit_adaptive.core.policy_ratios import (
     log_importance_ratios,
     mismatch_weights,
     off_policy_sequence_mask,
+    truncated_ratios,
 )
 from lit_adaptive.core.prioritized import (
     importance_sampling_weights,
@@ -213,5 +214,6 @@ __all__ = [
     "systematic_sample",
     "threshold_masses",
     "token_log_probs",
+    "truncated_ratios",
     "uniform_sample",
 ]

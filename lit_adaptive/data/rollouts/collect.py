@@ -48,8 +48,8 @@ class RolloutCollector:
 
     def collect(
         self, draw: Draw, weight: Tensor, version: int, seeds: list[int]
-    ) -> tuple[RolloutGroups, dict[str, float]]:
-        """One group for each prompt drawn on this rank, and timings and counts by name.
+    ) -> tuple[RolloutGroups, dict[str, float], RewardScores]:
+        """One group for each prompt drawn on this rank, timings and counts by name, and scores.
 
         Args:
             draw: the prompts ``[P]``; may be empty.
@@ -77,9 +77,9 @@ class RolloutCollector:
             "generated_tokens": float(sum(len(tokens) for tokens in completions.tokens)),
             "rollouts": float(len(completions.tokens)),
             "seconds/generation": seconds,
+            "reward_fn/seconds": scores.seconds,
         }
-        groups = replace(groups, reward=reward, advantage=advantage)
-        return groups, metrics | scores.metrics()
+        return replace(groups, reward=reward, advantage=advantage), metrics, scores
 
     def _group(
         self,
@@ -199,6 +199,7 @@ def collect_fresh_rollouts(
         world_size: number of processes.
     """
     rounds: list[RolloutGroups] = []
+    scores: list[RewardScores] = []
     metrics: dict[str, float] = {}
     informative, lacking = torch.empty(0, dtype=torch.bool), count
     while lacking > 0 and len(rounds) <= refill:
@@ -208,14 +209,16 @@ def collect_fresh_rollouts(
         weight = inverse_probability_weights(share.probability, size=drawable, beta=beta)
         positions = range(rank, len(draw.index), world_size)
         seeds = [derive_seed(seed, len(rounds), position) for position in positions]
-        groups, values = collector.collect(share, weight, version, seeds)
-        groups, values = _gather_ranks(groups, values, world_size)
+        collected = collector.collect(share, weight, version, seeds)
+        groups, values, scored = _gather_ranks(*collected, world_size)
         rounds.append(groups)
-        for name, value in values.items():  # means are those of the last round
-            metrics[name] = value + (0 if _is_mean(name) else metrics.get(name, 0.0))
+        scores += scored
+        for name, value in values.items():
+            metrics[name] = value + metrics.get(name, 0.0)
         spread = has_spread(groups.reward, groups.group, len(groups))
         informative = torch.cat([informative, spread])
         lacking = count - int(informative.sum())
+    metrics = RewardScores.cat(scores).metrics() | metrics
     groups = RolloutGroups.cat(rounds)
     order = torch.arange(len(groups))
     if refill:
@@ -231,33 +234,27 @@ def collect_fresh_rollouts(
 
 
 def _gather_ranks(
-    groups: RolloutGroups, metrics: dict[str, float], world_size: int
-) -> tuple[RolloutGroups, dict[str, float]]:
+    groups: RolloutGroups, metrics: dict[str, float], scores: RewardScores, world_size: int
+) -> tuple[RolloutGroups, dict[str, float], list[RewardScores]]:
     """The groups of all ranks in the order they were drawn (rank r drew r, r + W, ...).
 
-    Counts are summed, of seconds the slowest rank's are kept, other metrics are averaged.
+    Also the merged metrics, and the scores of each rank.
     """
     if world_size == 1:
-        return groups, metrics
+        return groups, metrics, [scores]
     gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, (groups.state_dict(), metrics))
-    parts = [RolloutGroups.from_state_dict(state) for state, _ in gathered]
+    dist.all_gather_object(gathered, (groups.state_dict(), metrics, replace(scores, failures={})))
+    parts = [RolloutGroups.from_state_dict(state) for state, _, _ in gathered]
     drawn = torch.cat([torch.arange(len(part)) * world_size + r for r, part in enumerate(parts)])
-    merged = merge_metrics([rank_metrics for _, rank_metrics in gathered])
-    return RolloutGroups.cat(parts).select(drawn.argsort()), merged
+    merged = merge_metrics([rank_metrics for _, rank_metrics, _ in gathered])
+    ordered = RolloutGroups.cat(parts).select(drawn.argsort())
+    return ordered, merged, [rank_scores for _, _, rank_scores in gathered]
 
 
 def merge_metrics(ranks: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics over ranks: counts summed, seconds the maximum, rewards averaged."""
+    """Metrics over ranks: counts summed, seconds the maximum."""
     merged: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics in ranks for name in metrics):
         values = [metrics[name] for metrics in ranks if name in metrics]
-        if "seconds" in name:
-            merged[name] = max(values)
-        else:
-            merged[name] = sum(values) / (len(values) if _is_mean(name) else 1)
+        merged[name] = max(values) if "seconds" in name else sum(values)
     return merged
-
-
-def _is_mean(name: str) -> bool:
-    return name.split("/")[0] in ("reward", "reward_std", "rewards")

@@ -129,11 +129,24 @@ def test_beta_corrects_the_samplers_bias_in_the_weights_of_fresh_prompts() -> No
     assert weights(0.0)[1].eq(1).all()
 
 
-def test_metrics_of_ranks_sum_counts_average_rewards_and_keep_the_slowest_time() -> None:
+def test_metrics_of_rewards_are_those_of_all_rounds_of_a_step() -> None:
+    scorer = Scorer([EqualForEvenPrompts()], workers=0)
+    module = rollout_data(rewards=scorer, drop_uninformative=True, refill=3)
+    recorder, _ = fit_rollouts(module, max_epochs=1)
+    rounds = [step.metrics["filter/rounds"] for step in recorder.steps]
+    assert max(rounds) > 1
+    for step in recorder.steps:
+        for statistic in ("mean", "std"):
+            (name,) = [n for n in step.metrics if n.endswith(f"prompts/{statistic}")]
+            expected = getattr(step.fresh.reward, statistic)()
+            assert step.metrics[name] == pytest.approx(float(expected))
+
+
+def test_metrics_of_ranks_sum_counts_and_keep_the_slowest_time() -> None:
     merged = merge_metrics(
         [
-            {"rollouts": 3.0, "seconds/generation": 2.0, "reward": 0.25},
-            {"rollouts": 5.0, "seconds/generation": 4.0, "reward": 0.75, "errors": 1.0},
+            {"rollouts": 3.0, "seconds/generation": 2.0},
+            {"rollouts": 5.0, "seconds/generation": 4.0, "errors": 1.0},
         ]
     )
-    assert merged == {"rollouts": 8.0, "seconds/generation": 4.0, "reward": 0.5, "errors": 1.0}
+    assert merged == {"rollouts": 8.0, "seconds/generation": 4.0, "errors": 1.0}
