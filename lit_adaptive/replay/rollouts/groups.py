@@ -166,11 +166,11 @@ class RolloutGroups:
             "rollout": self.size.tolist(),
             "token": tokens.tolist(),
         }
-        fields: list[list[Tensor]] = [
-            [part.clone() for part in getattr(self, name).split(sizes[level])]
-            for name, (_, level) in FIELDS.items()
+        fields = [getattr(self, name).split(sizes[level]) for name, (_, level) in FIELDS.items()]
+        # Group by group, so that the tensors of one lie side by side in memory.
+        return [
+            RolloutGroups(*(part.clone() for part in parts)) for parts in zip(*fields, strict=True)
         ]
-        return [RolloutGroups(*values) for values in zip(*fields, strict=True)]
 
     @staticmethod
     def cat(parts: Sequence[RolloutGroups]) -> RolloutGroups:
