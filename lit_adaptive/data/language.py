@@ -55,6 +55,22 @@ class LanguageDataModule(AdaptiveDataModule):
             dataset, sampler, val_dataset=val_dataset, test_dataset=test_dataset, **options
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Also the day that the chat template reads."""
+        return super().state_dict() | {"day": self.dataset.day}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the chat template read the day of the run's beginning again."""
+        self.set_day(state_dict.get("day"))
+        super().load_state_dict(state_dict)
+
+    def set_day(self, day: str | None) -> None:
+        """Render all conversations on another day, an ISO date; None changes nothing."""
+        datasets: list[Any] = [self.dataset, self.val_dataset, self.test_dataset]
+        for dataset in datasets:
+            if day is not None and dataset is not None and dataset.day not in (None, day):
+                dataset.set_day(day)
+
     def texts(self, index: Tensor) -> list[dict[str, Any]]:
         """``prompt`` and the other columns of the training samples ``index`` ``[n]`` int64."""
         rows: list[dict[str, Any]] = self.dataset.texts(index)

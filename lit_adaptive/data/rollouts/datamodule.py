@@ -458,12 +458,14 @@ class RolloutDataModule(LanguageDataModule):
             "next_step": self._next_step,
             "served": self._served,
             "counters": dict(self.counters),
+            "day": self.dataset.day,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as if the run had never stopped; does nothing outside of training."""
         if not self._fitting():
             return
+        self.set_day(state_dict.get("day"))
         if self.replay is not None and self.trainer is not None:
             self._set_replay_fingerprint(self.trainer.lightning_module)
         self.sampler.load_state_dict(state_dict["sampler"])

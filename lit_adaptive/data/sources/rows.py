@@ -194,19 +194,35 @@ def _from_items(items: Iterable[dict[str, Any]]) -> Any:
     from datasets import Json
 
     rows = list(items)
-    columns: dict[str, list[Any]] = {}
-    mixed: list[str] = []
-    for name in dict.fromkeys(column for row in rows for column in row):
-        values = [row.get(name) for row in rows]
-        strings = {isinstance(value, str) for value in values if value is not None}
-        if len(strings) > 1:  # encoded here, for `datasets` would take strings for JSON
-            mixed.append(name)
-            values = [None if value is None else json.dumps(value) for value in values]
-        columns[name] = values
-    dataset: Any = ArrowDataset.from_dict(columns, on_mixed_types="use_json")
+    names = dict.fromkeys(column for row in rows for column in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    features: Any = ArrowDataset.from_dict(columns, on_mixed_types="use_json").features
+    mixed = [name for name, feature in features.items() if _holds_json(feature)]
+    for name in mixed:  # encoded here, for `datasets` would take strings for JSON
+        columns[name] = [
+            None if value is None else json.dumps(value, default=_plain) for value in columns[name]
+        ]
+    dataset: Any = ArrowDataset.from_dict(columns)
     for name in mixed:
         dataset = dataset.cast_column(name, Json())
     return dataset
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # of numpy or torch
+        return value.tolist()
+    return str(value)
+
+
+def _holds_json(feature: Any) -> bool:
+    """Whether a column holds values of several types, at any depth."""
+    from datasets import Json
+
+    if isinstance(feature, dict):
+        return any(map(_holds_json, feature.values()))
+    if isinstance(feature, list):
+        return _holds_json(feature[0])
+    return isinstance(feature, Json) or _holds_json(getattr(feature, "feature", []) or {})
 
 
 def _items(source: Any, name: str) -> Iterable[Any]:
@@ -376,10 +392,8 @@ def _is_altered(features: Any) -> bool:
 
     It parses dates, and in a column of several types it reads the string "7" as a number.
     """
-    from datasets import Json
-
     dates = any(pa.types.is_temporal(field.type) for field in features.arrow_schema)
-    return dates or any(isinstance(feature, Json) for feature in features.values())
+    return dates or any(map(_holds_json, features.values()))
 
 
 def _json_items(files: Iterable[str]) -> Iterator[Any]:

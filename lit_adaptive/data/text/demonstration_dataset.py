@@ -19,12 +19,14 @@ from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_c
 from lit_adaptive.data.text.chat import Chat, Turns, resolve_tokenizer
 from lit_adaptive.data.text.packing import Counts, collate_packed, left_pad_ragged, ranges
 from lit_adaptive.data.text.prompt_completion import (
+    SYSTEM_RULE,
     Batch,
     ColumnSpec,
     PromptCompletions,
     has_conversations,
     prompt_hashes,
     split_rows,
+    template_columns,
 )
 from lit_adaptive.data.text.tokenization import (
     EncodedSamples,
@@ -58,7 +60,9 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         ``[B, P]`` int64 and bool, left-padded, and lists of strings; with ``prompts`` only.
 
     Prompts are tokenized on their own, as generation sees them, and completions end with exactly
-    one stop token, unless truncated. In a plain ``text`` all tokens but the first are targets.
+    one stop token, unless truncated. In a plain ``text`` all tokens but the first are targets. The
+    columns ``tools`` and ``chat_template_kwargs``, if there are, go to the chat template; a prompt
+    that ends with a message of the assistant is continued.
 
     Args:
         source: ``.jsonl``, ``.csv`` or ``.parquet`` file, glob pattern, folder or hub name, list of
@@ -75,8 +79,10 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         columns: columns to include, as strings, in batches with ``prompts``.
         chat: render prompts and completions that are strings by the chat template, as a user's and
             an assistant's message.
-        system: system message put before prompts that are strings, in the chat template.
-        turns: targets of a conversation: the assistant's ``last`` message, or ``all`` of them.
+        system: system message put before conversations that have none.
+        turns: targets of a conversation: the assistant's ``last`` message, or ``all`` of them, but
+            none with ``weight: 0`` and none of a ``prompt``. By default the last of ``messages``,
+            and all of a ``completion``.
         chat_template: Jinja template, or a file that holds one, instead of the tokenizer's.
         max_length: maximum tokens of a sample.
         overlong: treatment of longer samples: ``truncate_left`` removes the beginning of the prompt
@@ -93,6 +99,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
     Attributes:
         tokenizer: has a pad token.
         source: name of the source in errors.
+        day: the day that the chat template reads, as an ISO date; None if it reads none.
         counts: number of ``rows`` read, ``kept``, ``empty``, ``shortened`` (prompt truncated),
             ``unfinished`` (completion truncated) and ``dropped`` (too long).
 
@@ -113,7 +120,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         columns: Sequence[str] = (),
         chat: bool = False,
         system: str | None = None,
-        turns: Turns = "last",
+        turns: Turns | None = None,
         chat_template: str | None = None,
         max_length: int = 1024,
         overlong: LengthPolicy = "error",
@@ -153,14 +160,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         self._id = id if id in names or id != "id" else None
         check_columns(names, [] if self._id is None else [self._id], self.source)
         source_rows.check_present(self.columns)
-        encode = _SampleEncoder(source_rows, self.tokenizer, spec)
-        self._tokenized = tokenize_rows(
-            source_rows,
-            encode,
-            key=f"{tokenizer_key(self.tokenizer)} {spec.key}",
-            columns=spec.roles,
-            cache_dir=cache_dir,
-        )
+        self._spec, self._cache_dir = spec, cache_dir
+        self._tokenize(None)
         flags = self._tokenized.numbers["flags"]
         self._rows: Counts = np.flatnonzero(flags & (_EMPTY | _DROPPED) == 0)
         self._reference: Tensor | None = None
@@ -173,6 +174,25 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             "dropped": int((flags & _DROPPED != 0).sum()),
         }
         self._report_counts(max_length)
+        if self._id is not None:
+            _ = self.ids  # a repeated id is an error now, not after the first epoch
+
+    def _tokenize(self, day: str | None) -> None:
+        encode = _SampleEncoder(self._source_rows, self.tokenizer, self._spec, day)
+        self.day: str | None = encode.day
+        self._tokenized = tokenize_rows(
+            self._source_rows,
+            encode,
+            key=f"{tokenizer_key(self.tokenizer)} {self._spec.key} {encode.day or ''}",
+            columns=encode.columns,
+            cache_dir=self._cache_dir,
+        )
+
+    def set_day(self, day: str) -> None:
+        """Let the chat template read another day, as an ISO date, than that of construction."""
+        self._tokenize(day)
+        for name in ("lengths", "offsets", "groups", "fingerprint"):
+            self.__dict__.pop(name, None)
 
     def _report_counts(self, max_length: int) -> None:
         counts = self.counts
@@ -329,11 +349,18 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
 class _SampleEncoder:
     """Encodes batches of rows as an Arrow table, one row for each of theirs."""
 
-    def __init__(self, rows: Rows, tokenizer: Any, spec: ColumnSpec) -> None:
+    def __init__(self, rows: Rows, tokenizer: Any, spec: ColumnSpec, day: str | None) -> None:
         self.source = rows.source
         self.spec = spec
         self.encoder = Encoder(tokenizer)
-        self.chat = Chat(tokenizer, spec.turns) if has_conversations(rows, spec) else None
+        self.chat: Chat | None = None
+        self.columns, self.day = spec.roles, None
+        if has_conversations(rows, spec):
+            self.chat = Chat(tokenizer, spec.completion_turns, day)
+            self.columns = [*spec.roles, *template_columns(rows)]
+            self.day = self.chat.day_read
+        elif spec.system is not None:
+            raise ValueError(f"system is {spec.system!r}, {SYSTEM_RULE}")
         least = max(len(self.encoder.prefix), 1) + 1
         if spec.max_length < least:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +12,18 @@ import numpy.typing as npt
 
 from lit_adaptive.data.sources.columns import check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows
-from lit_adaptive.data.text.chat import Chat, Message, Turns
+from lit_adaptive.data.text.chat import Chat, Message, Options, Turns
 from lit_adaptive.data.text.tokenization import LengthPolicy
 
 Batch = dict[str, list[Any]]
+
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns whose values go to the chat template; named as in TRL."""
+
+SYSTEM_RULE = (
+    "but prompts are strings, which are not put into a chat template: set chat: true, or leave "
+    "system out"
+)
 
 _PERSON = b"lit-adaptive"
 
@@ -32,7 +42,7 @@ class ColumnSpec:
     columns: tuple[str, ...] = ()
     chat: bool = False
     system: str | None = None
-    turns: Turns = "last"
+    turns: Turns | None = None
     max_length: int = 1024
     overlong: LengthPolicy = "error"
     empty: Literal["error", "drop"] = "error"
@@ -48,7 +58,7 @@ class ColumnSpec:
         for name, choices in (
             ("overlong", ("truncate_left", "truncate_right", "drop", "error")),
             ("empty", ("error", "drop")),
-            ("turns", ("last", "all")),
+            ("turns", (None, "last", "all")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {choices}")
@@ -63,6 +73,11 @@ class ColumnSpec:
         """The columns that samples are made from."""
         names = (self.prompt, self.completion, self.messages, self.text)
         return [name for name in names if name is not None]
+
+    @property
+    def completion_turns(self) -> Turns:
+        """The assistant's messages to learn; by default all of a completion, else the last."""
+        return self.turns or ("last" if self.messages else "all")
 
     def resolve(self, columns: list[str], source: str) -> "ColumnSpec":
         """The same with the default columns that ``source`` has, where none is named.
@@ -134,7 +149,7 @@ def split_rows(
     if spec.messages is not None:
         where = f"{spec.messages} in {source}"
         column = _column(batch, spec.messages, source, first)
-        conversations = [_to_messages(value, "") for value in column]
+        conversations = [(prompt_messages(value, spec.system, role=""), 0) for value in column]
     else:
         prompt, completion = str(spec.prompt), str(spec.completion)
         if chat is None:
@@ -144,16 +159,27 @@ def split_rows(
                 [[text] for text in prompts], [[text] for text in completions], prompts, completions
             )
         where = f"{prompt} and {completion} in {source}"
-        conversations = [
-            prompt_messages(value, spec.system) + _to_messages(answer, "assistant")
-            for value, answer in zip(
-                _column(batch, prompt, source, first),
-                _column(batch, completion, source, first),
-                strict=True,
-            )
-        ]
+        conversations = []
+        for value, answer in zip(
+            _column(batch, prompt, source, first),
+            _column(batch, completion, source, first),
+            strict=True,
+        ):
+            ahead = prompt_messages(value, spec.system)
+            conversations.append((ahead + to_messages(answer, "assistant"), len(ahead)))
     assert chat is not None
-    return _render(conversations, chat, where, first)
+    rendered = PromptCompletions([], [], [], [])
+    for number, (conversation, context) in enumerate(conversations):
+        with named_row(where, first + number):
+            check_messages(conversation)
+            options = template_options(batch, number)
+            turns = chat.render(conversation, context=context, options=options)
+        rendered.contexts.append(turns.contexts)
+        rendered.completions.append(turns.completions)
+        pieces = zip(["", *turns.completions], turns.contexts, strict=False)
+        rendered.prompt.append("".join(before + text for before, text in pieces))
+        rendered.answer.append(turns.answer)
+    return rendered
 
 
 def has_conversations(rows: Rows, spec: ColumnSpec) -> bool:
@@ -167,6 +193,11 @@ def has_conversations(rows: Rows, spec: ColumnSpec) -> bool:
     )
 
 
+def template_columns(rows: Rows) -> list[str]:
+    """The columns of ``rows`` that go to the chat template."""
+    return [name for name in TEMPLATE_COLUMNS if name in rows.dataset.column_names]
+
+
 def holds_messages(rows: Rows, column: str) -> bool:
     """Whether a column holds lists of messages, in some rows at least."""
     from datasets import Json, LargeList, List
@@ -177,58 +208,104 @@ def holds_messages(rows: Rows, column: str) -> bool:
     return isinstance(feature, List | LargeList | list)
 
 
-def prompt_messages(prompt: Any, system: str | None) -> list[Message]:
-    """A prompt as messages; a string as the user's, after the ``system`` message if given."""
-    before: list[Message] = []
-    if system is not None and isinstance(prompt, str):
-        before = [{"role": "system", "content": system}]
-    return before + _to_messages(prompt, "user")
+def prompt_messages(prompt: Any, system: str | None, role: str = "user") -> list[Message]:
+    """A prompt as messages.
+
+    Args:
+        prompt: string, or sequence of messages.
+        system: content of a first message, unless the prompt has one of the system.
+        role: of a prompt that is a string; empty if it must not be one.
+    """
+    messages = to_messages(prompt, role)
+    if system is None or (messages and messages[0].get("role") == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
-def _render(
-    conversations: list[list[Message]], chat: Chat, where: str, first: int
-) -> PromptCompletions:
-    rendered = PromptCompletions([], [], [], [])
-    for row, conversation in enumerate(conversations, first):
-        _check_messages(conversation, where, row)
-        try:
-            turns = chat.render(conversation)
-        except ValueError as error:
-            raise ValueError(f"{where}, row {row} (from 0), {error}") from error
-        rendered.contexts.append(turns.contexts)
-        rendered.completions.append(turns.completions)
-        ahead = zip(turns.contexts, ["", *turns.completions], strict=False)
-        rendered.prompt.append("".join(before + context for context, before in ahead))
-        rendered.answer.append(turns.answer)
-    return rendered
+def to_messages(value: Any, role: str) -> list[Message]:
+    """Messages, without what Arrow adds to their dictionaries; a string is a message of ``role``.
 
-
-def _check_messages(conversation: list[Message], where: str, row: int) -> None:
-    """Raise a ValueError unless ``conversation`` is a list of messages with role and content."""
-    bad = [
-        message
-        for message in conversation
-        if not isinstance(message.get("content"), str) or not isinstance(message.get("role"), str)
-    ]
-    if bad or not conversation:
-        raise ValueError(
-            f"{where} is not a conversation in row {row} (from 0), where it holds {bad[:1]}; it "
-            "must be a list of messages, each with 'role' and 'content' as strings"
-        )
-
-
-def _to_messages(value: Any, role: str) -> list[Message]:
-    """A conversation; a string is a message of ``role``, if one is given."""
+    Content in parts becomes one string. What is no message is ``{"value": value}``.
+    """
     if isinstance(value, str) and role:
         return [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        return [{"content": None, "value": value}]
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return [{"value": value}]
+    messages = [without_none(message) for message in value]
     return [
-        {k: v for k, v in message.items() if v is not None or k in ("role", "content")}
-        if isinstance(message, dict)
-        else {"content": None, "value": message}
-        for message in value
+        _with_joined_parts(message) if isinstance(message, dict) else {"value": message}
+        for message in messages
     ]
+
+
+def _with_joined_parts(message: Message) -> Message:
+    parts: Any = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        return message
+    return message | {"content": "".join(texts)}
+
+
+def without_none(value: Any) -> Any:
+    """``value`` without the None that Arrow puts where a row's dictionary lacks a key."""
+    if isinstance(value, dict):
+        return {name: without_none(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_none(item) for item in value]
+    return value
+
+
+def check_messages(conversation: list[Message]) -> None:
+    """Raise a ValueError that names the first message that cannot be rendered."""
+    for message in conversation:
+        content = message.get("content")
+        usable = isinstance(content, str) or (content is None and message.get("tool_calls"))
+        if not isinstance(message.get("role"), str) or not usable:
+            raise ValueError(
+                f"is not a conversation: it holds {message}; it must be a list of messages, each "
+                "with 'role' and with 'content' (a string, or a list of text parts) or 'tool_calls'"
+            )
+        if message.get("weight", 1) not in (0, 1):
+            raise ValueError(f"holds a message of weight {message['weight']}; it must be 0 or 1")
+    if not conversation:
+        raise ValueError("is not a conversation: it holds no message; it must hold at least one")
+
+
+def template_options(batch: Batch, row: int) -> Options:
+    """The arguments of the chat template that a row has in its own columns.
+
+    Raises:
+        ValueError: if a column is neither of the right type nor JSON of it.
+    """
+    options: Options = {}
+    for name, kind in (("chat_template_kwargs", dict), ("tools", list)):
+        value = batch[name][row] if name in batch else None
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"has {name} {value[:80]!r}, which is not JSON: {error}"
+                ) from error
+        value = without_none(value)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"has {name} {value!r}; it must be a {kind.__name__}, or JSON of one")
+        if value:
+            options |= value if name != "tools" else {"tools": value}
+    return options
+
+
+@contextmanager
+def named_row(where: str, row: int) -> Generator[None]:
+    """Context that puts the row into errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}, row {row} (from 0), {error}") from error
 
 
 def _column(batch: Batch, name: str, source: str, first: int) -> list[Any]:

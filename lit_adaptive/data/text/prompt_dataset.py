@@ -17,7 +17,16 @@ from lit_adaptive.data.sources.columns import Ids, check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
 from lit_adaptive.data.text.packing import Counts, left_pad_ragged
-from lit_adaptive.data.text.prompt_completion import Batch, holds_messages, prompt_messages
+from lit_adaptive.data.text.prompt_completion import (
+    SYSTEM_RULE,
+    Batch,
+    check_messages,
+    holds_messages,
+    named_row,
+    prompt_messages,
+    template_columns,
+    template_options,
+)
 from lit_adaptive.data.text.tokenization import (
     Encoder,
     tokenize_rows,
@@ -34,7 +43,9 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
     All other columns are kept as they are, for rewards; a row that lacks one holds None there. A
     batch (``gather``) holds left-padded ``prompt_ids`` ``[B, P]`` int64 and ``prompt_mask``
-    ``[B, P]`` bool, ``prompt`` (the rendered texts) and each other column, as lists.
+    ``[B, P]`` bool, ``prompt`` (the rendered texts) and each other column, as lists. The columns
+    ``tools`` and ``chat_template_kwargs``, if there are, go to the chat template too; a prompt that
+    ends with a message of the assistant is continued.
 
     Args:
         source: ``.jsonl``, ``.csv`` or ``.parquet`` file, glob pattern, folder or hub name, list of
@@ -46,7 +57,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         columns: columns that must exist because rewards read them.
         demonstration: column of good answers, as strings, one of which may join each group (LUFFY).
         chat: render prompts that are strings by the chat template, as a user's message.
-        system: system message put before prompts that are strings, in the chat template.
+        system: system message put before prompts that have none.
         chat_template: Jinja template, or a file that holds one, instead of the tokenizer's.
         max_length: maximum tokens of a prompt, above 0.
         overlong: treatment of longer prompts: ``truncate_left`` removes the beginning, ``drop`` the
@@ -55,6 +66,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     Attributes:
         tokenizer: has a pad token.
         source: name of the source in errors.
+        day: the day that the chat template reads, as an ISO date; None if it reads none.
         dropped: number of rows dropped because their prompt was too long.
         shortened: number of prompts that lost their beginning.
 
@@ -88,21 +100,33 @@ class PromptDataset(Dataset[dict[str, Any]]):
         check_columns(names, [*read, *columns], self.source)
         self._id = id if id in names else None
         self._other_columns = [name for name in names if name not in read]
-        encode = _PromptEncoder(
-            self._source_rows, self.tokenizer, prompt, demonstration, chat, system
-        )
-        self._tokenized = tokenize_rows(
-            self._source_rows,
-            encode,
-            key=f"{tokenizer_key(self.tokenizer)} {encode.key}",
-            columns=read,
-        )
+        self._roles = (prompt, demonstration, chat, system)
+        self._tokenize(None)
         self._stops = stop_token_ids(self.tokenizer)
-        self._max_length, self._prefix_length = max_length, len(encode.encoder.prefix)
+        self._max_length = max_length
         self.demonstrated = demonstration is not None
         self.dropped, self.shortened = 0, 0
         self._rows: Counts = np.arange(len(self._tokenized))
         self._limit_lengths(overlong)
+        if self._id is not None:
+            _ = self.ids  # a repeated id is an error now, not in the first refresh
+
+    def _tokenize(self, day: str | None) -> None:
+        encode = _PromptEncoder(self._source_rows, self.tokenizer, *self._roles, day)
+        self.day: str | None = encode.day
+        self._prefix_length = len(encode.encoder.prefix)
+        self._tokenized = tokenize_rows(
+            self._source_rows,
+            encode,
+            key=f"{tokenizer_key(self.tokenizer)} {encode.key}",
+            columns=encode.columns,
+        )
+
+    def set_day(self, day: str) -> None:
+        """Let the chat template read another day, as an ISO date, than that of construction."""
+        self._tokenize(day)
+        for name in ("lengths", "fingerprint"):
+            self.__dict__.pop(name, None)
 
     def _limit_lengths(self, overlong: PromptLengthPolicy) -> None:
         length = self._tokenized.lengths("tokens")
@@ -237,25 +261,34 @@ class _PromptEncoder:
         demonstration: str | None,
         chat: bool,
         system: str | None,
+        day: str | None,
     ) -> None:
         self.source = rows.source
         self.prompt = prompt
         self.demonstration = demonstration
         self.system = system
         self.encoder = Encoder(tokenizer)
-        self.chat = Chat(tokenizer) if chat or holds_messages(rows, prompt) else None
+        self.chat: Chat | None = None
+        self.day: str | None = None
+        self.columns = [prompt] if demonstration is None else [prompt, demonstration]
+        if chat or holds_messages(rows, prompt):
+            self.chat = Chat(tokenizer, day=day)
+            self.day = self.chat.day_read
+            self.columns += template_columns(rows)
+        elif system is not None:
+            raise ValueError(f"system is {system!r}, {SYSTEM_RULE}")
 
     @property
     def key(self) -> str:
         """Changes with whatever the tokens depend on, besides rows and tokenizer."""
-        return repr([self.prompt, self.demonstration, self.system, self.chat is not None])
+        return repr([self.prompt, self.demonstration, self.system, self.chat is not None, self.day])
 
     def __call__(self, batch: Batch, rows: list[int]) -> Any:
         """Tokens and texts of the batch's ``rows``."""
         values = batch[self.prompt]
         where = f"{self.prompt} in {self.source}"
         check_rows([not value for value in values], where, "is empty", values, first=rows[0])
-        texts = self._render(values, rows, where)
+        texts = self._render(batch, rows, where)
         with tokenizer_threads():
             columns: dict[str, Any] = {
                 "prompt": texts,
@@ -265,18 +298,18 @@ class _PromptEncoder:
                 columns["answer"] = self._answers(batch[self.demonstration], rows[0])
         return pa.table(columns)
 
-    def _render(self, values: list[Any], rows: list[int], where: str) -> list[str]:
+    def _render(self, batch: Batch, rows: list[int], where: str) -> list[str]:
         """Prompts as the model sees them."""
+        values = batch[self.prompt]
         if self.chat is None:
             return [str(value) for value in values]
         texts: list[str] = []
-        for row, value in zip(rows, values, strict=True):
-            prompt = value if isinstance(value, list) else str(value)
+        for number, value in enumerate(values):
+            prompt = str(value) if isinstance(value, int | float) else value
             messages = prompt_messages(prompt, self.system)
-            try:
-                texts.append(self.chat.render_prompt(messages))
-            except ValueError as error:
-                raise ValueError(f"{where}, row {row} (from 0), {error}") from error
+            with named_row(where, rows[number]):
+                check_messages(messages)
+                texts.append(self.chat.render_prompt(messages, template_options(batch, number)))
         return texts
 
     def _answers(self, values: list[Any], first: int) -> Any:

@@ -1,13 +1,23 @@
 """Conversations as tokens: templates, turns, stop tokens."""
 
 import importlib.util
+import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
-from lit_adaptive.data import DemonstrationDataset
+from lit_adaptive.data import (
+    DemonstrationDataset,
+    DemonstrationsDataModule,
+    PromptDataset,
+    RolloutDataModule,
+)
 from lit_adaptive.data.text import tokenization
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 
@@ -85,11 +95,11 @@ def test_prompts_and_completions_may_be_messages_or_strings_put_into_messages() 
     assert _parts(plain) == ("1+12<eos>", "2<eos>")
 
 
-def test_a_system_message_precedes_prompts_that_are_strings() -> None:
+def test_a_system_message_precedes_prompts_without_one() -> None:
     rows = [{"prompt": "1+1", "completion": "2"}, {"prompt": TALK[:1], "completion": "2"}]
     dataset = DemonstrationDataset(rows, _chatty(), chat=True, system="be brief")
     assert _parts(dataset)[0].startswith("<turn>system\nbe brief<end>\n<turn>user\n1+1")
-    assert _parts(dataset, 1)[0].startswith("<turn>user\n1+1")
+    assert _parts(dataset, 1) == _parts(dataset, 0)
 
 
 def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None:
@@ -111,11 +121,11 @@ def test_a_missing_template_can_be_given_as_text_or_file(tmp_path: Path) -> None
     ("row", "words"),
     [
         ({"messages": TALK[:1]}, r"messages in list, row 1 \(from 0\), has no message whose role"),
-        ({"messages": []}, "not a conversation in row 1"),
-        ({"messages": "hello"}, r"not a conversation in row 1 .*'hello'"),
-        ({"messages": [{"role": "user"}, *TALK]}, "not a conversation in row 1"),
-        ({"messages": [{"content": "a"}, *TALK]}, "not a conversation in row 1"),
-        ({"messages": [*TALK, "x"]}, "not a conversation in row 1"),
+        ({"messages": []}, r"row 1 .* is not a conversation"),
+        ({"messages": "hello"}, r"row 1 .* is not a conversation.*'hello'"),
+        ({"messages": [{"role": "user"}, *TALK]}, r"row 1 .* is not a conversation"),
+        ({"messages": [{"content": "a"}, *TALK]}, r"row 1 .* is not a conversation"),
+        ({"messages": [*TALK, "x"]}, r"row 1 .* is not a conversation"),
         ({"messages": None}, r"messages in list is missing in rows \[1\]"),
         ({"messages": [TALK[0], {"role": "assistant", "content": ""}]}, r"is empty.*in rows \[1\]"),
     ],
@@ -132,7 +142,7 @@ def test_rows_are_counted_from_the_start_of_the_source(monkeypatch: pytest.Monke
     talks = [{"messages": TALK}] * 10
     with pytest.raises(ValueError, match="list, row 7 "):
         DemonstrationDataset([*talks[:7], {"messages": TALK[:1]}], _chatty())
-    with pytest.raises(ValueError, match="not a conversation in row 8 "):
+    with pytest.raises(ValueError, match=r"row 8 .* is not a conversation"):
         DemonstrationDataset([*talks[:8], {"messages": []}], _chatty())
 
 
@@ -186,3 +196,210 @@ def test_smollm2_sees_its_chat_format_and_stops_once() -> None:
     talk = [{"role": "user", "content": rows[0]["question"]}]
     expected = dataset.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
     assert prompt.tolist() == expected["input_ids"]
+
+
+# Templates with tools, options and a date, as chat models have them; apply_chat_template, which
+# generation uses too, is the oracle.
+
+TOOLS = (
+    "{% if day %}{{ strftime_now('%Y-%m-%d') }}\n{% endif %}"
+    "{% if tools %}<turn>tools\n{{ tools | tojson }}<end>\n{% endif %}"
+    "{% for m in messages %}<turn>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and think is false %}:{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% if think is false %}:{% endif %}{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "int"}}}}
+OTHER_TOOL = {"type": "function", "function": {"name": "now", "parameters": {"zone": {"x": "y"}}}}
+CALL = {"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+OTHER_CALL = {"function": {"name": "now", "arguments": {"zone": "CET"}}}
+CALLS: list[dict[str, Any]] = [
+    {"role": "user", "content": "1+2"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "3"},
+    {"role": "user", "content": "now?"},
+    {"role": "assistant", "content": None, "tool_calls": [OTHER_CALL]},
+]
+
+
+def _without_none(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in message.items() if v is not None} for message in messages]
+
+
+def _stored(rows: list[dict[str, Any]], kind: str, folder: Path) -> Any:
+    """Rows in memory, or in a file."""
+    if kind == "list":
+        return rows
+    if kind == "parquet":  # one type for a column: keys that a row lacks are None
+        file = folder / "rows.parquet"
+        parquet.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        file = folder / "rows.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet", "jsonl"])
+def test_tools_and_template_options_of_a_row_reach_the_template(kind: str, tmp_path: Path) -> None:
+    rows = [
+        {"messages": CALLS, "tools": [TOOL], "chat_template_kwargs": {"think": True}},
+        {"messages": TALK, "tools": [OTHER_TOOL], "chat_template_kwargs": {"think": False}},
+        {"messages": TALK, "tools": [], "chat_template_kwargs": None},
+    ]
+    tokenizer = _chatty(TOOLS)
+    dataset = DemonstrationDataset(_stored(rows, kind, tmp_path), tokenizer, prompts=True)
+    prompts = PromptDataset(
+        _stored([row | {"prompt": row["messages"][:-1]} for row in rows], kind, tmp_path), tokenizer
+    )
+    for number, row in enumerate(rows):
+        options = {"tools": row["tools"] or None, **(row["chat_template_kwargs"] or {})}
+        messages = _without_none(row["messages"])
+        expected = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True, **options
+        )
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        assert "null" not in whole
+        batch = dataset.gather(torch.tensor([number]))
+        assert batch["prompt"] == [expected]
+        assert tokenizer.decode(batch["prompt_ids"][0]) == expected
+        assert tokenizer.decode(batch["input_ids"][0]) == whole.removesuffix("\n")
+        assert tokenizer.decode(batch["target"]) == whole.removeprefix(expected)[:-1]
+        batch = prompts.gather(torch.tensor([number]))
+        assert tokenizer.decode(batch["prompt_ids"][0]) == expected == batch["prompt"][0]
+
+
+def test_tools_may_be_json_and_must_be_a_list() -> None:
+    tokenizer = _chatty(TOOLS)
+    as_json = [{"messages": CALLS, "tools": json.dumps([TOOL])}]
+    as_list = [{"messages": CALLS, "tools": [TOOL]}]
+    texts = [_parts(DemonstrationDataset(rows, tokenizer)) for rows in (as_json, as_list)]
+    assert texts[0] == texts[1]
+    for tools, words in (("add", "which is not JSON"), ('{"a": 1}', "must be a list")):
+        with pytest.raises(ValueError, match=rf"row 0 \(from 0\), has tools .*{words}"):
+            DemonstrationDataset([{"messages": CALLS, "tools": tools}], tokenizer)
+
+
+def test_all_answers_of_a_completion_are_learnt_and_none_of_its_prompt() -> None:
+    # TRL's prompt and completion: nothing of the prompt is a target. Of the completion, its
+    # assistant_only_loss leaves the answers.
+    rows = [{"prompt": CALLS[:4], "completion": [*CALLS[4:], *TALK]}]
+    tokenizer = _chatty(TOOLS)
+    whole = tokenizer.apply_chat_template(_without_none([*CALLS, *TALK]), tokenize=False)
+    call = json.dumps(OTHER_CALL["function"])
+    for turns, targets in (
+        (None, f"{call}<end>2<end>4<end>"),
+        ("all", f"{call}<end>2<end>4<end>"),
+        ("last", "4<end>"),
+    ):
+        dataset = DemonstrationDataset(rows, tokenizer, turns=turns)
+        assert _parts(dataset) == (whole.removesuffix("\n"), targets)
+    no_answer = [{"prompt": TALK, "completion": TALK[:1]}]
+    with pytest.raises(ValueError, match="has no message in its completion whose role"):
+        DemonstrationDataset(no_answer, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet", "jsonl"])
+def test_messages_of_weight_0_are_not_learnt(kind: str, tmp_path: Path) -> None:
+    first = [TALK[0], TALK[1] | {"weight": 0}, TALK[2], TALK[3] | {"weight": 1}]
+    last = [TALK[0], TALK[1], TALK[2], TALK[3] | {"weight": 0}]
+    source = _stored([{"messages": first}, {"messages": last}], kind, tmp_path)
+    for turns in ("all", "last"):
+        dataset = DemonstrationDataset(source, _chatty(), turns=turns)
+        assert [_parts(dataset, row)[1] for row in (0, 1)] == ["4<end>", "2<end>"]
+    pair = {"prompt": TALK[:1], "completion": [TALK[1] | {"weight": 0}, *TALK[2:]]}
+    assert _parts(DemonstrationDataset([pair], _chatty()))[1] == "4<end>"
+    for weight, words in ((0, "whose weight is not 0"), (0.5, r"weight 0\.5; it must be 0 or 1")):
+        row = {"messages": [TALK[0], TALK[1] | {"weight": weight}]}
+        with pytest.raises(ValueError, match=words):
+            DemonstrationDataset([row], _chatty())
+
+
+@pytest.mark.parametrize("completion", [" is 4", [{"role": "assistant", "content": " is 4"}]])
+def test_a_prompt_that_ends_with_an_answer_is_continued(completion: Any) -> None:
+    begun = [*TALK[:3], {"role": "assistant", "content": "2+2"}]
+    tokenizer = _chatty()
+    expected = tokenizer.apply_chat_template(begun, tokenize=False, continue_final_message=True)
+    assert expected.endswith("<turn>assistant\n2+2")
+    prompts = PromptDataset([{"prompt": begun}], tokenizer)
+    batch = prompts.gather(torch.tensor([0]))
+    assert tokenizer.decode(batch["prompt_ids"][0]) == expected == batch["prompt"][0]
+    rows = [{"prompt": begun, "completion": completion}]
+    dataset = DemonstrationDataset(rows, tokenizer, prompts=True)
+    assert _parts(dataset) == (f"{expected} is 4<end>", " is 4<end>")
+    assert dataset.gather(torch.tensor([0]))["prompt"] == [expected]
+    assert dataset.texts(torch.tensor([0]))[0]["completion"] == " is 4"
+
+
+def test_two_answers_in_a_row_are_two_turns_of_a_conversation() -> None:
+    talk = [*TALK, {"role": "assistant", "content": "or four"}]
+    whole = _chatty().apply_chat_template(talk, tokenize=False)
+    dataset = DemonstrationDataset([{"messages": talk}], _chatty(), turns="all")
+    assert _parts(dataset) == (whole.removesuffix("\n"), "2<end>4<end>or four<end>")
+
+
+def test_content_in_text_parts_is_one_string() -> None:
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1"}]
+    talk = [{"role": "user", "content": parts}, TALK[1]]
+    expected = _parts(DemonstrationDataset([{"messages": TALK[:2]}], _chatty()))
+    assert _parts(DemonstrationDataset([{"messages": talk}], _chatty())) == expected
+    prompts = PromptDataset([{"prompt": talk[:1]}], _chatty())
+    assert prompts.gather(torch.tensor([0]))["prompt"][0].startswith("<turn>user\n1+1<end>")
+    image = [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}, TALK[1]]
+    with pytest.raises(ValueError, match=r"row 0 .* is not a conversation.*list of text parts"):
+        DemonstrationDataset([{"messages": image}], _chatty())
+    with pytest.raises(ValueError, match=r"row 0 .* is not a conversation"):
+        PromptDataset([{"prompt": image[:1]}], _chatty())
+
+
+@pytest.mark.parametrize("sequence", [tuple, np.array])
+def test_messages_may_be_tuples_or_arrays(sequence: Any) -> None:
+    expected = _parts(DemonstrationDataset([{"messages": TALK}], _chatty()))
+    assert _parts(DemonstrationDataset([{"messages": sequence(TALK)}], _chatty())) == expected
+    prompts = [PromptDataset([{"prompt": way(TALK[:3])}], _chatty()) for way in (list, sequence)]
+    texts = [dataset.gather(torch.tensor([0]))["prompt"] for dataset in prompts]
+    assert texts[0] == texts[1]
+
+
+def test_a_system_message_is_never_ignored() -> None:
+    rows = [{"prompt": "1+1", "completion": "2"}]
+    for make in (PromptDataset, DemonstrationDataset):
+        with pytest.raises(ValueError, match=r"system is 'be brief', but .* set chat: true"):
+            make(rows, _chatty(), system="be brief")
+    own = [{"role": "system", "content": "own"}, *TALK]
+    talks = [{"messages": TALK}, {"messages": own}]
+    dataset = DemonstrationDataset(talks, _chatty(), system="be brief")
+    assert _parts(dataset, 0)[0].startswith("<turn>system\nbe brief<end>\n<turn>user")
+    assert _parts(dataset, 1)[0].startswith("<turn>system\nown<end>\n<turn>user")
+
+
+def test_a_template_reads_one_day_which_a_resumed_run_reads_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> "Tomorrow":
+            return cls(2031, 1, 2)
+
+    tokenizer = _chatty(TOOLS.replace("{% if day %}", "{% if true %}"))
+    rows = [{"prompt": TALK[:3], "completion": "4"}] * 4
+    kinds = (
+        (DemonstrationsDataModule, DemonstrationDataset, {"cache_dir": str(tmp_path)}),
+        (RolloutDataModule, PromptDataset, {}),
+    )
+    first: list[Any] = []
+    for module, kind, options in kinds:
+        dataset: Any = kind(rows, tokenizer, **options)
+        text = dataset.texts(torch.tensor([0]))[0]["prompt"]
+        assert text.startswith(f"{date.today().isoformat()}\n")
+        first.append((module(dataset, batch_size=2), dataset.fingerprint, text))
+    monkeypatch.setattr("lit_adaptive.data.text.chat.date", Tomorrow)
+    for (module, kind, options), (data, fingerprint, text) in zip(kinds, first, strict=True):
+        later: Any = kind(rows, tokenizer, **options)
+        assert later.texts(torch.tensor([0]))[0]["prompt"].startswith("2031-01-02\n")
+        assert later.fingerprint != fingerprint
+        resumed = module(later, batch_size=2, val_dataset=kind(rows, tokenizer, **options))
+        resumed.load_state_dict(data.state_dict())
+        for part in (later, resumed.val_dataset):
+            assert part.fingerprint == fingerprint
+            assert part.texts(torch.tensor([0]))[0]["prompt"] == text
