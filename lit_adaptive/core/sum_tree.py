@@ -301,7 +301,10 @@ class SumTree:
     ) -> float:
         if self._compiled:
             return loops.update(
-                *self.arrays,
+                self._np_sums,
+                self._low,
+                self._np_offsets,
+                self._np_positive,
                 self.capacity,
                 index.numpy(),
                 priority.numpy(),
