@@ -13,6 +13,7 @@ from callbacks.episode_evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
+from callbacks.newest_checkpoint import NewestCheckpoint
 from callbacks.ohem_selector import OHEMSelector
 from callbacks.pass_at_k import PassAtK
 from callbacks.prediction_table import PredictionTable
@@ -40,6 +41,7 @@ __all__ = [
     "KeepScores",
     "LearningCurve",
     "LossRefresh",
+    "NewestCheckpoint",
     "OHEMSelector",
     "PassAtK",
     "PredictionTable",

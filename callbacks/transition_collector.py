@@ -69,6 +69,7 @@ class TransitionCollector(Callback):
         self.vectorization: Vectorization = vectorization
         self.generator = torch.Generator()
         self.collected = 0
+        self._seed = 0  # of the random numbers
         self._due = 0.0  # transitions not yet collected for the batches so far
         self._streams: EnvironmentStreams | None = None
         self._restored: dict[str, Any] | None = None
@@ -115,7 +116,10 @@ class TransitionCollector(Callback):
             self.generator.manual_seed(data.seed)
         else:
             self._restore(self._restored)
+            if self._restored.get("seed", data.seed) != data.seed:
+                self.generator.manual_seed(data.seed)
             self._restored = None
+        self._seed = data.seed
         while len(data.replay) < minimum:
             self._step(trainer, pl_module, epsilon=1.0)
 
@@ -188,6 +192,7 @@ class TransitionCollector(Callback):
         return {
             "collected": self.collected,
             "due": self._due,
+            "seed": self._seed,
             "generator": self.generator.get_state(),
             "return": self._return.clone(),
             "finished": list(self._finished),

@@ -33,6 +33,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
+from lit_adaptive.cli.checkpoints import (
+    AtomicTrainer,
+    ResumedOptions,
+    continue_metrics,
+    newest_checkpoint,
+)
 from lit_adaptive.cli.errors import ShortErrorParser, root_cause
 from lit_adaptive.contract import unmet_needs
 
@@ -86,6 +92,7 @@ class AdaptiveCLI(LightningCLI):
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
+            trainer_class=AtomicTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -132,11 +139,18 @@ class AdaptiveCLI(LightningCLI):
                 "wrapper draws an epoch ahead and reorders it, which freezes a sampler that "
                 "learns. The datamodules give each rank its share themselves: remove the option"
             )
+        name = self._config_name(config)
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = self._newest_checkpoint(Path(config.runs) / name)
+        for path in _sampler_seeds(config.get("data")):
+            self.parser.error(
+                f"{path} has no effect, because the datamodule seeds its sampler: set data.seed or "
+                "seed_everything"
+            )
         _check_checkpoint(self.parser, config.get("ckpt_path"))
         self.run_dir: Path | None = None
         if trainer.fast_dev_run:
             return
-        name = self._config_name(config)
         label = f"{config.seed_everything}"
         if self.subcommand != "fit":
             label += f"-{self.subcommand}"
@@ -148,8 +162,25 @@ class AdaptiveCLI(LightningCLI):
             if spec is not None and spec.get("save_dir", "") in {".", None}:
                 spec.save_dir = str(self.run_dir)
 
+    def _newest_checkpoint(self, runs: Path) -> str:
+        path = newest_checkpoint(runs)
+        if path is None:
+            self.parser.error(
+                f"--ckpt_path is last, but no run in {runs} has a checkpoint "
+                "(RUN/checkpoints/last.ckpt): give the path of a checkpoint, or leave the option "
+                "out to start a new run"
+            )
+        print(f"resuming from {path}")
+        return str(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with a CSV logger before all others."""
+        """Build the trainer with a CSV logger before all others, and ``NewestCheckpoint``."""
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand == "fit" and config.get("enable_checkpointing") is not False:
+            parts = [ResumedOptions(), *_as_list(config.get("callbacks"))]
+            if not any(isinstance(part, callbacks.NewestCheckpoint) for part in parts):
+                parts.append(callbacks.NewestCheckpoint())
+            config.callbacks = parts
         if self.run_dir is not None:
             folder = self.run_dir
             csv = CSVLogger(folder.parent.parent, folder.parent.name, folder.name)
@@ -164,13 +195,18 @@ class AdaptiveCLI(LightningCLI):
             print(f"{_best(self.trainer)}\nrun directory: {self.run_dir}")
 
     def before_fit(self) -> None:
-        """Reject parts that do not fit together."""
+        """Reject parts that do not fit together; continue the metrics of a resumed run."""
         parts = [self.model, self.datamodule, *self.trainer.callbacks]  # type: ignore[attr-defined]
         lines = unmet_needs(parts)
         if isinstance(self.datamodule, data.SampledDataModule):
             lines += self.datamodule.trainer_errors(self.trainer)
         if lines:
             self.parser.error("these parts do not fit together:\n  " + "\n  ".join(lines))
+        checkpoint = self.config[str(self.subcommand)].get("ckpt_path")
+        logger = self.trainer.logger
+        resumed = checkpoint and Path(checkpoint).exists() and self.trainer.is_global_zero
+        if resumed and self.run_dir is not None and isinstance(logger, CSVLogger):
+            continue_metrics(Path(checkpoint), logger)
 
 
 def _best(trainer: Trainer) -> str:
@@ -195,6 +231,25 @@ def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -
             f"{checkpoint} cannot be loaded ({reason}): it is damaged, or holds more than tensors "
             "and Python primitives, which weights-only loading rejects: choose another checkpoint"
         )
+
+
+def _sampler_seeds(data_config: Any) -> list[str]:
+    """Options ``seed`` of the samplers in the datamodule's config, other than the default 0."""
+    if not isinstance(data_config, Namespace):
+        return []
+    options: Any = data_config.as_dict().get("init_args") or {}
+    stack: list[tuple[str, Any]] = [("data.sampler", options.get("sampler"))]
+    paths: list[str] = []
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, dict):
+            if node.get("class_path"):
+                options = node.get("init_args") or {}
+                paths += [f"{path}.seed"] if options.get("seed") else []
+                stack += [(f"{path}.{name}", value) for name, value in options.items()]
+        elif isinstance(node, list):
+            stack += [(f"{path}[{place}]", item) for place, item in enumerate(node)]
+    return paths
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -122,6 +122,8 @@ class AdaptiveDataModule(SampledDataModule):
         )
         if eval_batch_size is not None and eval_batch_size <= 0:
             raise ValueError(f"eval_batch_size is {eval_batch_size}; it must be above 0")
+        for name, evaluated in (("val_dataset", val_dataset), ("test_dataset", test_dataset)):
+            _check_same_columns(dataset, evaluated, name)
         self._batches_option = batches_per_epoch
         self.dataset = dataset
         self.val_dataset = val_dataset
@@ -221,6 +223,11 @@ class AdaptiveDataModule(SampledDataModule):
     @staticmethod
     def _named(batch: Any) -> Batch:
         if isinstance(batch, dict):
+            if taken := sorted(_RESERVED & batch.keys()):
+                raise ValueError(
+                    f"the dataset's items have {taken}, which the datamodule adds to each batch "
+                    f"({', '.join(sorted(_RESERVED))}): rename these keys in the dataset"
+                )
             return batch
         if isinstance(batch, (list, tuple)) and len(batch) == 2:
             return {"input": batch[0], "target": batch[1]}
@@ -325,6 +332,23 @@ class AdaptiveDataModule(SampledDataModule):
 
 
 _ONE = torch.ones(1, dtype=torch.bool)
+_RESERVED = frozenset({"index", "probability", "weight", "counted", "scored"})
+
+
+def _check_same_columns(dataset: Any, evaluated: Any, name: str) -> None:
+    """Raise ValueError if a dataset numbers classes or orders features unlike the training set."""
+    features, own = (getattr(each, "feature_names", None) for each in (dataset, evaluated))
+    if features and own and list(features) != list(own):
+        raise ValueError(
+            f"{name} has the features {list(own)}, the training set {list(features)}: inputs are "
+            "told apart by position, so name the same features in the same order for both"
+        )
+    classes, own = (getattr(each, "classes", None) for each in (dataset, evaluated))
+    if classes and own and list(own) != list(classes)[: len(own)]:
+        raise ValueError(
+            f"{name} numbers its classes {list(own)}, the training set {list(classes)}: set "
+            f"classes: {list(classes)} for {name} too"
+        )
 
 
 def _length(dataset: Dataset[Any]) -> int:

@@ -1,5 +1,6 @@
 """Base class of the datamodules: serve a sampler's draws, weight them, and save their state."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
@@ -75,6 +76,7 @@ class SampledDataModule(LightningDataModule):
         self.beta = beta
         self.normalize: Normalize = normalize
         self.seed = _default_seed() if seed is None else seed
+        self._seed_given = seed is not None or "PL_GLOBAL_SEED" in os.environ
         self._batches: DrawBatches | None = None
         self._restored: dict[str, Any] | None = None
         self._has_initial_scores = False
@@ -219,7 +221,11 @@ class SampledDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state, and the position in the epoch."""
-        return {"batches": self._epoch_state(), "sampler": self.sampler.state_dict()}
+        return {
+            "batches": self._epoch_state(),
+            "sampler": self.sampler.state_dict(),
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue drawing as if the run had never stopped; does nothing outside of training.
@@ -230,6 +236,15 @@ class SampledDataModule(LightningDataModule):
             return
         self.sampler.load_state_dict(state_dict["sampler"])
         self._restored = state_dict["batches"]
+        self._restore_seed(state_dict)
+
+    def _restore_seed(self, state_dict: dict[str, Any]) -> None:
+        """Reseed the restored sampler if another seed is given; without one keep the state's."""
+        seed = int(state_dict.get("seed", self.seed))
+        if not self._seed_given:
+            self.seed = seed
+        elif seed != self.seed:
+            self.sampler.reseed(self.seed)
 
     def _fitting(self) -> bool:
         """Whether a checkpoint's draws are to be restored: not for tests and predictions."""

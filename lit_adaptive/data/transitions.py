@@ -161,12 +161,17 @@ class TransitionsDataModule(SampledDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer with its sampler, and the position in the epoch."""
-        return {"batches": self._epoch_state(), "replay": self.replay.state_dict()}
+        return {
+            "batches": self._epoch_state(),
+            "replay": self.replay.state_dict(),
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the same transitions, priorities and draws."""
         self.replay.load_state_dict(state_dict["replay"])
         self._restored = state_dict["batches"]
+        self._restore_seed(state_dict)
 
 
 def _as_seeds(rows: list[Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ arrow: Any = compute
 
 _CANONICAL_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]  # in a CSV column of numbers
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MAX_CLASSES = 1_000_000
 _SHOWN = 5
 
@@ -134,6 +135,22 @@ def parse_numbers(column: Column) -> Column:
     return column
 
 
+def almost_numbers(column: Column) -> Tensor | None:
+    """Rows ``[N]`` that keep a column of strings from being numbers; None unless they are few.
+
+    A single ``?`` or ``1,000`` would otherwise turn a column of numbers into one of strings.
+    """
+    if not is_text(column.type):
+        return None
+    text = arrow.utf8_trim_whitespace(contiguous(column))
+    number = arrow.match_substring_regex(text, _NUMBER).fill_null(True)
+    bad = torch.from_numpy(
+        np.array(arrow.invert(arrow.or_(number, arrow.is_in(text, pa.array(_MISSING, text.type)))))
+    )
+    known = torch.from_numpy(np.array(arrow.match_substring_regex(text, _NUMBER).fill_null(False)))
+    return bad if int(known.sum()) > int(bad.sum()) > 0 else None
+
+
 def to_float64(column: Column) -> Tensor | None:
     """``[N]`` float64, NaN where a value is missing; None if the column is not numeric."""
     if not is_numeric(column.type):
@@ -191,7 +208,11 @@ def class_targets(
         where: name of the column in errors.
     """
     values = contiguous(column)
-    missing = torch.from_numpy(np.array(values.is_null()))
+    absent = values.is_null()
+    if is_text(values.type):
+        blank = arrow.equal(arrow.utf8_trim_whitespace(values), "")
+        absent = arrow.or_(absent, blank.fill_null(True))
+    missing = torch.from_numpy(np.array(absent))
     check_rows(missing, where, "is missing", values)
     if classes is not None and len(set(classes)) < len(classes):
         raise ValueError(f"classes are {list(classes)}; they must all differ")

@@ -1,6 +1,7 @@
 """Tables of numbers, texts and images as map-style datasets."""
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from lit_adaptive.data.sources.columns import (
     Ids,
     Table,
+    almost_numbers,
     check_columns,
     check_rows,
     class_targets,
@@ -45,6 +47,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
     Attributes:
         inputs: ``[N, ...]`` float32, or a container indexed like it; None if there is only text.
         targets: ``[N]`` int64, or None without a target.
+        feature_names: columns that make the inputs, in their order.
         classes: name of each class (integer classes: their digits), or None without a target.
         ids: one per row, all different: strings, or ``[N]`` int64.
         source: name of the table in errors.
@@ -67,8 +70,8 @@ class ColumnDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"{source} has no rows; it must have at least one")
         roles = [name for name in (target, text, id) if name is not None]
         if features is None:
-            free = [name for name in numeric_columns(table) if name not in roles]
-            features = free if text is None and inputs is None else []
+            chosen = text is None and inputs is None
+            features = _default_features(table, roles, source) if chosen else []
         check_columns(table.column_names, [*features, *roles], source)
         if not features and text is None and inputs is None:
             raise ValueError(
@@ -77,6 +80,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
             )
         self.source = source
         self._table = table
+        self.feature_names = list(features)
         self.inputs = feature_matrix(table, features, source) if features else inputs
         self.targets: Tensor | None = None
         self.classes: list[str] | None = None
@@ -137,6 +141,29 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         return values
 
 
+def _default_features(table: Table, roles: list[str], source: str) -> list[str]:
+    """The numeric columns without another role; warns of others.
+
+    Raises:
+        ValueError: if a column would be numeric but for a few rows.
+    """
+    free = [name for name in table.column_names if name not in roles]
+    numeric = [name for name in numeric_columns(table) if name in free]
+    others = [name for name in free if name not in numeric]
+    for name in others:
+        bad = almost_numbers(table[name])
+        if bad is not None:
+            fault = "is not a number, unlike the others of this feature,"
+            check_rows(bad, f"{name} in {source}", fault, table[name])
+    if others and numeric:
+        warnings.warn(
+            f"{source}: the columns {others} are not numeric and no features; encode them as "
+            f"numbers, or name features: {numeric}",
+            stacklevel=2,
+        )
+    return numeric
+
+
 class TableDataset(ColumnDataset):
     """Numeric, text or image columns of a file or Hugging Face dataset, as a map-style dataset.
 
@@ -147,7 +174,8 @@ class TableDataset(ColumnDataset):
         path: file, glob pattern, folder or hub name, as ``HubRows`` takes it.
         features: numeric columns (true/false count as 1/0) that together make ``input`` ``[F]``; a
             column of vectors of one length counts once per component. By default all numeric
-            columns without another role; none if there is a ``text`` or an ``image``.
+            columns without another role (with a warning that names the others); none if there is a
+            ``text`` or an ``image``.
         target: column of classes: class labels, integers from 0, or strings, which are numbered in
             sorted order.
         id: column of distinct integers or strings; by default the row's number.

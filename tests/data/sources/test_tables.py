@@ -17,8 +17,11 @@ from PIL import Image
 from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lit_adaptive.data import AdaptiveDataModule
 from lit_adaptive.data.sources import rows
 from lit_adaptive.data.sources.tables import TableDataset
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not numeric and no features")
 
 ROWS = [
     {"key": "k2", "x": 1.5, "y": 2, "kind": "cat", "day": "2020-01-01", "note": "two\nlines"},
@@ -440,3 +443,64 @@ def test_a_saved_dataset_has_its_own_split_only(tmp_path: Path) -> None:
     assert len(TableDataset(str(tmp_path / "one"), split="validation")) == 1
     with pytest.raises(ValueError, match=r"no split 'train'; its splits are \['validation'\]"):
         TableDataset(str(tmp_path / "one"))
+
+
+def _csv(path: Path, text: str) -> TableDataset:
+    path.write_text(text)
+    return TableDataset(path, target="y")
+
+
+def test_a_validation_file_of_another_order_or_other_classes_is_an_error(tmp_path: Path) -> None:
+    train = _csv(tmp_path / "train.csv", "a,b,y\n1,2,cat\n3,4,dog\n5,6,eel\n")
+    swapped = _csv(tmp_path / "swapped.csv", "b,a,y\n2,1,cat\n4,3,dog\n6,5,eel\n")
+    lacking = _csv(tmp_path / "lacking.csv", "a,b,y\n1,2,cat\n5,6,eel\n")
+    for name in ("val_dataset", "test_dataset"):
+        with pytest.raises(ValueError, match=rf"{name} has the features \['b', 'a'\]"):
+            AdaptiveDataModule(train, **{name: swapped})
+        with pytest.raises(ValueError, match=rf"{name} numbers its classes \['cat', 'eel'\]"):
+            AdaptiveDataModule(train, **{name: lacking})
+    named = TableDataset(tmp_path / "swapped.csv", features=["a", "b"], target="y")
+    assert named.inputs is not None
+    assert named.inputs[0].tolist() == [1, 2]
+    given = TableDataset(tmp_path / "lacking.csv", target="y", classes=train.classes)
+    AdaptiveDataModule(train, val_dataset=named, test_dataset=given)
+
+
+def test_integer_classes_keep_their_numbers_where_the_last_is_missing(tmp_path: Path) -> None:
+    train = _csv(tmp_path / "train.csv", "a,y\n1,0\n3,1\n5,2\n")
+    lacking = _csv(tmp_path / "lacking.csv", "a,y\n1,0\n3,1\n")
+    AdaptiveDataModule(train, val_dataset=lacking)
+    with pytest.raises(ValueError, match="val_dataset numbers its classes"):
+        AdaptiveDataModule(lacking, val_dataset=train)
+
+
+@pytest.mark.parametrize("cell", ["?", "1,000", "n.a.", "-", "1.2.3"])
+def test_a_cell_that_is_no_number_is_named_with_its_row(tmp_path: Path, cell: str) -> None:
+    rows = f'a,b,y\n1,2,0\n3,"{cell}",1\n5,6,0\n'
+    with pytest.raises(ValueError, match=r"b in .* is not a number.* in rows \[1\]"):
+        _csv(tmp_path / "table.csv", rows)
+
+
+def test_columns_that_are_left_out_are_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"\['colour'\] are not numeric"):
+        dataset = _csv(tmp_path / "table.csv", "a,colour,y\n1,red,0\n3,blue,1\n")
+    assert dataset.feature_names == ["a"]
+
+
+@pytest.mark.parametrize("label", ["", " ", '"  "'])
+def test_an_empty_label_is_missing(tmp_path: Path, label: str) -> None:
+    with pytest.raises(ValueError, match=r"y in .* is missing in rows \[1\]"):
+        _csv(tmp_path / "table.csv", f"a,y\n1,cat\n3,{label}\n4,dog\n")
+
+
+@pytest.mark.parametrize("key", ["weight", "index", "probability", "counted"])
+def test_a_key_that_the_datamodule_adds_is_rejected(key: str) -> None:
+    items: Any = [{"input": torch.zeros(2), "target": 0, key: 1.0}] * 4
+    data = AdaptiveDataModule(items, val_dataset=items, batch_size=2)
+    for read in (
+        lambda: data.provides,
+        lambda: list(data.train_dataloader()),
+        lambda: list(data.val_dataloader()),
+    ):
+        with pytest.raises(ValueError, match=rf"items have \['{key}'\].*rename"):
+            read()

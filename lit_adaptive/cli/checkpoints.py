@@ -1,0 +1,209 @@
+"""Checkpoints that are written whole or not at all, and runs that continue from them."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
+
+from lit_adaptive.files import write_atomically
+
+METADATA = "meta.pt"
+"""File of a sharded checkpoint that holds everything but the shards."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a local checkpoint beside its path and renames it when it is on the disk.
+
+    Lightning writes into the folder of temporary files and copies, which another filesystem, a full
+    disk or a signal can interrupt.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint; remote paths are left to Lightning."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with write_atomically(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class AtomicTrainer(Trainer):
+    """A Trainer whose checkpoints, folders of shards included, get their names last."""
+
+    def save_checkpoint(
+        self, filepath: Any, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Save under a temporary name, then rename; on every rank."""
+        path = str(self.strategy.broadcast(str(filepath)))
+        if "://" in path:
+            super().save_checkpoint(path, weights_only, storage_options)
+            return
+        # FSDP strategies write shards themselves, without this plugin.
+        if type(self.strategy._checkpoint_io) in (type(None), TorchCheckpointIO):
+            self.strategy._checkpoint_io = AtomicCheckpointIO()
+        temporary = Path(f"{path}.partial")
+        if self.is_global_zero:
+            _remove(temporary)
+        self.strategy.barrier()
+        try:
+            super().save_checkpoint(str(temporary), weights_only, storage_options)
+            if self.is_global_zero:
+                _replace(temporary, Path(path))
+        finally:
+            if self.is_global_zero:
+                _remove(temporary)
+        self.strategy.barrier()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file or folder over another one, after its content is on the disk."""
+    if source.is_dir():
+        for file in source.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+    if target.is_dir() or (source.is_dir() and target.exists()):
+        old = target.with_name(target.name + ".old")  # a folder cannot be replaced at once
+        _remove(old)
+        target.rename(old)
+        source.rename(target)
+        _remove(old)
+    else:
+        source.replace(target)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(target.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # the new name too
+        finally:
+            os.close(folder)
+
+
+def newest_checkpoint(runs: Path) -> Path | None:
+    """The newest ``last*.ckpt`` of the runs in a folder, complete; None if there is none."""
+    found = [path for path in runs.glob("*/checkpoints/last*.ckpt") if _is_complete(path)]
+    return max(found, key=_modified, default=None)
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / METADATA).is_file() if path.is_dir() else path.stat().st_size > 0
+
+
+def _modified(path: Path) -> int:
+    return (path / METADATA if path.is_dir() else path).stat().st_mtime_ns
+
+
+def continue_metrics(checkpoint: Path, logger: CSVLogger) -> None:
+    """Begin ``metrics.csv`` with the rows of the run that a checkpoint continues.
+
+    Rows that were logged after the checkpoint are left out: the resumed run logs them again.
+    """
+    metrics = checkpoint.parent.parent / "metrics.csv"
+    if not metrics.is_file() or not logger.experiment:
+        return
+    file = checkpoint / METADATA if checkpoint.is_dir() else checkpoint
+    state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    steps = int(state["global_step"])
+    with metrics.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    kept = [{k: v for k, v in row.items() if v} for row in rows if int(row["step"]) < steps]
+    logger.experiment.metrics = kept
+    logger.save()
+
+
+class ResumedOptions(Callback):
+    """Lets options of optimizers, schedulers and ``EarlyStopping`` win over a checkpoint's.
+
+    Lightning restores them with the state. Those that differ between the config that wrote the
+    checkpoint and this one are set anew; a learning rate under a schedule is scaled.
+
+    Needs: nothing.
+    Changes: options of optimizers and schedulers in a resumed run.
+    """
+
+    needs = provides = frozenset[str]()
+
+    def __init__(self) -> None:
+        self._configured: list[list[dict[str, Any]]] = [[], []]
+        self._saved: list[list[dict[str, Any]]] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the configured options; the state is restored behind this hook."""
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
+        states = [each.scheduler.state_dict() for each in trainer.lr_scheduler_configs]
+        self._configured = [
+            [{**_primitives(group), "lr": _base_rate(group)} for group in groups],
+            [_primitives(state) for state in states],
+        ]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the configured options."""
+        checkpoint["configured_options"] = self._configured
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the options that the checkpoint's run was configured with."""
+        self._saved = checkpoint.get("configured_options")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, EarlyStopping) and state is not None:
+                state["patience"] = callback.patience
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the options that have changed."""
+        if self._saved is None:
+            return
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
+        for group, saved, new in zip(groups, self._saved[0], self._configured[0], strict=False):
+            for name in _changed(saved, new):
+                if name != "lr" or group["lr"] == saved["lr"]:
+                    group[name] = new[name]
+                else:
+                    group["lr"] *= new["lr"] / saved["lr"]
+                if name == "lr" and "initial_lr" in group:
+                    group["initial_lr"] = new["lr"]
+        schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
+        for scheduler, saved, new in zip(
+            schedulers, self._saved[1], self._configured[1], strict=False
+        ):
+            for name in _changed(saved, new):
+                setattr(scheduler, name, new[name])
+
+
+def _base_rate(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _changed(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [name for name in new if name in saved and saved[name] != new[name]]
+
+
+def _primitives(state: dict[str, Any]) -> dict[str, Any]:
+    """Options of an optimizer's group or a scheduler: numbers, texts, and lists of them."""
+    left_out = ("params", "initial_lr", "_last_lr")
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in left_out and _is_primitive(value)
+    }
+
+
+def _is_primitive(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_primitive(each) for each in value)
+    return value is None or isinstance(value, (bool, int, float, str))
