@@ -94,7 +94,7 @@ def test_lit_adaptive_command_is_accepted(
 ) -> None:
     if "images_adaptive" in command:
         pytest.importorskip("torchvision")
-    arguments = shlex.split(command.replace("--ckpt_path <checkpoint>", ""))
+    arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last)", "", command))
     assert arguments[0].endswith("lit-adaptive")
     if "--print_config" in arguments:
         with pytest.raises(SystemExit) as end:
