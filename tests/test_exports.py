@@ -30,6 +30,7 @@ NOT_EXPORTED = {
     "UpdateStatistics",
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
     *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
+    *("AtomicCheckpointIO", "AtomicTrainer", "ResumedOptions"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
     *("Chat", "RenderedChat", "PromptCompletions", "Answers"),
     *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows", "Number"),
