@@ -149,7 +149,7 @@ class CompletionTable(Callback):
         index = groups.prompt[group]
         start = groups.lengths.cumsum(0) - groups.lengths
         tokens = [groups.tokens[start[n] : start[n] + groups.lengths[n]] for n in choices]
-        completions = data.dataset.decode_completions(tokens)
+        completions = data.dataset.decode_completions(tokens, data.engine.policy.stops())
         fresh_count = len(groups) - len(step.keys)
         rows: list[dict[str, Any]] = []
         for (n, choice), g, i, text, completion in zip(

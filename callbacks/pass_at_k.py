@@ -14,7 +14,8 @@ from callbacks._ranks import gather_rows
 from lit_adaptive.core.advantages import pass_at_k
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
 _REMEDY = (
     "give the datamodule a val_dataset with prompts (lit_adaptive.data.RolloutDataModule or "
@@ -78,7 +79,7 @@ class PassAtK(Callback):
         sampling: SamplingParams | None = None,
         every_n_epochs: int = 1,
         max_prompts: int | None = None,
-        reward: Reward | None = None,
+        reward: Reward | Scorer | None = None,
         threshold: float = 1.0,
         batch_prompts: int = 64,
         seed: int = 0,
@@ -105,7 +106,8 @@ class PassAtK(Callback):
             raise ValueError("threshold is nan; set the least reward of a correct answer")
         self.k, self.samples, self.sampling = tuple(sorted(set(k))), samples, sampling
         self.every_n_epochs, self.max_prompts = every_n_epochs, max_prompts
-        self.reward, self.threshold = reward, threshold
+        self.threshold = threshold
+        self.scorer = None if reward is None else as_scorer(reward)
         self.batch_prompts, self.seed = batch_prompts, seed
         self._prompts: list[_Prompt] = []
         names = [*(f"pass@{k}" for k in self.k), f"mean@{samples}", f"truncated@{samples}"]
@@ -136,14 +138,14 @@ class PassAtK(Callback):
             )
         return SamplingParams(limit)
 
-    def _reward(self, pl_module: LightningModule) -> Reward:
-        reward: Reward | None = self.reward or getattr(pl_module, "reward", None)
-        if reward is None:
+    def _reward_scorer(self, pl_module: LightningModule) -> Scorer:
+        scorer: Scorer | None = self.scorer or getattr(pl_module, "scorer", None)
+        if scorer is None:
             raise ValueError(
                 f"reward is None, and {type(pl_module).__name__} has no reward: set PassAtK's "
                 "reward, such as lit_adaptive.rollout.ExactMatch"
             )
-        return reward
+        return scorer
 
     # Validation ----------------------------------------------------------------------------------
 
@@ -165,13 +167,13 @@ class PassAtK(Callback):
         if missing:
             raise ValueError(f"validation batches have no {missing}: {_REMEDY}")
         columns = {n: v for n, v in batch.items() if n != "prompt" and isinstance(v, list)}
-        reward = self._reward(pl_module)
-        column: str | None = getattr(reward, "column", None)
-        if column is not None and column not in columns:
+        scorer = self._reward_scorer(pl_module)
+        absent = sorted(scorer.columns - columns.keys())
+        if absent:
             raise ValueError(
-                f"the reward {type(reward).__name__} needs the column {column!r}, but validation "
-                f"batches have {sorted(columns) or 'none'}: name it in the datamodule's columns, "
-                "or give PassAtK another reward"
+                f"the reward {', '.join(scorer.names)} needs the column {absent[0]!r}, but "
+                f"validation batches have {sorted(columns) or 'none'}: name it in the datamodule's "
+                "columns, or give PassAtK another reward"
             )
         texts, counted = batch["prompt"], batch["counted"].tolist()
         for row, index in enumerate(batch["index"].tolist()):
@@ -227,12 +229,12 @@ class PassAtK(Callback):
         flat_answers = [answer for row in answers for answer in row]
         flat_prompts = [prompt for prompt in prompts for _ in range(self.samples)]
         names = sorted({name for prompt in prompts for name in prompt.columns})
-        rewards = checked_rewards(
-            self._reward(pl_module),
+        columns = {name: [prompt.columns.get(name) for prompt in flat_prompts] for name in names}
+        columns[COMPLETION_IDS] = [answer.get("tokens") for answer in flat_answers]
+        rewards = self._reward_scorer(pl_module).judge(
             [prompt.text for prompt in flat_prompts],
             [answer["completion"] for answer in flat_answers],
-            {name: [prompt.columns.get(name) for prompt in flat_prompts] for name in names},
-            names=[prompt.sample for prompt in flat_prompts],
+            columns,
         )
         values = [torch.nan if reward is None else reward for reward in rewards]
         reward = torch.tensor(values, dtype=torch.float64).view(len(prompts), self.samples)

@@ -13,8 +13,8 @@ from callbacks._ranks import equal_share, first_of_each_group, gather_rows
 from callbacks._run_files import run_directory, sample_id, write_jsonl
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
-from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
-from lit_adaptive.rollout.rewards.matching import ExactMatch
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
 _SAMPLING = SamplingParams(max_new_tokens=256, temperature=0.7)
 
@@ -60,7 +60,7 @@ class RejectionSampling(Callback):
 
     def __init__(
         self,
-        reward: Reward | None = None,
+        reward: Reward | Scorer | None = None,
         samples: int = 8,
         sampling: SamplingParams = _SAMPLING,
         keep_at_least: float = 1.0,
@@ -84,7 +84,7 @@ class RejectionSampling(Callback):
             raise ValueError("keep_at_least is nan; set the least reward of an accepted completion")
         if split not in ("train", "val", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train', 'val' or 'test'")
-        self.reward: Reward = ExactMatch() if reward is None else reward
+        self.scorer = as_scorer(reward)
         self.samples = samples
         self.sampling = sampling
         self.keep_at_least = keep_at_least
@@ -146,12 +146,13 @@ class RejectionSampling(Callback):
             )
         flat_texts = [text for text in texts for _ in range(self.samples)]
         names = sorted({name for text in texts for name in text} - {"prompt", "completion"})
-        flat_rewards = checked_rewards(
-            self.reward,
+        flat_samples = [sample for row in samples for sample in row]
+        columns = {name: [text.get(name) for text in flat_texts] for name in names}
+        columns[COMPLETION_IDS] = [sample.get("tokens") for sample in flat_samples]
+        flat_rewards = self.scorer.judge(
             [text["prompt"] for text in flat_texts],
-            [sample["completion"] for row in samples for sample in row],
-            {name: [text.get(name) for text in flat_texts] for name in names},
-            names=index.repeat_interleave(self.samples).tolist(),
+            [sample["completion"] for sample in flat_samples],
+            columns,
         )
         rows: list[dict[str, Any]] = []
         for number, (text, sampled) in enumerate(zip(texts, samples, strict=True)):

@@ -10,8 +10,8 @@ from torch import Tensor
 from callbacks._ranks import equal_share, first_of_each_group, gather_over_ranks
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.modules.base import evaluation_mode
-from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
-from lit_adaptive.rollout.rewards.matching import ExactMatch
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
 
 class RewardRefresh(Callback):
@@ -55,7 +55,7 @@ class RewardRefresh(Callback):
 
     def __init__(
         self,
-        reward: Reward | None = None,
+        reward: Reward | Scorer | None = None,
         every_n_epochs: int = 1,
         source: Literal["demonstrations", "policy"] = "demonstrations",
         samples: int = 1,
@@ -76,7 +76,7 @@ class RewardRefresh(Callback):
                 f"samples is {samples}, but a demonstration is one completion: "
                 "choose source: policy, or leave samples out"
             )
-        self.reward: Reward = ExactMatch() if reward is None else reward
+        self.scorer = as_scorer(reward)
         self.every_n_epochs = every_n_epochs
         self.source = source
         self.samples = samples
@@ -168,13 +168,12 @@ class RewardRefresh(Callback):
         else:
             completions = [text["completion"] for text in texts]
         names = {name for text in texts for name in text} - {"prompt", "completion"}
-        rewards = checked_rewards(
-            self.reward,
-            prompts,
-            completions,
-            {name: [text.get(name) for text in texts] for name in sorted(names)},
-            names=index.repeat_interleave(self.samples).tolist(),
-        )
+        columns = {name: [text.get(name) for text in texts] for name in sorted(names)}
+        tokenizer: Any = getattr(dataset, "tokenizer", None)
+        if tokenizer is not None:
+            encoded = tokenizer(completions, add_special_tokens=False)
+            columns[COMPLETION_IDS] = encoded["input_ids"]
+        rewards = self.scorer.judge(prompts, completions, columns)
         values = [torch.nan if reward is None else reward for reward in rewards]
         return torch.tensor(values, dtype=torch.float64).view(-1, self.samples).nanmean(1)
 

@@ -20,6 +20,7 @@ from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
 from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 Batch = dict[str, Any]
 Reference = Literal["frozen", "adapter_off"]
@@ -76,7 +77,7 @@ class GRPO(PolicyModule):
         optimization: Optimization = GRPO_OPTIMIZATION,
         weights: str | None = None,
         max_new_tokens: int = 64,
-        reward: Reward | None = None,
+        reward: Reward | Scorer | None = None,
     ) -> None:
         super().__init__(
             model,

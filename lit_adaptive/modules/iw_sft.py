@@ -33,6 +33,7 @@ from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer
 
 Batch = dict[str, Any]
 Reference = Literal["cached", "frozen", "adapter_off"]
@@ -99,7 +100,7 @@ class IWSFT(PolicyModule):
         optimization: Optimization = IWSFT_OPTIMIZATION,
         weights: str | None = None,
         max_new_tokens: int = 32,
-        reward: Reward | None = None,
+        reward: Reward | Scorer | None = None,
     ) -> None:
         super().__init__(
             model,

@@ -27,9 +27,9 @@ from lit_adaptive.rollout.generation import (
     generate,
     left_pad_sequences,
 )
-from lit_adaptive.rollout.models.tokenizers import stop_token_ids
-from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
-from lit_adaptive.rollout.rewards.matching import ExactMatch
+from lit_adaptive.rollout.models.tokenizers import decode_completions, stop_token_ids
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
+from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
 _PREFIX = "language."  # of the model's weights in a checkpoint
 _METRICS = ("nll", "token_accuracy", "exact_match")
@@ -57,7 +57,7 @@ class PolicyModule(EvaluatedModule):
         optimization: Optimization,
         weights: str | None,
         max_new_tokens: int,
-        reward: Reward | None,
+        reward: Reward | Scorer | None,
     ) -> None:
         super().__init__()
         if max_new_tokens < 0:
@@ -72,7 +72,7 @@ class PolicyModule(EvaluatedModule):
         self.optimization = optimization
         self.weights = weights
         self.max_new_tokens = max_new_tokens
-        self.reward = reward or ExactMatch()
+        self.scorer = as_scorer(reward)
         self.language: LanguageModel | None = None
         self._frozen: tuple[LanguageModel, ...] = ()  # in a tuple it is not part of the state
         self.metrics = nn.ModuleDict(
@@ -229,15 +229,15 @@ class PolicyModule(EvaluatedModule):
 
     def detokenize(self, completions: list[Tensor]) -> list[str]:
         """Completions ``[T_i]`` as text, without stop tokens."""
-        stops = set(self.stops())
-        tokens = [[t for t in completion.tolist() if t not in stops] for completion in completions]
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+        ids = [completion.tolist() for completion in completions]
+        return decode_completions(self.tokenizer, ids, self.stops())
 
     def sample(
         self, prompts: list[str], samples: int, sampling: SamplingParams
     ) -> list[list[dict[str, Any]]]:
-        """For each prompt, ``samples`` dictionaries of ``completion``, ``log_prob`` and ``finish``.
+        """For each prompt, ``samples`` dictionaries, one for each completion.
+
+        Each holds ``completion``, ``tokens``, ``log_prob`` and ``finish``.
 
         Args:
             prompts: texts as ``texts`` of the datamodule returns them.
@@ -249,9 +249,15 @@ class PolicyModule(EvaluatedModule):
         prompt_ids, mask = left_pad_sequences(ids, self.tokenizer.pad_token_id)
         completions = self.generate(prompt_ids.to(self.device), mask.to(self.device), sampling)
         rows = [
-            {"completion": text, "log_prob": float(log_prob.sum()), "finish": finish}
-            for text, log_prob, finish in zip(
+            {
+                "completion": text,
+                "tokens": tokens.tolist(),
+                "log_prob": float(log_prob.sum()),
+                "finish": finish,
+            }
+            for text, tokens, log_prob, finish in zip(
                 self.detokenize(completions.tokens),
+                completions.tokens,
                 completions.log_probs,
                 completions.finish,
                 strict=True,
@@ -277,12 +283,13 @@ class PolicyModule(EvaluatedModule):
             if name != "prompt" and isinstance(values, list)
         }
         rewards: list[float | None] = [None] * len(texts)
-        if getattr(self.reward, "column", None) in (None, *columns):
-            rewards = checked_rewards(self.reward, batch["prompt"], texts, columns)
+        tokens = [completion.tolist() for completion in completions.tokens]
+        if self.scorer.columns <= columns.keys():
+            rewards = self.scorer.judge(batch["prompt"], texts, {**columns, COMPLETION_IDS: tokens})
         return {
             **columns,
             "completion": texts,
-            "tokens": [tokens.tolist() for tokens in completions.tokens],
+            "tokens": tokens,
             "log_probs": [log_probs.tolist() for log_probs in completions.log_probs],
             "finish": completions.finish,
             "reward": rewards,

@@ -390,7 +390,7 @@ def test_what_the_validation_set_lacks_is_named_before_training(tmp_path: Path) 
     )  # fmt: skip
     assert_rejected(
         IWSFT(plain, objective="nll", max_new_tokens=2), no_columns,
-        "ExactMatch needs the column 'answer', but validation batches have none",
+        "exact_match needs the column 'answer', but validation batches have none",
     )  # fmt: skip
 
 

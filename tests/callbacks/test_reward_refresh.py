@@ -16,6 +16,7 @@ from callbacks import CurriculumProgress, RewardRefresh
 from lit_adaptive.data import AdaptiveDataModule
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.matching import ExactMatch
+from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import CurriculumSampler, RewardWeightedSampler, ShuffledSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
@@ -144,14 +145,15 @@ def test_demonstrations_are_scored_before_the_first_draw(tmp_path: Path) -> None
 @pytest.mark.parametrize(("every", "calls"), [(0, 1), (1, 5), (2, 3), (3, 2)])
 def test_samples_are_scored_again_every_n_epochs(tmp_path: Path, every: int, calls: int) -> None:
     reward = ByLevel()
-    refresh = RewardRefresh(reward, every_n_epochs=every)
+    refresh = RewardRefresh(Scorer([reward], workers=0), every_n_epochs=every)
     _fit(tmp_path, refresh, epochs=4)
     assert reward.calls == refresh.refreshes == calls
 
 
 def test_large_datasets_are_scored_in_batches(tmp_path: Path) -> None:
     reward = ByLevel()
-    _, _, data, _ = _fit(tmp_path, RewardRefresh(reward, every_n_epochs=0, batch_size=5))
+    local = Scorer([reward], workers=0)
+    _, _, data, _ = _fit(tmp_path, RewardRefresh(local, every_n_epochs=0, batch_size=5))
     assert reward.calls == 3
     assert data.sampler.scores().equal(torch.arange(SIZE).double())
 
@@ -159,13 +161,13 @@ def test_large_datasets_are_scored_in_batches(tmp_path: Path) -> None:
 def test_a_sample_without_a_reward_keeps_its_score(tmp_path: Path) -> None:
     trainer, _, data, _ = _fit(
         tmp_path,
-        RewardRefresh(ByLevel(most=8)),
+        RewardRefresh(Scorer([ByLevel(most=8)], workers=0)),
         sampler=lambda n: _with_scores(n, torch.full((n,), 7.0)),
     )
     assert data.sampler.scores().tolist() == [*range(9), 7, 7, 7]
     assert float(trainer.callback_metrics["reward/not_applicable"]) == 0.25
     assert float(trainer.callback_metrics["reward/mean"]) == 4
-    trainer, _, data, _ = _fit(tmp_path, RewardRefresh(ByLevel(most=-1)))
+    trainer, _, data, _ = _fit(tmp_path, RewardRefresh(Scorer([ByLevel(most=-1)], workers=0)))
     assert len(data.sampler.probabilities().unique()) == 1  # the sampler was not updated
     assert float(trainer.callback_metrics["reward/not_applicable"]) == 1
 
@@ -181,7 +183,10 @@ def test_samples_outside_the_curriculum_get_rewards_too(tmp_path: Path) -> None:
         return CurriculumSampler(n, RewardWeightedSampler, difficulty=torch.arange(float(n)))
 
     _, _, data, _ = _fit(
-        tmp_path, RewardRefresh(ByLevel()), CurriculumProgress(), sampler=curriculum
+        tmp_path,
+        RewardRefresh(Scorer([ByLevel()], workers=0)),
+        CurriculumProgress(),
+        sampler=curriculum,
     )
     assert data.sampler.scores().equal(torch.arange(SIZE).double())
 
@@ -273,7 +278,7 @@ def test_a_run_resumed_twice_draws_the_same_as_the_uninterrupted_run(
 
 def test_only_the_resumed_fit_skips_the_scoring(tmp_path: Path) -> None:
     reward = ByLevel()
-    refresh = RewardRefresh(reward, every_n_epochs=0)
+    refresh = RewardRefresh(Scorer([reward], workers=0), every_n_epochs=0)
     refresh.load_state_dict({"refreshes": 2})
     _fit(tmp_path, refresh)
     assert (reward.calls, refresh.refreshes) == (0, 2)
@@ -282,7 +287,7 @@ def test_only_the_resumed_fit_skips_the_scoring(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_of_the_same_callback_scores_again(tmp_path: Path) -> None:
-    refresh = RewardRefresh(ByLevel(), every_n_epochs=0)
+    refresh = RewardRefresh(Scorer([ByLevel()], workers=0), every_n_epochs=0)
     for _ in range(2):
         _, _, data, _ = _fit(tmp_path, refresh)
         assert data.sampler.scores().equal(torch.arange(SIZE).double())
@@ -301,7 +306,9 @@ def test_ranks_share_the_work_and_know_all_rewards(
     monkeypatch.setattr(callbacks.reward_refresh, "gather_over_ranks", gather)
     model = Policy()
     model.complete = lambda prompts: ["c" + p[1:] for p in prompts]  # type: ignore[method-assign]
-    reward = RewardRefresh(ExactMatch() if source == "policy" else ByLevel(), source=source)
+    reward = RewardRefresh(
+        ExactMatch() if source == "policy" else Scorer([ByLevel()], workers=0), source=source
+    )
     sizes = set()
     for rank in range(world):
         scores = reward.score_all(_at(rank, world), model)
@@ -344,8 +351,8 @@ def test_a_reward_that_is_not_a_number_names_its_samples(tmp_path: Path) -> None
         def __call__(self, *texts: Any, **columns: list[Any]) -> Any:
             return [torch.nan if level == 10 else 0.0 for level in columns["level"]]
 
-    with pytest.raises(ValueError, match=r"Bad gave nan for sample 10"):
-        _fit(tmp_path, RewardRefresh(Bad(), batch_size=4))
+    with pytest.raises(ValueError, match=r"bad gave nan; .*: sample \d, prompt"):
+        _fit(tmp_path, RewardRefresh(Scorer([Bad()], workers=0), batch_size=4))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS
 from lit_adaptive.rollout.rewards.scorer import RewardScores, Scorer
 from lit_adaptive.samplers import Draw, IndexSampler, rank_share
 
@@ -131,7 +132,9 @@ class RolloutCollector:
         repeated = [rows[g] for g in group.tolist()]
         names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
         columns = {name: [row[name] for row in repeated] for name in names}
-        texts = self.dataset.decode_completions(torch.split(groups.tokens, groups.lengths.tolist()))
+        tokens = torch.split(groups.tokens, groups.lengths.tolist())
+        texts = self.dataset.decode_completions(tokens, self.engine.policy.stops())
+        columns[COMPLETION_IDS] = [completion.tolist() for completion in tokens]
         return self.scorer([row["prompt"] for row in repeated], texts, columns, group)
 
 

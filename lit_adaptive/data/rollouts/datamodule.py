@@ -40,8 +40,7 @@ from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
-from lit_adaptive.rollout.rewards.matching import ExactMatch, NumericMatch
-from lit_adaptive.rollout.rewards.scorer import Scorer
+from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
 _SERVE, _FRESH, _DEAL, _REPLAY = range(4)  # random streams
@@ -197,7 +196,7 @@ class RolloutDataModule(LanguageDataModule):
         self.overlong_cache = overlong_cache
         self.share_prompts = share_prompts
         self._check_options()
-        self.scorer = _as_scorer(rewards)
+        self.scorer = as_scorer(rewards)
         self.engine = engine or TransformersEngine()
         if replay is not None:
             replay.generator.manual_seed(derive_seed(self.seed, _REPLAY))
@@ -481,11 +480,3 @@ class RolloutDataModule(LanguageDataModule):
         """Stop the scorer's worker processes, and close the engine."""
         self.scorer.close()
         self.engine.close()
-
-
-def _as_scorer(rewards: Reward | Scorer | None) -> Scorer:
-    """A scorer of ``rewards``; built-in rewards cannot hang and need no worker processes."""
-    if isinstance(rewards, Scorer):
-        return rewards
-    built_in = rewards is None or isinstance(rewards, ExactMatch | NumericMatch)
-    return Scorer([rewards or ExactMatch()], workers=0 if built_in else 2)

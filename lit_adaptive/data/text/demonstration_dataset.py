@@ -36,6 +36,7 @@ from lit_adaptive.data.text.tokenization import (
     tokenizer_key,
     truncate,
 )
+from lit_adaptive.rollout.rewards.base import RESERVED_COLUMNS
 
 _EMPTY, _DROPPED, _SHORTENED, _UNFINISHED = 1, 2, 4, 8  # flags of a row
 _REMEDY = "raise max_length, or set overlong to truncate_left, truncate_right or drop"
@@ -156,7 +157,14 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         self._source_rows = source_rows
         names = source_rows.dataset.column_names
         spec = spec.resolve(names, self.source)
-        self._other_columns = [name for name in names if name not in spec.roles]
+        reserved = [name for name in columns if name in RESERVED_COLUMNS]
+        if reserved:
+            raise ValueError(
+                f"columns are {list(columns)}, and {reserved} are names of a reward's own "
+                "arguments: rename them"
+            )
+        left_out = {*spec.roles, *RESERVED_COLUMNS}
+        self._other_columns = [name for name in names if name not in left_out]
         self._id = id if id in names or id != "id" else None
         check_columns(names, [] if self._id is None else [self._id], self.source)
         source_rows.check_present(self.columns)

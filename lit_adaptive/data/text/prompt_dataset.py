@@ -33,7 +33,8 @@ from lit_adaptive.data.text.tokenization import (
     tokenizer_key,
     tokenizer_threads,
 )
-from lit_adaptive.rollout.models.tokenizers import stop_token_ids
+from lit_adaptive.rollout.models.tokenizers import decode_completions, stop_token_ids
+from lit_adaptive.rollout.rewards.base import RESERVED_COLUMNS
 
 PromptLengthPolicy = Literal["truncate_left", "drop", "error"]
 
@@ -98,6 +99,12 @@ class PromptDataset(Dataset[dict[str, Any]]):
         names = self._source_rows.dataset.column_names
         read = [prompt] if demonstration is None else [prompt, demonstration]
         check_columns(names, [*read, *columns], self.source)
+        reserved = [name for name in names if name in RESERVED_COLUMNS and name not in read]
+        if reserved:
+            raise ValueError(
+                f"{self.source} has columns {reserved}, which are names of a reward's own "
+                "arguments: rename them"
+            )
         self._id = id if id in names else None
         self._other_columns = [name for name in names if name not in read]
         self._roles = (prompt, demonstration, chat, system)
@@ -223,12 +230,15 @@ class PromptDataset(Dataset[dict[str, Any]]):
         prompts = self._tokenized.dataset.select_columns(["prompt"])[rows]["prompt"]
         return [other | {"prompt": prompt} for other, prompt in zip(others, prompts, strict=True)]
 
-    def decode_completions(self, tokens: Sequence[Tensor]) -> list[str]:
-        """Completions ``[T_i]`` as text, without the tokens that end them."""
-        stops = torch.tensor(self._stops)
-        kept = [completion[~torch.isin(completion, stops)].tolist() for completion in tokens]
-        texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-        return texts
+    def decode_completions(self, tokens: Sequence[Tensor], stops: Sequence[int] = ()) -> list[str]:
+        """Completions ``[T_i]`` as text, without the tokens that end them.
+
+        Args:
+            tokens: of each completion.
+            stops: of the model's generation config, beside the tokenizer's.
+        """
+        ids = [completion.tolist() for completion in tokens]
+        return decode_completions(self.tokenizer, ids, {*self._stops, *stops})
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts, given as ``texts`` returns them."""

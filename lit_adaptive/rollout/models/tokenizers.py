@@ -2,7 +2,7 @@
 
 import copy
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 CHARACTERS = "\n " + string.digits + string.ascii_letters + string.punctuation
@@ -124,3 +124,19 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     configured = getattr(generation_config, "eos_token_id", None)
     stops |= set(configured) if isinstance(configured, (list, tuple, set)) else {configured}
     return sorted(int(stop) for stop in stops if stop is not None)
+
+
+def decode_completions(
+    tokenizer: Any, completions: Sequence[Sequence[int]], stops: Iterable[int]
+) -> list[str]:
+    """Completions as text, without special tokens and without ``stops``, the tokens that end them.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        completions: token ids of each.
+        stops: as ``stop_token_ids`` of the model's generation config returns them.
+    """
+    ends = set(stops)
+    kept = [[token for token in completion if token not in ends] for completion in completions]
+    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return texts

@@ -2,7 +2,10 @@
 
 A reward scores a batch, in TRL's signature: ``reward(prompts=..., completions=..., **columns)``
 returns a number for each completion, or None where it does not apply. ``columns`` holds the
-dataset's other columns, such as the right ``answer``, each a list of the same length.
+dataset's other columns, such as the right ``answer``, each a list of the same length, and
+``completion_ids``, the tokens of each completion with the one that ends it. Of TRL's arguments,
+``trainer_state``, ``log_extra``, ``log_metric`` and ``environments`` are not passed, and prompts
+and completions are texts in conversations too, as the chat template renders them.
 """
 
 import asyncio
@@ -16,6 +19,10 @@ from typing import Any, TypeAlias, cast
 
 # float32 rounds anything from here on to infinity.
 _FLOAT32_OVERFLOW = 2.0**128 - 2.0**103
+COMPLETION_IDS = "completion_ids"
+RESERVED_COLUMNS = ("prompts", "completions", "self", COMPLETION_IDS)
+"""Names of a reward's arguments that columns of a dataset must not have."""
+
 Extras: TypeAlias = dict[str, list[float | None]]
 
 
@@ -182,44 +189,3 @@ def split_invalid(
         for position, value in enumerate(values)
     ]
     return valid, invalid
-
-
-def checked_rewards(
-    reward: Reward,
-    prompts: list[str],
-    completions: list[str],
-    columns: Mapping[str, list[Any]],
-    *,
-    names: Sequence[Any] | None = None,
-) -> list[float | None]:
-    """Call a reward in this process, and check that it gives a finite number or None for each.
-
-    Args:
-        reward: called once, with the whole batch.
-        prompts: one for each completion.
-        completions: at least one.
-        columns: further columns by name, each as long.
-        names: names of the samples in errors; by default their positions.
-
-    Returns:
-        Floats and None, in the order of ``completions``.
-
-    Raises:
-        ValueError: naming the reward, and the length of its output or its invalid values.
-    """
-    try:
-        values, _ = call_reward(reward, prompts, completions, columns)
-    except RewardOutputError as error:
-        raise ValueError(
-            f"the reward {reward_name(reward)} {error}: give one for each, or None where it does "
-            "not apply"
-        ) from error
-    rewards, invalid = split_invalid(values)
-    if invalid:
-        names = range(len(values)) if names is None else names
-        shown = [f"{text} for sample {names[k]}" for k, text in [*invalid.items()][:8]]
-        raise ValueError(
-            f"the reward {reward_name(reward)} gave {'; '.join(shown)}. A reward is a finite "
-            "number, or None where it does not apply"
-        )
-    return rewards

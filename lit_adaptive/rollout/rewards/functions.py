@@ -14,17 +14,21 @@ from typing import Any, cast
 
 from lit_adaptive.rollout.rewards.base import Extras, Reward, require_column, resolve_awaitable
 
+_NOT_PASSED = ("trainer_state", "log_extra", "log_metric", "environments")
+
 
 class FunctionReward(Reward):
     """A function of yours in TRL's signature. It may take only the columns that it needs.
 
     Args:
         path: path of the function, such as ``my_package.rewards.length``; it is called with
-            ``prompts``, ``completions`` and the columns by name, as TRL calls its own. An
-            ``async def`` is awaited.
+            ``prompts``, ``completions``, ``completion_ids`` and the columns by name, as TRL calls
+            its own. In conversations too, prompts and completions are texts; ``trainer_state``,
+            ``log_extra``, ``log_metric`` and ``environments`` are not passed. An ``async def`` is
+            awaited.
 
     Raises:
-        ValueError: if there is no such function.
+        ValueError: if there is no such function, or it needs an argument that is not passed.
     """
 
     def __init__(self, path: str) -> None:
@@ -33,6 +37,16 @@ class FunctionReward(Reward):
         parameters = inspect.signature(self.function).parameters
         takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
         self._parameters = None if takes_all else frozenset(parameters)
+        missing = [
+            name
+            for name in _NOT_PASSED
+            if name in parameters and parameters[name].default is inspect.Parameter.empty
+        ]
+        if missing:
+            raise ValueError(
+                f"{path} takes {missing}, which TRL passes and lit-adaptive does not: give them "
+                "default values"
+            )
 
     def __call__(
         self, prompts: list[str], completions: list[str], **columns: list[Any]

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from lit_adaptive.rollout.rewards.base import Reward, require_column
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward, require_column
 
 
 class LengthPenalty(Reward):
@@ -12,7 +12,8 @@ class LengthPenalty(Reward):
         free: greatest length without a penalty, in ``unit``; not negative.
         limit: smallest length with the penalty -1; above ``free``.
         unit: ``characters``, or ``tokens``, counted in the column.
-        column: column of each completion's tokens, or of their number; by default TRL's name.
+        column: column of each completion's tokens, or of their number; by default those of the
+            completion itself, the token that ends it included.
 
     Raises:
         ValueError: if ``free`` is negative, ``limit`` is not above it, or ``unit`` is unknown.
@@ -23,7 +24,7 @@ class LengthPenalty(Reward):
         free: int,
         limit: int,
         unit: Literal["characters", "tokens"] = "characters",
-        column: str = "completion_ids",
+        column: str = COMPLETION_IDS,
     ) -> None:
         if not 0 <= free < limit:
             raise ValueError(

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from lit_adaptive.core.segments import center_segments, segment_std
 from lit_adaptive.rollout.rewards._host import Failure
-from lit_adaptive.rollout.rewards.base import Reward, reward_name
+from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward, reward_name
+from lit_adaptive.rollout.rewards.length import LengthPenalty
+from lit_adaptive.rollout.rewards.matching import ExactMatch, NumericMatch
 from lit_adaptive.rollout.rewards.pool import OnError, RewardPool
 
 Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -172,6 +174,7 @@ class Scorer:
             for reward in rewards
         ]
         self.names = _unique_names(weighted)
+        self._factors = [reward.weight for reward in weighted]
         self.weights = torch.tensor([reward.weight for reward in weighted], dtype=torch.float32)
         self.aggregate = aggregate
         self.pools = [
@@ -232,6 +235,36 @@ class Scorer:
             failures={name: list(failures) for name, failures in lost.items() if failures},
         )
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of a dataset without which a reward cannot be called."""
+        names = {getattr(pool.reward, "column", None) for pool in self.pools}
+        return frozenset(name for name in names if name not in (None, COMPLETION_IDS))
+
+    def judge(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[float | None]:
+        """The weighted sum of the rewards of each completion, None where none applies.
+
+        For evaluation: no reward is normalized within a group. See ``__call__`` for the arguments.
+
+        Raises:
+            RewardError: if a reward fails, with ``on_error: raise``.
+        """
+        by_reward = self._call_pools(prompts, completions, columns)
+        sums: list[float | None] = []
+        for values in zip(*by_reward, strict=True):
+            known = [
+                factor * value
+                for factor, value in zip(self._factors, values, strict=True)
+                if value is not None
+            ]
+            sums.append(sum(known) if known else None)
+        return sums
+
     def close(self) -> None:
         """End the rewards' processes; a later call starts new ones."""
         for pool in self.pools:
@@ -269,6 +302,18 @@ class Scorer:
             per_reward = normalize_rewards(per_reward, group.to(per_reward.device))
         total = (per_reward.nan_to_num(nan=0.0) * self.weights[:, None]).sum(0)
         return total.masked_fill(~applies.any(0), torch.nan)
+
+
+def as_scorer(rewards: Reward | Scorer | None) -> Scorer:
+    """A scorer of ``rewards``, by default of ``ExactMatch``.
+
+    Rewards that only compare texts cannot hang, and need no processes of their own.
+    """
+    if isinstance(rewards, Scorer):
+        return rewards
+    reward = rewards or ExactMatch()
+    in_process = isinstance(reward, ExactMatch | NumericMatch | LengthPenalty)
+    return Scorer([reward], workers=0 if in_process else 2)
 
 
 def normalize_rewards(per_reward: Tensor, group: Tensor) -> Tensor:

@@ -130,3 +130,23 @@ def test_yaml_gives_rows_or_a_dataset_by_its_class() -> None:
     assert len(rows) == 2
     sums = {"class_path": "lit_adaptive.data.Arithmetic", "init_args": {"size": 5}}
     assert len(_from_config({"source": sums}, PromptDataset)) == 5
+
+
+def test_stop_tokens_of_the_generation_config_are_not_in_the_text() -> None:
+    dataset = PromptDataset([{"prompt": "1+1="}], "characters")
+    two, stop = dataset.tokenizer("2;")["input_ids"]
+    completion = torch.tensor([two, stop])
+    assert dataset.decode_completions([completion]) == ["2;"]
+    assert dataset.decode_completions([completion], [stop]) == ["2"]
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "self", "completion_ids"])
+def test_a_column_named_as_an_argument_of_rewards_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"list has columns \['{name}'\].*rename"):
+        PromptDataset([{"prompt": "1+1=", name: "2"}], "characters")
+
+
+def test_a_repeated_id_is_refused_at_once() -> None:
+    rows = [{"prompt": "1+1=", "id": 3}] * 2
+    with pytest.raises(ValueError, match=r"id in list holds .* more than once"):
+        PromptDataset(rows, "characters")

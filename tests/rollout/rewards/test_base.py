@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lit_adaptive.rollout.rewards.base import Reward, checked_rewards
-from lit_adaptive.rollout.rewards.functions import FunctionReward, VerlReward
+from lit_adaptive.rollout.rewards.base import Reward
+from lit_adaptive.rollout.rewards.functions import VerlReward
 from lit_adaptive.rollout.rewards.matching import ExactMatch, GSM8KMatch, NumericMatch
 from lit_adaptive.rollout.rewards.math import MathVerify
+from lit_adaptive.rollout.rewards.pool import RewardPool
 from lit_adaptive.rollout.rewards.reasoning_gym import ReasoningGym
 
 
@@ -24,8 +25,8 @@ class Constant(Reward):
         return self.output
 
 
-def check(output: Any, **options: Any) -> list[float | None]:
-    return checked_rewards(Constant(output), ["p"] * 3, ["c"] * 3, {}, **options)
+def check(output: Any) -> list[float | None]:
+    return RewardPool(Constant(output), workers=0, chunk=None)(["p"] * 3, ["c"] * 3)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,10 @@ def test_arrays_and_tensors_are_accepted_as_lists() -> None:
         ([1.0, 2.0], "Constant gave 2 numbers for 3 completions"),
         (1.0, "gave a float; it must give a list"),
         (None, "gave a NoneType"),
-        ([1.0, "high", [2.0]], r"gave a str, 'high' for sample 1; a list, \[2.0\] for sample 2"),
-        ([1.0, math.nan, -math.inf], "gave nan for sample 1; -inf for sample 2"),
-        ([1.0, torch.ones(2), 0.0], r"gave a Tensor, tensor.* for sample 1"),
-        ([1.0, 1 + 2j, 0.0], r"gave a complex, \(1\+2j\) for sample 1"),
+        ([1.0, "high", [2.0]], r"gave a str, 'high'; .*: sample 1"),
+        ([1.0, math.nan, -math.inf], "gave nan; .*: sample 1"),
+        ([1.0, torch.ones(2), 0.0], "gave a Tensor, tensor.*: sample 1"),
+        ([1.0, 1 + 2j, 0.0], r"gave a complex, \(1\+2j\); .*: sample 1"),
     ],
 )
 def test_an_invalid_output_is_named_with_its_sample(output: Any, message: str) -> None:
@@ -66,22 +67,13 @@ def test_an_invalid_output_is_named_with_its_sample(output: Any, message: str) -
 
 @pytest.mark.parametrize("value", [1e39, -1e39, 10**400, 3.4028235677973366e38])
 def test_a_number_that_is_infinite_in_float32_is_invalid(value: float) -> None:
-    with pytest.raises(ValueError, match="for sample 1"):
+    with pytest.raises(ValueError, match="sample 1"):
         check([1.0, value, 0.0])
 
 
 def test_the_greatest_float32_number_is_valid() -> None:
     greatest = float(np.finfo(np.float32).max)
     assert check([greatest, -greatest, 0.0]) == [greatest, -greatest, 0.0]
-
-
-def test_errors_use_the_names_of_samples_and_the_paths_of_functions() -> None:
-    with pytest.raises(ValueError, match="nan for sample 70"):
-        check([1.0, 2.0, math.nan], names=[5, 6, 70])
-    reward = FunctionReward("awkward_rewards.plus")
-    reward.function = lambda **_: [1.0]
-    with pytest.raises(ValueError, match=r"awkward_rewards\.plus gave 1 numbers"):
-        checked_rewards(reward, ["p"] * 2, ["c"] * 2, {"answer": [1, 2]})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several rewards combined: weights, None, GDPO, names, failures, and the config file."""
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.functions import FunctionReward
 from lit_adaptive.rollout.rewards.length import LengthPenalty
 from lit_adaptive.rollout.rewards.matching import ExactMatch, NumericMatch
+from lit_adaptive.rollout.rewards.math import MathVerify
 from lit_adaptive.rollout.rewards.pool import RewardError
-from lit_adaptive.rollout.rewards.scorer import Scorer, WeightedReward, normalize_rewards
+from lit_adaptive.rollout.rewards.scorer import Scorer, WeightedReward, as_scorer, normalize_rewards
 
 NAN = math.nan
 
@@ -233,3 +235,26 @@ def test_gdpo_needs_the_group_of_each_completion() -> None:
         scores({"a": 1.0}, {"a": [1.0]}, aggregate="normalize_then_sum")
     with pytest.raises(ValueError, match="group has 2 entries for 1 completions"):
         scores({"a": 1.0}, {"a": [1.0]}, group=torch.tensor([0, 0]))
+
+
+def test_a_bare_reward_that_hangs_ends_at_its_time_out() -> None:
+    # sympy would compute 9^(9^(9^9)) for ever.
+    hanging = WeightedReward(MathVerify(), timeout_s=3.0)
+    scorer = Scorer([hanging], on_error="skip", workers=1)
+    with scorer:
+        answers = [r"\boxed{9^{9^{9^9}}}", r"\boxed{7}"]
+        start = time.perf_counter()
+        assert scorer.judge(["p"] * 2, answers, {"answer": ["7", "7"]}) == [None, 1.0]
+        assert time.perf_counter() - start < 60
+    bare = as_scorer(MathVerify())
+    assert not bare.pools[0].in_process
+    assert as_scorer(scorer) is scorer
+
+
+def test_judge_sums_the_weighted_rewards_that_apply() -> None:
+    rewards = [WeightedReward(ExactMatch(), 0.5), WeightedReward(ExactMatch("other"), -2.0)]
+    scorer = Scorer(rewards, workers=0, aggregate="normalize_then_sum")
+    columns = {"answer": ["a", "a", None], "other": ["a", None, None]}
+    assert scorer.judge(["p"] * 3, ["a"] * 3, columns) == [-1.5, 0.5, None]
+    assert scorer.columns == {"answer", "other"}
+    assert Scorer([LengthPenalty(1, 2, unit="tokens")], workers=0).columns == frozenset()
