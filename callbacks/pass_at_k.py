@@ -1,5 +1,6 @@
 """Evaluation by several sampled answers to each prompt: pass@k."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -102,8 +103,11 @@ class PassAtK(Callback):
                 f"sampling.temperature is 0 and samples is {samples}; greedy answers are all "
                 "equal: set the temperature above 0, or samples and k to 1"
             )
-        if threshold != threshold:
-            raise ValueError("threshold is nan; set the least reward of a correct answer")
+        if not math.isfinite(threshold):
+            raise ValueError(
+                f"threshold is {threshold}; it is the least reward of a correct answer and must be "
+                "finite"
+            )
         self.k, self.samples, self.sampling = tuple(sorted(set(k))), samples, sampling
         self.every_n_epochs, self.max_prompts = every_n_epochs, max_prompts
         self.threshold = threshold

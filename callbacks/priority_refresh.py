@@ -1,5 +1,6 @@
 """Feedback of TD errors to the sampler."""
 
+import math
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ class PriorityRefresh(Callback):
     }
 
     def __init__(self, epsilon: float = 1e-6, clip: float | None = None) -> None:
-        if epsilon < 0:
-            raise ValueError(f"epsilon is {epsilon}; it must not be negative (the paper adds it)")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"clip is {clip}; it must be above 0, or null for no clipping")
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}; it must be at least 0 and finite")
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip is {clip}; it must be above 0 and finite, or null for none")
         self.epsilon = epsilon
         self.clip = clip
 

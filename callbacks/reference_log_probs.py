@@ -62,6 +62,12 @@ class ReferenceLogProbs(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Use the log-probabilities of the checkpoint, or compute them."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        last = trainer.max_epochs
+        if last is not None and 0 <= last <= self.after_epochs and self.after_epochs > 0:
+            raise ValueError(
+                f"after_epochs is {self.after_epochs} and the trainer's max_epochs {last}: all "
+                "weights would be 1 throughout; set after_epochs below max_epochs"
+            )
         if self._log_probs is not None:
             _check_fingerprints(
                 {"data": data.dataset.fingerprint},

@@ -1,5 +1,6 @@
 """Selective backpropagation."""
 
+import math
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ class SelectiveBackprop(BatchSelector):
     def __init__(
         self, beta: float = 1.0, history: int = 1024, correct: bool = False, seed: int = 0
     ) -> None:
-        if not beta >= 0:
-            raise ValueError(f"beta is {beta}; the selectivity must not be negative")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta is {beta}; the selectivity must be at least 0 and finite")
         if history <= 0:
             raise ValueError(f"history is {history}; it must be above 0")
         self.beta = beta

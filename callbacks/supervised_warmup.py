@@ -1,5 +1,6 @@
 """Supervised fine-tuning before a policy-gradient run."""
 
+import math
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ class SupervisedWarmup(Callback):
             raise ValueError(f"steps is {steps}; it must be at least 0")
         if batch_size <= 0:
             raise ValueError(f"batch_size is {batch_size}; it must be above 0")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
         self.dataset, self.steps, self.batch_size = dataset, steps, batch_size
         self.learning_rate, self.chat = learning_rate, chat
 

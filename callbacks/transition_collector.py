@@ -1,5 +1,6 @@
 """Collection of transitions while the model trains."""
 
+import math
 from typing import Any
 
 import torch
@@ -52,9 +53,11 @@ class TransitionCollector(Callback):
         epsilon_transitions: int = 10_000,
         vectorization: Vectorization = "sync",
     ) -> None:
-        if transitions_per_batch <= 0:
+        if warmup < 0:
+            raise ValueError(f"warmup is {warmup}; it must be at least 0")
+        if not 0 < transitions_per_batch < math.inf:
             raise ValueError(
-                f"transitions_per_batch is {transitions_per_batch}; it must be above 0"
+                f"transitions_per_batch is {transitions_per_batch}; it must be above 0 and finite"
             )
         for name, value in (("epsilon_start", epsilon_start), ("epsilon_end", epsilon_end)):
             if not 0 <= value <= 1:

@@ -11,6 +11,8 @@ Departures from the papers:
   2. Focal loss uses a softmax with one alpha, the paper a sigmoid per class.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
@@ -30,7 +32,7 @@ def kept_count(batch: int, keep: float) -> int:
         )
     if keep <= 1:
         return share_count(keep, batch)
-    if keep != int(keep):
+    if not math.isfinite(keep) or keep != int(keep):
         raise ValueError(f"keep is {keep}; above 1 it is a number of samples and must be whole")
     if keep > batch:
         raise ValueError(

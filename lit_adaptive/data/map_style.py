@@ -131,6 +131,8 @@ class AdaptiveDataModule(SampledDataModule):
         if val_dataset is None:  # Lightning checks for an override, and warns about an empty one
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.eval_batch_size = eval_batch_size or 4 * batch_size
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
         self.num_workers = num_workers
         self.collate = collate
         self.sampler = sampler(size)

@@ -1,5 +1,6 @@
 """Classification with any network, as a LightningModule that returns a loss per sample."""
 
+import math
 from typing import Any
 
 import torch
@@ -64,14 +65,16 @@ class Classifier(EvaluatedModule):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay is {weight_decay}; it must not be negative")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0 and finite")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-        if focal_gamma is not None and not focal_gamma >= 0:
-            raise ValueError(f"focal_gamma is {focal_gamma}; it must be at least 0, or null")
+        if focal_gamma is not None and not 0 <= focal_gamma < math.inf:
+            raise ValueError(
+                f"focal_gamma is {focal_gamma}; it must be at least 0 and finite, or null"
+            )
         self.network = network
         self.num_classes = num_classes
         self.learning_rate, self.weight_decay = learning_rate, weight_decay

@@ -25,9 +25,14 @@ class Dense(nn.Sequential):
         hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
     ) -> None:
+        sizes = {"in_features": in_features, "num_classes": num_classes}
+        sizes |= {f"hidden[{i}]": size for i, size in enumerate(hidden)}
+        for name, size in sizes.items():
+            if size <= 0:
+                raise ValueError(f"{name} is {size}; it must be above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
         widths = [in_features, *hidden]
-        if min(*widths, num_classes) <= 0:
-            raise ValueError(f"widths are {[*widths, num_classes]}; each must be above 0")
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -7,6 +7,7 @@ Where this departs from the papers, and why:
      accumulate ``w * delta`` over a minibatch, which is the same up to the learning rate.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +64,12 @@ class DQN(AdaptiveModule):
         num_actions: int | None = None,
     ) -> None:
         super().__init__()
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
+        if num_actions is not None and num_actions <= 0:
+            raise ValueError(
+                f"num_actions is {num_actions}; it must be above 0, or null for the environment's"
+            )
         if huber_delta is not None and not huber_delta > 0:
             raise ValueError(f"huber_delta is {huber_delta}; it must be above 0, or null")
         self.save_hyperparameters()

@@ -120,6 +120,8 @@ class IWSFT(PolicyModule):
         )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
+        if count is not None and not 0 < count < math.inf:
+            raise ValueError(f"count is {count}; the loss is divided by it: set it above 0")
         if q_decay is not None and not 0 <= q_decay < 1:
             raise ValueError(f"q_decay is {q_decay}; it must lie in [0, 1), or be null")
         if reference == "adapter_off" and model.lora is None:

@@ -147,7 +147,13 @@ class PolicyObjective:
     luffy_gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("kl_beta", "entropy_bonus", "positive_weight", "negative_weight"):
+        for name in (
+            "kl_beta",
+            "entropy_bonus",
+            "covariance_beta",
+            "positive_weight",
+            "negative_weight",
+        ):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be at least 0 and finite")
@@ -156,28 +162,38 @@ class PolicyObjective:
                 f"high_entropy is {self.high_entropy}; it is a fraction of the tokens and must "
                 "lie in (0, 1] (the paper's is 0.2; 1: all tokens)"
             )
-        if not self.luffy_gamma > 0:
-            raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0")
+        if not 0 < self.luffy_gamma < math.inf:
+            raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0 and finite")
+        if not self.kl_ratio_cap > 0:
+            raise ValueError(f"kl_ratio_cap is {self.kl_ratio_cap}; it must be above 0")
+        if not 0 <= self.covariance_share <= 1:
+            raise ValueError(
+                f"covariance_share is {self.covariance_share}; it is a share of the tokens and "
+                "must lie in [0, 1]"
+            )
+        if not self.covariance_low < self.covariance_high:
+            raise ValueError(
+                f"covariance_low is {self.covariance_low} and covariance_high "
+                f"{self.covariance_high}; covariance_low must be below covariance_high"
+            )
+        if self.drop_off_policy is not None and not self.drop_off_policy >= 0:
+            raise ValueError(
+                f"drop_off_policy is {self.drop_off_policy}; it is a mean log ratio in nats and "
+                "must be at least 0, or null"
+            )
+        if not 0 <= self.mismatch_low <= 1:
+            raise ValueError(f"mismatch_low is {self.mismatch_low}; it must lie in [0, 1]")
+        if not self.mismatch_high >= 1:
+            raise ValueError(f"mismatch_high is {self.mismatch_high}; it must be at least 1")
         if self.kl_estimator == "k1" and not self.use_bias_correction_kl:
             raise ValueError(
                 "kl_estimator is 'k1' and use_bias_correction_kl is false: the expected gradient "
                 "of that loss is 0; choose k2 or k3, or set use_bias_correction_kl to true"
             )
         kl_estimates(torch.empty(0), torch.empty(0), estimator=self.kl_estimator)
-        truncated_ratios(torch.empty(0), torch.empty(0), cap=self.kl_ratio_cap)
         # The core functions validate the remaining options, here on no tokens.
         empty, sequence = torch.empty(0), torch.empty(0, dtype=torch.int64)
         self._policy_losses(empty, empty, empty, sequence, 0, empty, None)
-        mismatch_weights(
-            empty,
-            empty,
-            sequence,
-            0,
-            level=self.mismatch_level,
-            low=self.mismatch_low,
-            high=max(self.mismatch_high, self.mismatch_low),
-            cap=self.mismatch_high,
-        )
 
     # Before a step -------------------------------------------------------------------------------
 

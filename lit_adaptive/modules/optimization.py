@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule of the language-model modules."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,10 +45,16 @@ class Optimization:
     lr_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; it must be above 0 and finite"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}; it must be at least 0 and finite"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; both must lie in [0, 1)")
         if not 0 <= self.warmup < 1:
             raise ValueError(
                 f"warmup is {self.warmup}; it is a fraction of training and must lie in [0, 1)"

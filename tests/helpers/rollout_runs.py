@@ -13,6 +13,7 @@ from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
+from lit_adaptive.samplers import PrioritizedSampler
 
 
 class AlwaysWrong(Reward):
@@ -66,6 +67,16 @@ def rollout_data(demonstration: str | None = None, **options: Any) -> RolloutDat
         Arithmetic("train", size=60), columns=["answer"], demonstration=demonstration
     )
     return RolloutDataModule(dataset, **(defaults | options))
+
+
+class FixedPriorities(PrioritizedSampler):
+    """Draws each index with a probability in proportion to index + 1, and learns nothing."""
+
+    learns = False
+
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__(size, **options)
+        self.update(torch.arange(size), torch.arange(1.0, size + 1))
 
 
 def fit_rollouts(

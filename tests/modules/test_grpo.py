@@ -68,6 +68,7 @@ def run(
         **reference,
     )
     replayed = [RolloutReplay()] if "replay" in more else []
+    replayed += more.pop("callbacks", [])
     data = RolloutDataModule(
         PromptDataset(Arithmetic("train", size=60), columns=["answer"]),
         batch_size=4,
@@ -305,3 +306,48 @@ def test_an_option_out_of_range_is_rejected_by_name(options: dict[str, Any], mes
 def test_adapter_off_without_adapters_is_rejected() -> None:
     with pytest.raises(ValueError, match="the model has no adapters"):
         GRPO(ConfiguredLM(), objective=PolicyObjective(kl_beta=0.1), reference="adapter_off")
+
+
+class ReplayStatistics(Callback):
+    """The statistics of replayed tokens, from the model's own logits before each update."""
+
+    def __init__(self) -> None:
+        self.expected: list[dict[str, float]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with torch.no_grad():
+            log_ratio = _log_probs(pl_module, batch) - batch["behavior_log_probs"]
+        replayed = (batch["age"] > 0)[batch["sequence"]]
+        ratio, positive = log_ratio.exp(), (batch["advantage"] > 0)[batch["sequence"]]
+        negative = (batch["advantage"] < 0)[batch["sequence"]]
+        clipped = (positive & (ratio > 1.2)) | (negative & (ratio < 0.8))
+        values = ratio[replayed]
+        self.expected.append(
+            {
+                "replay/ratio_mean": float(values.mean()),
+                "replay/ess": float(values.sum() ** 2 / (len(values) * values.square().sum())),
+                "replay/clip_frac": float(clipped[replayed].float().mean()),
+            }
+            if len(values)
+            else {}
+        )
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        self.logged.append({n: float(v) for n, v in trainer.callback_metrics.items()})
+
+
+def test_the_statistics_of_replayed_tokens_are_those_of_the_models_logits() -> None:
+    statistics = ReplayStatistics()
+    run(
+        PolicyObjective(), 5, rate=0.02, replay=RolloutBuffer(16), replay_fraction=0.5,
+        callbacks=[statistics],
+    )  # fmt: skip
+    compared = [(e, m) for e, m in zip(statistics.expected, statistics.logged, strict=True) if e]
+    assert len(compared) >= 3
+    assert len({expected["replay/clip_frac"] for expected, _ in compared}) > 1
+    for expected, logged in compared:
+        for name, value in expected.items():
+            assert logged[f"train/{name}"] == pytest.approx(value, rel=1e-3), name

@@ -144,6 +144,20 @@ def test_kl_cov_penalizes_the_largest_covariances() -> None:
     assert loss_of(objective) == pytest.approx(expected_loss(None, also=also))
 
 
+def test_in_a_single_update_kl_cov_holds_all_but_demonstrations_to_their_behavior_policy() -> None:
+    def also(t: int) -> float:
+        gap = abs(float(LOG_PROB[t] - BEHAVIOR[t]))
+        return 0.7 * gap * float(WEIGHT[SEQUENCE[t]]) * (SEQUENCE[t] != SHOWN)
+
+    single = batch()
+    del single["old_log_probs"]
+    objective = PolicyObjective(
+        loss_type="dapo", covariance="kl", covariance_share=1.0, covariance_beta=0.7
+    )
+    loss = float(objective.loss(LOG_PROB, None, None, single, 8).loss)
+    assert loss == pytest.approx(expected_loss(None, also=also))
+
+
 def test_demonstrations_are_never_dropped_as_off_policy() -> None:
     # The threshold drops every sequence with a negative advantage; a demonstration may have one.
     shown = batch(advantage=torch.tensor([1.0, -0.5, -0.8, 2.0]).double())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from rollout_runs import FixedPriorities
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import (
@@ -25,7 +26,7 @@ from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
-from lit_adaptive.samplers import PrioritizedSampler, ShuffledSampler
+from lit_adaptive.samplers import ShuffledSampler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),
@@ -61,16 +62,6 @@ class ShiftedEngine(TransformersEngine):
             for values in completions.log_probs
         ]
         return completions._replace(log_probs=shifted)
-
-
-class FixedPriorities(PrioritizedSampler):
-    """Draws each index with a probability in proportion to index + 1, and learns nothing."""
-
-    learns = False
-
-    def __init__(self, size: int, **options: Any) -> None:
-        super().__init__(size, **options)
-        self.update(torch.arange(size), torch.arange(1.0, size + 1))
 
 
 def trained_weights(module: Any, data: Any, *callbacks: Callback) -> torch.Tensor:

@@ -5,6 +5,7 @@ Each class has 45 test and 15 validation images, always the same ones; the other
 class, are for training.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -56,8 +57,10 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
     ) -> None:
         if split not in ("train", "validation", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train', 'validation' or 'test'")
-        if not imbalance >= 1:
-            raise ValueError(f"imbalance is {imbalance}; it must be at least 1 (balanced)")
+        if not 1 <= imbalance < math.inf:
+            raise ValueError(
+                f"imbalance is {imbalance}; it must be at least 1 (balanced) and finite"
+            )
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise is {label_noise}; it must lie in [0, 1)")
         if shares is not None and not (

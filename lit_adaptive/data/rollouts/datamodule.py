@@ -295,11 +295,17 @@ class RolloutDataModule(LanguageDataModule):
         module: Any = self.trainer.lightning_module
         size = self.group_size
         try:
-            module.advantages(torch.zeros(size), torch.zeros(size, dtype=torch.int64), 1)
+            reward = (torch.arange(size) == 0).float()
+            advantage = module.advantages(reward, torch.zeros(size, dtype=torch.int64), 1)
         except ValueError as error:
             raise ValueError(
                 f"group_size is {size}, and the objective rejects such groups: {error}"
             ) from error
+        if not bool(advantage.any()):
+            raise ValueError(
+                f"group_size is {size}, and all advantages of such groups are 0: a reward is "
+                "compared with the others of its group; use at least 2, or advantage signs"
+            )
 
     # Serving -------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class WeightedReward:
         chunk: greatest number of completions per call, or null for all (see ``RewardPool``).
 
     Raises:
-        ValueError: if the weight is not finite.
+        ValueError: if an argument is out of range.
     """
 
     reward: Reward
@@ -51,6 +51,12 @@ class WeightedReward:
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise ValueError(f"weight is {self.weight}; it must be finite")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(
+                f"timeout_s is {self.timeout_s}; it must be above 0, or null for the scorer's"
+            )
+        if self.chunk is not None and self.chunk <= 0:
+            raise ValueError(f"chunk is {self.chunk}; it must be above 0, or null for all")
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def test_metrics_of_rewards_are_those_of_all_rounds_of_a_step() -> None:
     recorder, _ = fit_rollouts(module, max_epochs=1)
     rounds = [step.metrics["filter/rounds"] for step in recorder.steps]
     assert max(rounds) > 1
+    assert module.counters["rollouts"] == sum(len(step.fresh.reward) for step in recorder.steps)
     for step in recorder.steps:
         for statistic in ("mean", "std"):
             (name,) = [n for n in step.metrics if n.endswith(f"prompts/{statistic}")]

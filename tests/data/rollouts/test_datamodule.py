@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from rollout_runs import (
     AlwaysWrong,
     EvenLength,
+    FixedPriorities,
     StepRecorder,
     VersionRecorder,
     fit_rollouts,
@@ -286,7 +287,6 @@ def test_groups_that_the_objective_rejects_are_rejected_before_generation() -> N
         with pytest.raises(ValueError, match=r"group_size is 1, .* needs at least 2"):
             fit_rollouts(rollout_data(group_size=1, engine=engine), objective=objective)
     assert engine.versions == []
-    fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(scale="none"), max_epochs=1)
 
 
 def test_a_replay_buffer_of_another_dataset_is_rejected() -> None:
@@ -299,3 +299,34 @@ def test_a_replay_buffer_of_another_dataset_is_rejected() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="the rollouts are of tokenizer and model"):
         fit_rollouts(other, RolloutReplay(), max_epochs=1)
+
+
+def test_a_replayed_group_keeps_the_weight_of_its_draw_by_the_sampler() -> None:
+    recorder, _ = fit_rollouts(
+        rollout_data(
+            sampler=FixedPriorities, beta=1.0, replay=RolloutBuffer(64), replay_fraction=0.5
+        ),
+        RolloutReplay(),
+        max_epochs=2,
+    )
+    weights: dict[tuple[int, int], float] = {}
+    replayed = 0
+    for step in recorder.steps:
+        rows = zip(
+            step.groups.prompt.tolist(), step.groups.version.tolist(), step.groups.weight.tolist(),
+            strict=True,
+        )  # fmt: skip
+        for prompt, version, weight in rows:
+            if version < step.number:
+                replayed += 1
+                assert weights[prompt, version] == pytest.approx(weight)
+            weights[prompt, version] = weight
+    assert replayed > 5
+    assert len({round(weight, 4) for weight in weights.values()}) > 3
+
+
+def test_groups_without_any_signal_are_refused_before_training() -> None:
+    # A single rollout minus the mean of its group is 0: nothing could be learnt.
+    with pytest.raises(ValueError, match=r"group_size is 1.*advantage.*0"):
+        fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(scale="none"))
+    fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(advantage="signs"))
