@@ -103,9 +103,8 @@ class NewestCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save after an optimizer step if it is due; between steps gradients are accumulated."""
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop  # what follows has no public name in Lightning
         # A state of before a validation would resume behind it: its metrics would be missing.
-        assert loop._data_fetcher is not None
         validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if trainer.global_step != self._step and not validates:
             self._step = trainer.global_step
@@ -148,7 +147,8 @@ class NewestCheckpoint(Checkpoint):
             for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)
         # Lightning has seen ours as the original ones, and restores what it has seen.
-        trainer._signal_connector._original_handlers.update(self._previous_handlers)
+        connector: Any = getattr(trainer, "_signal_connector")  # noqa: B009
+        connector._original_handlers.update(self._previous_handlers)
         self._previous_handlers = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -48,8 +48,9 @@ class AtomicTrainer(Trainer):
             super().save_checkpoint(path, weights_only, storage_options)
             return
         # FSDP strategies write shards themselves, without this plugin.
-        if type(self.strategy._checkpoint_io) in (type(None), TorchCheckpointIO):
-            self.strategy._checkpoint_io = AtomicCheckpointIO()
+        strategy: Any = self.strategy
+        if type(strategy._checkpoint_io) in (type(None), TorchCheckpointIO):
+            strategy._checkpoint_io = AtomicCheckpointIO()
         temporary = Path(f"{path}.partial")
         if self.is_global_zero:
             _remove(temporary)

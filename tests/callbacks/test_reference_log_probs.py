@@ -31,10 +31,15 @@ def data(**options: Any) -> DemonstrationsDataModule:
     )
 
 
-def fit(module: IWSFT, datamodule: DemonstrationsDataModule, call: ReferenceLogProbs) -> Trainer:
+def fit(
+    module: IWSFT,
+    datamodule: DemonstrationsDataModule,
+    call: ReferenceLogProbs,
+    **options: Any,
+) -> Trainer:
     seed_everything(0, verbose=False)
     trainer = Trainer(
-        max_steps=2,
+        **{"max_steps": 2} | options,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -164,3 +169,11 @@ def test_a_model_that_gives_nan_is_rejected() -> None:
 def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ReferenceLogProbs(**options)
+
+
+def test_a_reference_after_the_last_epoch_is_refused() -> None:
+    recipe = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1)
+    with pytest.raises(ValueError, match=r"after_epochs is 1 and .* max_epochs 1"):
+        fit(
+            IWSFT(recipe, max_new_tokens=0), data(), ReferenceLogProbs(after_epochs=1), max_epochs=1
+        )

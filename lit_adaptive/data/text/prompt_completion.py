@@ -229,7 +229,7 @@ def to_messages(value: Any, role: str) -> list[Message]:
     """
     if isinstance(value, str) and role:
         return [{"role": role, "content": value}]
-    if hasattr(value, "tolist"):
+    if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, list | tuple):
         return [{"value": value}]
