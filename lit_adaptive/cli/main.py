@@ -40,6 +40,7 @@ from lit_adaptive.cli.checkpoints import (
     newest_checkpoint,
 )
 from lit_adaptive.cli.errors import ShortErrorParser, root_cause
+from lit_adaptive.cli.sharded import check_sharded_checkpoint
 from lit_adaptive.contract import unmet_needs
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
@@ -221,11 +222,14 @@ def _best(trainer: Trainer) -> str:
 
 def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -> None:
     """Reject an unreadable checkpoint before anything is built."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return  # a directory (sharded), "last", "best" or a remote path, which Lightning resolves
+    if checkpoint is None or not Path(checkpoint).exists():
+        return  # "best" or a remote path, which Lightning resolves
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        if Path(checkpoint).is_dir():
+            check_sharded_checkpoint(Path(checkpoint))
+        else:
+            torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         parser.error(
             f"{checkpoint} cannot be loaded ({reason}): it is damaged, or holds more than tensors "
