@@ -128,7 +128,8 @@ class CompletionTable(Callback):
         step = data.finished_step
         if step is None or step.number % self.every_n_steps or not trainer.is_global_zero:
             return
-        rows = self._rows(step, data)
+        module: Any = pl_module
+        rows = self._rows(step, data, module.stops())
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
@@ -142,14 +143,14 @@ class CompletionTable(Callback):
             if isinstance(logger, WandbLogger):
                 self._log_to_wandb(logger, rows, step.number, trainer.global_step)
 
-    def _rows(self, step: Any, data: Any) -> list[dict[str, Any]]:
+    def _rows(self, step: Any, data: Any, stops: list[int]) -> list[dict[str, Any]]:
         groups: RolloutGroups = step.groups if len(step.groups) else step.fresh
         choices = select_completions(groups, self.rows, derive_seed(data.seed, step.number))
         group = groups.group[torch.tensor([*choices], dtype=torch.int64)]
         index = groups.prompt[group]
         start = groups.lengths.cumsum(0) - groups.lengths
         tokens = [groups.tokens[start[n] : start[n] + groups.lengths[n]] for n in choices]
-        completions = data.dataset.decode_completions(tokens, data.engine.policy.stops())
+        completions = data.dataset.decode_completions(tokens, stops)
         fresh_count = len(groups) - len(step.keys)
         rows: list[dict[str, Any]] = []
         for (n, choice), g, i, text, completion in zip(
