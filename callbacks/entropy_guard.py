@@ -21,9 +21,9 @@ class EntropyGuard(Callback):
     (consecutive measurements with the average under the floor) and, with ``bonus``,
     ``entropy_guard/bonus``.
 
-    Needs: ``model.advantages``: a policy that logs its mean entropy per token, in nats, as
-        ``monitor`` in each micro-batch of a logged step (``lit_adaptive.modules.GRPO``);
-        ``batch.target``; with ``bonus`` also ``objective.entropy_bonus`` of the module.
+    Needs: ``model.advantages``: a policy that logs an update's mean entropy per token, in nats, as
+        ``monitor`` (``lit_adaptive.modules.GRPO``); ``batch.target``; with ``bonus`` also
+        ``objective.entropy_bonus`` of the module.
     Changes: nothing, or the module's ``objective`` (``bonus``), or ends the training (``stop``).
 
     Args:
@@ -86,8 +86,8 @@ class EntropyGuard(Callback):
         self.measured = 0
         self.below = 0
         self.bonus: float | None = None  # current bonus, once the guard has raised it
-        self._total, self._tokens = 0.0, 0.0  # of the current update
-        self._update_ends: int | None = None  # its global step, if that is logged
+        self._tokens, self._global_step = 0, -1  # of the update under way
+        self._update_ends: int | None = None  # global step of the update under way, if logged
 
     # Before training -----------------------------------------------------------------------------
 
@@ -117,7 +117,6 @@ class EntropyGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the bonus of a checkpoint."""
-        self._total, self._tokens = 0.0, 0.0
         if self.bonus is not None:
             _set_bonus(pl_module, self.bonus)
 
@@ -130,7 +129,9 @@ class EntropyGuard(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Determine whether this micro-batch's entropy will be logged."""
+        """Determine whether the entropy of this update will be logged."""
+        if self._global_step != trainer.global_step:
+            self._global_step, self._tokens = trainer.global_step, 0
         log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step + 1
         self._update_ends = step if step % log_interval == 0 else None
@@ -143,28 +144,23 @@ class EntropyGuard(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Accumulate the micro-batch; after the last one of the update, measure and react."""
-        if self._update_ends is None:
-            return
-        count = len(batch["target"])
-        if count:
-            self._total += count * self._logged_entropy(trainer)
-            self._tokens += count
+        """After the last micro-batch of a logged update that has tokens, measure and react."""
+        self._tokens += len(batch["target"])
         if trainer.global_step != self._update_ends:
-            return  # gradients are still accumulated
-        sums = torch.tensor([self._total, self._tokens], device=pl_module.device)
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        self._total, self._tokens = 0.0, 0.0
-        total, tokens = sums.tolist()
-        if not tokens:
             return
-        if not math.isfinite(total):
+        tokens = torch.tensor(float(self._tokens), device=pl_module.device)
+        if trainer.world_size > 1:
+            tokens = trainer.strategy.reduce(tokens, reduce_op="sum")
+        self._tokens = 0
+        if not bool(tokens):
+            return
+        entropy = self._logged_entropy(trainer)
+        if not math.isfinite(entropy):
             raise ValueError(
-                f"{self.monitor} is {total / tokens} at step {trainer.global_step}; an entropy is "
+                f"{self.monitor} is {entropy} at step {trainer.global_step}; an entropy is "
                 "finite: look for NaN or infinite logits in the model, and lower the learning rate"
             )
-        self._react(total / tokens, trainer, pl_module)
+        self._react(entropy, trainer, pl_module)
         pl_module.log_dict(self._metrics(pl_module), batch_size=1)
 
     def _logged_entropy(self, trainer: Trainer) -> float:

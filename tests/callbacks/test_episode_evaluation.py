@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 from lightning.pytorch import Trainer
 
 from callbacks import EpisodeEvaluation
@@ -28,6 +29,7 @@ class OneStep(gymnasium.Env[Any, Any]):
         return np.zeros(2, np.float32), self.reward, True, False, {}
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance")
 def test_a_nan_return_is_not_dropped_from_the_mean() -> None:
     gymnasium.register("OneStepNaN-v0", OneStep)
     data = TransitionsDataModule("OneStepNaN-v0", evaluation_episodes=4, seed=0)

@@ -163,7 +163,7 @@ def test_pass_at_k_is_the_rate_over_all_choices_of_k(
     validation = dataset(plus(demonstrations_per_prompt=3), columns=["answer"])
     data = source(val_dataset=validation)
     model = Scripted()
-    callback = PassAtK(k=(3, 1, 9), samples=9, reward=Exact(), batch_prompts=3)
+    callback = PassAtK(k=(3, 1, 9), samples=9, reward=Scorer([Exact()], workers=0), batch_prompts=3)
     run = trainer(tmp_path, callback)
     run.validate(model, data, verbose=False)
     prompts = prompts_of(data)
@@ -185,7 +185,7 @@ def test_pass_at_k_is_the_rate_over_all_choices_of_k(
 
 def test_sampling_overrides_the_datamodule_and_the_module(tmp_path: Path) -> None:
     model, sampling = Scripted(), SamplingParams(7, temperature=0.5, top_p=0.9)
-    callback = PassAtK(k=[1], samples=2, sampling=sampling, reward=Exact())
+    callback = PassAtK(k=[1], samples=2, sampling=sampling, reward=Scorer([Exact()], workers=0))
     trainer(tmp_path, callback).validate(model, rollouts(), verbose=False)
     assert model.sampling == sampling
 
@@ -216,14 +216,16 @@ def test_an_answer_is_correct_at_the_threshold(tmp_path: Path) -> None:
             return [0.5] * len(completions)
 
     for threshold, expected in ((0.5, 1.0), (0.51, 0.0)):
-        callback = PassAtK(k=[1], samples=2, reward=Graded(), threshold=threshold)
+        callback = PassAtK(
+            k=[1], samples=2, reward=Scorer([Graded()], workers=0), threshold=threshold
+        )
         run = trainer(tmp_path, callback)
         run.validate(Scripted(), rollouts(), verbose=False)
         assert (metrics(run)["pass@1"], metrics(run)["mean@2"]) == (expected, 0.5)
 
 
 def test_a_metric_without_values_is_not_logged(tmp_path: Path) -> None:
-    run = trainer(tmp_path, PassAtK(k=[1], samples=2, reward=Never()))
+    run = trainer(tmp_path, PassAtK(k=[1], samples=2, reward=Scorer([Never()], workers=0)))
     run.validate(Scripted(), rollouts(), verbose=False)
     assert metrics(run) == {"truncated@2": 0.5, "pass_prompts": 0.0}
 
@@ -246,7 +248,7 @@ def watched(learning_rate: float = 1e-30) -> Watched:
         model,
         optimization=Optimization(learning_rate=learning_rate),
         max_new_tokens=0,
-        reward=HasDigit(),
+        reward=Scorer([HasDigit()], workers=0),
     )
 
 
@@ -272,7 +274,7 @@ def test_metrics_are_those_of_the_policys_answers(tmp_path: Path) -> None:
 
 def test_the_evaluation_does_not_change_the_training(tmp_path: Path) -> None:
     states: list[dict[str, Tensor]] = []
-    for callbacks in ([], [PassAtK(k=[1], samples=3, reward=HasDigit())]):
+    for callbacks in ([], [PassAtK(k=[1], samples=3, reward=Scorer([HasDigit()], workers=0))]):
         model = grpo()
         run = trainer(tmp_path, *callbacks, max_epochs=2, val_check_interval=1)
         run.fit(model, rollouts())
@@ -328,14 +330,18 @@ def test_limits_hold_and_prompts_are_spread_over_the_set(tmp_path: Path) -> None
         ({}, {"limit_val_batches": 1}, prompts[:3]),
     ):
         model = Scripted()
-        run = trainer(tmp_path, PassAtK(k=[1], samples=1, reward=Exact(), **options), **limits)
+        run = trainer(
+            tmp_path,
+            PassAtK(k=[1], samples=1, reward=Scorer([Exact()], workers=0), **options),
+            **limits,
+        )
         run.validate(model, data, verbose=False)
         assert [p for part in model.prompts for p in part] == expected
         assert metrics(run)["pass_prompts"] == len(expected)
 
 
 def test_a_second_validation_starts_empty(tmp_path: Path) -> None:
-    callback = PassAtK(k=[1], samples=1, reward=Exact())
+    callback = PassAtK(k=[1], samples=1, reward=Scorer([Exact()], workers=0))
     for limit, expected in ((1.0, SIZE), (1, 3)):
         run = trainer(tmp_path, callback, limit_val_batches=limit)
         run.validate(Scripted(), rollouts(), verbose=False)
@@ -395,7 +401,7 @@ def test_what_the_validation_set_lacks_is_named_before_training(tmp_path: Path) 
 
 
 def test_padding_rows_are_not_answered() -> None:
-    callback, model = PassAtK(k=[1], samples=1, reward=Exact()), Scripted()
+    callback, model = PassAtK(k=[1], samples=1, reward=Scorer([Exact()], workers=0)), Scripted()
     batch = {"index": torch.tensor([4, 5]), "counted": torch.tensor([True, False])}
     texts = {"prompt": ["1+1=", "2+2="], "answer": ["2", "4"]}
     callback.on_validation_batch_end(None, model, None, batch | texts, 0)  # type: ignore[arg-type]

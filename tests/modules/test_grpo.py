@@ -351,3 +351,16 @@ def test_the_statistics_of_replayed_tokens_are_those_of_the_models_logits() -> N
     for expected, logged in compared:
         for name, value in expected.items():
             assert logged[f"train/{name}"] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_the_logged_values_of_an_update_do_not_depend_on_its_micro_batches(loss_type: Any) -> None:
+    objective = PolicyObjective(loss_type=loss_type, kl_beta=0.1, high_entropy=0.5,
+                                high_entropy_over="step")  # fmt: skip
+    whole, _ = run(objective, 1)
+    cut, _ = run(objective, 1, accumulate=4)
+    assert "train/kl" in whole.metrics[-1]
+    assert whole.metrics[-1].keys() == cut.metrics[-1].keys()
+    for name, value in whole.metrics[-1].items():
+        if "seconds" not in name:
+            assert cut.metrics[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
