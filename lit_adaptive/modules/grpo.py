@@ -10,6 +10,7 @@ departs from Rollout Replay (Sun et al., 2025, arXiv:2506.05316), and why:
 
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_adaptive.core.log_probs import TokenLogProbs
@@ -100,6 +101,11 @@ class GRPO(PolicyModule):
         if self.language is not None:
             return
         self.language = self.build()
+        if self.language.has_dropout:
+            rank_zero_warn(
+                "the model has dropout, so the ratio to the behavior policy is random and not 1 "
+                "on fresh rollouts: set the dropout of the model and its lora to 0"
+            )
         models = [self.language]
         if self.objective.kl_beta > 0 and self.reference == "frozen":
             models.append(self._build_frozen())

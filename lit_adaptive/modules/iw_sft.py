@@ -28,6 +28,7 @@ from lit_adaptive.core.iw_sft import (
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
+from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel, score_targets
 from lit_adaptive.modules.model_builders import CausalLM
 from lit_adaptive.modules.optimization import Optimization
@@ -208,6 +209,9 @@ class IWSFT(PolicyModule):
         if self.average is not None:
             # module.train() of a callback would give the average dropout: eval() each time
             log_prob = score_targets(self.average.eval(), batch)[0].log_prob
+        elif self.policy.has_dropout:  # the reference has none, so neither has the ratio
+            with evaluation_mode(self.policy):
+                log_prob = score_targets(self.policy, batch)[0].log_prob
         return iw_sft_weights(
             log_prob,
             reference,

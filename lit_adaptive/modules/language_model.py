@@ -1,11 +1,19 @@
 """A causal language model that scores given tokens and decodes the next one."""
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lit_adaptive.core.log_probs import TokenLogProbs, token_log_probs
+
+# Fields of a config that do not change what a model computes.
+_NO_EFFECT = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+_NO_EFFECT |= {"initializer_range", "max_position_embeddings", "return_dict", "output_attentions"}
+_NO_EFFECT |= {"output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 class LanguageModel(nn.Module):
@@ -16,15 +24,27 @@ class LanguageModel(nn.Module):
 
     Args:
         model: a causal language model of transformers, with or without peft's adapters.
+        tokens: ids of the tokens that exist; other ids, such as those of a padded vocabulary, have
+            probability 0. By default all ids that the model has.
 
     Attributes:
+        packs: whether samples packed into a row do not affect each other; see
+            ``model_builders.reads_packed_rows``.
         attention_cost_ratio: see ``model_builders.attention_cost_ratio``; None if the model cannot
             read rows with shared prompts.
     """
 
-    def __init__(self, model: Any) -> None:
+    _ids: Tensor | None
+
+    def __init__(self, model: Any, tokens: Iterable[int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.packs = True
+        size = len(self.base.get_output_embeddings().weight)
+        ids = sorted({*range(size)} if tokens is None else {*tokens})
+        self._size = ids[-1] + 1  # ids from here on do not exist
+        existing = torch.tensor(ids) if len(ids) < self._size else None
+        self.register_buffer("_ids", existing, persistent=False)  # None: all below _size
         self.attention_cost_ratio: float | None = None
         config = self.base.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -85,38 +105,108 @@ class LanguageModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         hidden = hidden.flatten(0, 1)[position]
-        head = base.get_output_embeddings()
+        weight, bias = self._head()
+        if self._ids is not None:
+            target = torch.searchsorted(self._ids, target)
         scores = token_log_probs(
             hidden,
-            head.weight,
+            weight,
             target,
-            bias=getattr(head, "bias", None),
+            bias=bias,
             softcap=self._softcap,
             scale=self._scale,
             temperature=temperature,
             entropy=entropy,
             top_k=top_k,
         )
-        mean = self._mean_log_prob(hidden, head, target, scores.log_prob) if smoothing else None
+        mean = None
+        if smoothing:
+            mean = self._mean_log_prob(hidden, weight, bias, target, scores.log_prob)
+        if self._ids is not None and scores.top_token is not None:
+            scores = scores._replace(top_token=self._ids[scores.top_token])
         return scores, mean
 
-    def _mean_log_prob(self, hidden: Tensor, head: Any, target: Tensor, log_prob: Tensor) -> Tensor:
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the output head, of the tokens that exist."""
+        head = self.base.get_output_embeddings()
+        bias: Tensor | None = getattr(head, "bias", None)
+        kept = slice(self._size) if self._ids is None else self._ids
+        return head.weight[kept], None if bias is None else bias[kept]
+
+    def mask_logits(self, logits: Tensor) -> Tensor:
+        """``logits`` ``[..., V]`` of the ids up to the last that exists; minus infinity in gaps."""
+        logits = logits[..., : self._size]
+        if self._ids is None:
+            return logits
+        masked = torch.full_like(logits, -torch.inf)
+        masked[..., self._ids] = logits[..., self._ids]
+        return masked
+
+    @property
+    def max_positions(self) -> int | None:
+        """Greatest number of tokens of a sequence that the config allows; None if it has none."""
+        config = self.base.config.get_text_config()
+        names = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+        limit: int | None = next((getattr(config, n) for n in names if hasattr(config, n)), None)
+        rope: Any = getattr(config, "rope_parameters", None) or {}
+        if limit is not None and isinstance(rope, dict) and "factor" in rope:
+            original = rope.get("original_max_position_embeddings") or limit
+            limit = max(limit, int(original * rope["factor"]))
+        return limit
+
+    def config_facts(self) -> dict[str, Any]:
+        """The fields of the config that may change what the model computes, by name."""
+        fields: dict[str, Any] = json.loads(self.base.config.to_json_string(use_diff=False))
+        return {
+            name: value
+            for name, value in sorted(fields.items())
+            if name not in _NO_EFFECT and not name.startswith("_") and "drop" not in name
+        }
+
+    def existing_tokens(self) -> Tensor:
+        """Ids of the tokens that exist, ascending, ``[n]`` int64."""
+        return torch.arange(self._size) if self._ids is None else self._ids
+
+    def suppressed_tokens(self) -> list[int]:
+        """Ids of the model that no token has."""
+        size = len(self.base.get_output_embeddings().weight)
+        existing = {*self.existing_tokens().tolist()}
+        return [token for token in range(size) if token not in existing]
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a forward pass in training mode is random."""
+        return any(
+            value > 0
+            for module in self.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, float)
+            and ("drop" in name or (name == "p" and isinstance(module, _DropoutNd)))
+        )
+
+    def _mean_log_prob(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, log_prob: Tensor
+    ) -> Tensor:
         """Mean log-probability over the vocabulary; linear in the logits, so it needs none."""
         if self._softcap is not None:
             raise ValueError(
                 "label smoothing is not possible with capped logits (final_logit_softcapping of "
                 f"{type(self.base).__name__}): set label_smoothing to 0"
             )
-        difference = head.weight.mean(0) - head.weight[target]
+        difference = weight.mean(0) - weight[target]
         mean: Tensor = log_prob + self._scale * (hidden * difference).sum(-1).float()
-        if getattr(head, "bias", None) is not None:
-            mean = mean + self._scale * (head.bias.mean() - head.bias[target])
+        if bias is not None:
+            mean = mean + self._scale * (bias.mean() - bias[target])
         return mean
 
     def decode(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
     ) -> Tensor:
-        """Logits ``[B, V]`` of the token after ``input_ids`` ``[B, T]``; updates ``cache``."""
+        """Logits of the token after ``input_ids`` ``[B, T]``; updates ``cache``.
+
+        Returns:
+            ``[B, V]``, where V - 1 is the greatest id of a token.
+        """
         logits: Tensor = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -125,7 +215,7 @@ class LanguageModel(nn.Module):
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        return logits
+        return self.mask_logits(logits)
 
     def shard(self, mesh: Any) -> None:
         """Shard each layer and the rest over ``mesh`` (FSDP2)."""

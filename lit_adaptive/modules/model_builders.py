@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel
@@ -30,7 +31,7 @@ class LoRA:
         alpha: the adapters' output is multiplied by alpha / rank.
         dropout: dropout probability of the adapters' input, in [0, 1).
         targets: names of the modules that get an adapter; by default all linear ones except the
-            output head.
+            output head, which cannot have one.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -48,6 +49,11 @@ class LoRA:
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the adapters' output depends on, beside their weights."""
+        return {"rank": self.rank, "alpha": float(self.alpha), "targets": self.targets}
 
     def apply(self, model: Any) -> Any:
         """``model`` with adapters, which are its only trainable weights.
@@ -94,14 +100,15 @@ class CausalLM(ABC):
         """The model with its adapters, checked against ``tokenizer``.
 
         Raises:
-            ValueError: if the tokenizer has more tokens than the model embeds, or the model
-                computes its logits in an unsupported way.
+            ValueError: if the tokenizer has more tokens than the model embeds, the model computes
+                its logits in an unsupported way, or its output head has an adapter.
         """
         model = self.make(tokenizer)
         embedded = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > embedded:
+        tokens = {*tokenizer.get_vocab().values()}
+        if max(tokens) >= embedded:
             raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model embeds {embedded}: use the "
+                f"the tokenizer has {max(tokens) + 1} tokens, the model embeds {embedded}: use the "
                 "model's own tokenizer"
             )
         if self.gradient_checkpointing:
@@ -109,8 +116,9 @@ class CausalLM(ABC):
             (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
         if self.lora is not None:
             model = self.lora.apply(model)
-        language = LanguageModel(model)
+        language = LanguageModel(model, tokens)
         check_head(language)
+        language.packs = reads_packed_rows(language)
         language.attention_cost_ratio = attention_cost_ratio(language)
         return language
 
@@ -232,28 +240,85 @@ class ConfiguredLM(CausalLM):
 
 
 def check_head(language: LanguageModel) -> None:
-    """Check on four tokens that ``language`` and the model's own logits agree.
+    """Check on eight tokens that ``language`` and the model's own logits agree.
 
     Raises:
-        ValueError: if they do not, as for an architecture that transforms its logits further.
+        ValueError: if they do not, as for an architecture that transforms its logits further, or
+            if the output head is not a plain linear layer, as with an adapter.
     """
     base = language.base
-    device = base.get_input_embeddings().weight.device
+    head = base.get_output_embeddings()
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    if type(head) is not nn.Linear or any(getattr(head, name) for name in hooks):
+        raise ValueError(
+            f"the output head of {type(base).__name__} is {type(head).__module__}."
+            f"{type(head).__qualname__}, or has hooks; log-probabilities are computed from its "
+            "weight and bias alone, so an adapter on it would not be trained: leave the head out "
+            "of the LoRA's targets"
+        )
+    device = head.weight.device
     if device.type == "meta":
         return
-    ids = torch.arange(4, device=device).remainder(base.config.vocab_size)[None]
-    position = torch.arange(3, device=device)
+    ids = probe_tokens(language, 8)[None]
+    position = torch.arange(7, device=device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with evaluation_mode(language):
-        scores, _ = language(ids, torch.arange(4, device=device)[None], position, ids[0, 1:])
+        scores, _ = language(ids, torch.arange(8, device=device)[None], position, ids[0, 1:])
         logits = language.model(**inputs, use_cache=False).logits[0, :-1].float()
+    logits = language.mask_logits(logits)
+    finite = logits[logits.isfinite()]
+    tolerance = 16 * torch.finfo(base.dtype).eps * finite.abs().max() + 0.02 * finite.std()
     expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-    if not torch.allclose(scores.log_prob, expected, atol=0.1, rtol=0.02):
+    if bool(((scores.log_prob - expected).abs() > tolerance + 1e-5).any()):
         raise ValueError(
             f"{type(base).__name__} computes its logits in an unsupported way: its log-"
             f"probabilities are {expected.tolist()}, its head alone gives "
             f"{scores.log_prob.tolist()}: choose another architecture, or report this one"
         )
+
+
+def probe_tokens(language: LanguageModel, count: int) -> Tensor:
+    """``count`` different tokens, if there are so many, on the model's device."""
+    device = language.base.get_output_embeddings().weight.device
+    ids = language.existing_tokens()
+    return ids[torch.arange(count).remainder(len(ids))].to(device)
+
+
+def reads_packed_rows(language: LanguageModel) -> bool:
+    """Whether samples in one row have the log-probabilities that they have in rows of their own.
+
+    Two samples of six tokens are scored in one row; changing the first must not affect the second.
+    Layers that carry a state from token to token (recurrent ones, convolutions), and attention that
+    does not read the position ids, let it.
+    """
+    device = language.base.get_output_embeddings().weight.device
+    if device.type == "meta":
+        return True
+    ids, size = probe_tokens(language, 18), 6
+    first, second, other = ids.view(3, size)
+    positions = torch.arange(size, device=device)
+    places = torch.arange(size - 1, device=device)
+    with evaluation_mode(language):
+        try:
+            packed, changed = (
+                language(
+                    torch.cat([neighbour, second])[None],
+                    positions.repeat(2)[None],
+                    places + size,
+                    second[1:],
+                )[0].log_prob
+                for neighbour in (first, other)
+            )
+        except (TypeError, ValueError, RuntimeError, IndexError):  # does not accept such rows
+            return False
+        alone = language(second[None], positions[None], places, second[1:])[0].log_prob
+    return torch.allclose(packed, changed, atol=1e-6, rtol=1e-6) and _close(language, packed, alone)
+
+
+def _close(language: LanguageModel, left: Tensor, right: Tensor) -> bool:
+    """Whether log-probabilities from tensors of different shapes agree up to rounding."""
+    tolerance = 1e-5 if language.base.dtype == torch.float32 else 0.05
+    return torch.allclose(left, right, atol=tolerance, rtol=tolerance)
 
 
 def attention_cost_ratio(language: LanguageModel) -> float | None:
@@ -278,23 +343,27 @@ def attention_cost_ratio(language: LanguageModel) -> float | None:
 
 
 def _reads_shared_prompts(language: LanguageModel) -> bool:
-    """Score two completions of two tokens behind a prompt of three, in one row and in two."""
-    device = language.base.get_input_embeddings().weight.device
+    """Whether two completions behind one prompt are scored as in two rows, and independently."""
+    device = language.base.get_output_embeddings().weight.device
     if device.type == "meta":
         return True
-    size = language.base.config.get_text_config().vocab_size
-    ids = torch.arange(7, device=device).remainder(size)
-    one_row = [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 1, 1, 2, 2]
-    order, positions, segment = (torch.tensor([row], device=device) for row in one_row)
+    ids = probe_tokens(language, 9)
+    positions, segment = (
+        torch.tensor([row], device=device) for row in ([0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 1, 1, 2, 2])
+    )
     target, position = ids[:4], torch.tensor([3, 4, 5, 6], device=device)
+    changed_ids = torch.cat([ids[:3], ids[7:], ids[5:7]])[None]
     two_rows = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]], device=device)
     position_ids = torch.arange(5, device=device).expand(2, -1)
     with evaluation_mode(language):
         try:
-            shared, _ = language(ids[order], positions, position, target, segment=segment)
+            shared, changed = (
+                language(row, positions, position, target, segment=segment)[0].log_prob
+                for row in (ids[None, :7], changed_ids)
+            )
         except (TypeError, ValueError, RuntimeError, IndexError):  # does not accept such a mask
             return False
         position = torch.tensor([3, 4, 8, 9], device=device)
         separate, _ = language(ids[two_rows], position_ids, position, target)
-    tolerance = 1e-4 if language.base.dtype == torch.float32 else 0.05
-    return torch.allclose(shared.log_prob, separate.log_prob, atol=tolerance, rtol=tolerance)
+    independent = torch.allclose(shared[2:], changed[2:], atol=1e-6, rtol=1e-6)
+    return independent and _close(language, shared, separate.log_prob)

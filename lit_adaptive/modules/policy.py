@@ -6,6 +6,7 @@ training step.
 """
 
 import hashlib
+import json
 import pickle
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
 _PREFIX = "language."  # of the model's weights in a checkpoint
+_RECIPE = "recipe"  # key of the model's config and adapters in a checkpoint
 _METRICS = ("nll", "token_accuracy", "exact_match")
 
 
@@ -111,8 +113,51 @@ class PolicyModule(EvaluatedModule):
         """A new language model with the weights that training starts from."""
         language = self.recipe.build(self.tokenizer)
         if self.weights is not None:
-            _load(language, self.weights)
+            _load(language, self.weights, self._recipe_facts(language))
+        self._check_data(language)
         return language
+
+    def _check_data(self, language: LanguageModel) -> None:
+        """Check that the model can read the rows of the datasets, and their longest sequences."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rollouts: Any = getattr(data, "sampling", None)  # of RolloutDataModule
+        for name in ("dataset", "val_dataset", "test_dataset"):
+            dataset: Any = getattr(data, name, None)
+            if getattr(dataset, "packing", False) and not language.packs:
+                raise ValueError(
+                    f"packing is true for {name}, but {type(language.base).__name__} lets samples "
+                    "of one row affect each other (it carries a state from token to token, or does "
+                    "not read position ids): set packing to false"
+                )
+            prompts: Any = getattr(dataset, "prompt_lengths", None)
+            if prompts is None:
+                continue
+            new = max(self.max_new_tokens - 1, 0)  # the last token is not read
+            if name == "dataset":
+                new = 0 if rollouts is None else rollouts.max_new_tokens
+            remedy = "lower max_length of the dataset or max_new_tokens"
+            self._check_length(language, name, int(prompts.max()), new, remedy)
+            if hasattr(dataset, "offsets"):  # demonstrations
+                remedy = "lower max_length of the dataset"
+                self._check_length(language, name, int(dataset.lengths.max()), 0, remedy)
+
+    @staticmethod
+    def _check_length(
+        language: LanguageModel, name: str, length: int, new: int, remedy: str
+    ) -> None:
+        limit = language.max_positions
+        if limit is not None and length + new > limit:
+            tokens = f"{length} tokens" + (f" and {new} of a completion" if new else "")
+            raise ValueError(
+                f"the longest sequence of {name} has {tokens}, but the model has {limit} positions "
+                f"(max_position_embeddings): {remedy}, or choose a model with more positions"
+            )
+
+    def _recipe_facts(self, language: LanguageModel) -> dict[str, Any]:
+        """What the model computes depends on, beside its weights: its config and its adapters."""
+        lora = self.recipe.lora
+        adapters = {} if lora is None else {f"lora {n}": value for n, value in lora.facts.items()}
+        return adapters | language.config_facts()
 
     def _build_frozen(self) -> LanguageModel:
         """Build the frozen reference."""
@@ -135,7 +180,8 @@ class PolicyModule(EvaluatedModule):
             **options: see ``LanguageModel.forward``.
         """
         if reference == "adapter_off":
-            with self.policy.model.disable_adapter():
+            # without dropout, which would be there in training mode
+            with evaluation_mode(self.policy), self.policy.model.disable_adapter():
                 return score_targets(self.policy, batch, **options)[0].log_prob
         return score_targets(self._frozen[0], batch, **options)[0].log_prob
 
@@ -150,8 +196,8 @@ class PolicyModule(EvaluatedModule):
     # Weights -------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Hash of all weights, as hex digits; all ranks must call it together."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Hash of the model's config, adapters and weights; all ranks must call it together."""
+        digest = hashlib.blake2b(repr(self._recipe_facts(self.policy)).encode(), digest_size=16)
         for name, parameter in sorted(self.policy.named_parameters()):
             full: Any = parameter.detach()
             if hasattr(full, "full_tensor"):
@@ -161,12 +207,14 @@ class PolicyModule(EvaluatedModule):
         return digest.hexdigest()
 
     def architecture_fingerprint(self) -> str:
-        """Hash of the names and shapes of all weights, as hex digits; training keeps it."""
+        """Hash of config, adapters and the weights' names and shapes; training keeps it."""
         shapes = [(name, tuple(p.shape)) for name, p in self.policy.named_parameters()]
-        return hashlib.blake2b(repr(sorted(shapes)).encode(), digest_size=8).hexdigest()
+        facts = repr([sorted(shapes), self._recipe_facts(self.policy)])
+        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With LoRA, leave the frozen weights out."""
+        """Add the model's config and adapters; with LoRA, leave the frozen weights out."""
+        checkpoint[_RECIPE] = json.dumps(self._recipe_facts(self.policy))
         if self.recipe.lora is None:
             return
         trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -175,6 +223,15 @@ class PolicyModule(EvaluatedModule):
             model, _, parameter = name.partition(".")
             if model in ("language", "average") and parameter not in trained:
                 del state[name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is one of this model.
+
+        Raises:
+            ValueError: if its config or adapters are others.
+        """
+        if self.language is not None:
+            _check_recipe(checkpoint, self._recipe_facts(self.policy), "ckpt_path")
 
     # Generation ----------------------------------------------------------------------------------
 
@@ -188,6 +245,10 @@ class PolicyModule(EvaluatedModule):
         """Ids of the tokens that end a completion."""
         config = getattr(self.policy.model, "generation_config", None)
         return stop_token_ids(self.tokenizer, config)
+
+    def suppressed_tokens(self) -> list[int]:
+        """Ids that the model has but the tokenizer has not."""
+        return self.policy.suppressed_tokens()
 
     def all_done(self, done: bool) -> bool:
         """Whether every rank is done; sharded models decode in step."""
@@ -212,7 +273,13 @@ class PolicyModule(EvaluatedModule):
             prompt_mask: ``[B, P]`` bool, False at padding.
             sampling: sampling parameters. The seed comes from torch's global stream, which a
                 resumed run repeats.
+
+        Raises:
+            ValueError: if a completion could be longer than the model's positions.
         """
+        longest, new = int(prompt_mask.sum(1).max()), sampling.max_new_tokens
+        remedy = "shorten the prompts or lower max_new_tokens"
+        self._check_length(self.policy, "a batch of prompts", longest, new - 1, remedy)
         generator = None
         if sampling.temperature > 0:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -351,18 +418,42 @@ class PolicyModule(EvaluatedModule):
         return selected | {"index": batch["index"][batch["counted"]].cpu()}
 
 
-def _load(language: LanguageModel, path: str) -> None:
-    """Load the weights of a checkpoint into ``language``.
+def _check_recipe(checkpoint: dict[str, Any], facts: dict[str, Any], source: str) -> None:
+    """Compare the config and adapters of a checkpoint's model with ``facts``, those of this model.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if _RECIPE not in checkpoint:
+        return
+    saved: dict[str, Any] = json.loads(checkpoint[_RECIPE])
+    facts = json.loads(json.dumps(facts))
+    different = [
+        f"{name} is {facts.get(name)!r}, there {saved.get(name)!r}"
+        for name in sorted({*saved, *facts})
+        if saved.get(name) != facts.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{source} is a checkpoint of another model: {'; '.join(different[:5])}; give the "
+            "model the checkpoint's values"
+        )
+
+
+def _load(language: LanguageModel, path: str, facts: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint into ``language``, whose config and adapters are ``facts``.
 
     Raises:
         ValueError: if the checkpoint cannot be read, or belongs to another model.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = checkpoint["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
             f"weights is {path!r}, which is not a checkpoint of lit-adaptive: {error}"
         ) from error
+    _check_recipe(checkpoint, facts, f"weights ({path!r})")
     saved = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
     known = language.state_dict()
     unknown = [

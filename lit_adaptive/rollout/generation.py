@@ -227,7 +227,8 @@ def generate(
     stops = torch.tensor(list(stop_token_ids), device=device)
     rows, cache = _ActiveRows(prompt_mask), _cache()
     tokens = torch.zeros(count, sampling.max_new_tokens, dtype=torch.int64, device=device)
-    log_probs = torch.zeros(count, sampling.max_new_tokens, device=device)
+    # The default dtype is bfloat16 under precision bf16-true.
+    log_probs = torch.zeros(count, sampling.max_new_tokens, dtype=torch.float32, device=device)
     length = torch.zeros(count, dtype=torch.int64, device=device)
     stopped = torch.zeros(count, dtype=torch.bool, device=device)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)

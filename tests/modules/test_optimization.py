@@ -14,6 +14,10 @@ from lit_adaptive.modules import Optimization
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
         ({"learning_rate": 1.0, "warmup": 1.0}, r"warmup is 1.0; .* \[0, 1\)"),
         ({"learning_rate": 1.0, "weight_decay": -1.0}, "weight_decay is -1.0"),
+        (
+            {"learning_rate": 1.0, "optimizer": torch.optim.SGD, "master_weights": True},
+            "master_weights is true, but an optimizer is given",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_rejected_by_name(options: dict[str, Any], message: str) -> None:
@@ -53,3 +57,45 @@ def test_a_given_optimizer_replaces_adamw_and_its_schedule() -> None:
     optimization = Optimization(learning_rate=1.0, schedule="cosine", optimizer=sgd)
     optimizer = optimization.configure_optimizers([weight], lambda: 10, fused=False)
     assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_master_weights_follow_adamw_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = (0.02 * torch.randn(50, 20, generator=generator)).bfloat16()
+    options: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.95), "learning_rate": 1e-5}
+    ours, float32, plain = (
+        torch.nn.Parameter(start.clone().to(dtype))
+        for dtype in (torch.bfloat16, torch.float32, torch.bfloat16)
+    )
+    optimizers = [
+        Optimization(**options, master_weights=True),
+        Optimization(**options),
+        Optimization(**options),
+    ]
+    built = [
+        optimization.configure_optimizers([weight], lambda: 1, fused=False)
+        for optimization, weight in zip(optimizers[:2], (ours, float32), strict=True)
+    ]
+    with pytest.warns(UserWarning, match="Set optimization.master_weights to true"):
+        built.append(optimizers[2].configure_optimizers([plain], lambda: 1, fused=False))
+    for _ in range(40):
+        gradient = torch.randn(50, 20, generator=generator).bfloat16() + 1
+        for weight, optimizer in zip((ours, float32, plain), built, strict=True):
+            weight.grad = gradient.to(weight.dtype)
+            optimizer.step()
+    assert torch.equal(built[0].state[ours]["master"], float32)
+    assert torch.equal(ours, float32.bfloat16())
+    assert (plain == start).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_given_optimizer_whose_steps_are_lost_is_named(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.full((8,), 0.5, dtype=dtype))
+
+    def adamax(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adamax(parameters, lr=1e-5)
+
+    optimization = Optimization(learning_rate=1.0, optimizer=adamax)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.warns(UserWarning, match=rf"is 1e-05 and weights are {name}: .* changes 0.0%"):
+        optimization.configure_optimizers([weight], lambda: 1, fused=False)

@@ -153,6 +153,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         self.source = source_rows.source
         self.columns = tuple(columns)
         self.prompts = prompts
+        self.packing = packing
         self._pack_length = (pack_length or max_length) if packing else None
         self._source_rows = source_rows
         names = source_rows.dataset.column_names
@@ -241,6 +242,11 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
     def lengths(self) -> Tensor:
         """Tokens of each sample: ``[N]`` int64."""
         return torch.from_numpy(self._tokenized.lengths("tokens")[self._rows])
+
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """Tokens before each sample's last completion: ``[N]`` int64."""
+        return torch.from_numpy(self._numbers("prompt_length"))
 
     @cached_property
     def offsets(self) -> Tensor:

@@ -204,6 +204,11 @@ class PromptDataset(Dataset[dict[str, Any]]):
         tokens: list[int] = self._tokenized.gather("answer", self._rows[[index]]).tolist()
         return tokens
 
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """The same as ``lengths``: a sample is a prompt."""
+        return self.lengths
+
     def tokens(self, index: Tensor) -> list[Tensor]:
         """The prompts' tokens of the rows ``index`` ``[n]``: ``[L_i]`` int32 each."""
         flat = torch.from_numpy(self._flat_tokens(index))

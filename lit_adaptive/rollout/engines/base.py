@@ -42,6 +42,10 @@ class Policy(Protocol):
         """Ids of tokens that end a completion."""
         ...
 
+    def suppressed_tokens(self) -> list[int]:
+        """Ids that the model has but the tokenizer has not; they are never sampled."""
+        ...
+
     def all_done(self, done: bool) -> bool:
         """Whether all ranks that decode together are done; ``done`` is this rank's state."""
         ...

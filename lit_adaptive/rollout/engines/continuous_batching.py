@@ -128,6 +128,7 @@ def _generation_config(policy: Policy, samples: int, sampling: SamplingParams) -
         num_return_sequences=samples,
         eos_token_id=policy.stops(),
         pad_token_id=policy.tokenizer.pad_token_id,
+        suppress_tokens=policy.suppressed_tokens() or None,
     )
 
 

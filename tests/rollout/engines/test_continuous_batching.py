@@ -37,6 +37,7 @@ def _policy(prompts: PromptDataset, *, lora: bool = False) -> Any:
         language=language,
         tokenizer=prompts.tokenizer,
         stops=lambda: stop_token_ids(prompts.tokenizer),
+        suppressed_tokens=language.suppressed_tokens,
         decoding=nullcontext,
     )
 
@@ -123,3 +124,24 @@ def test_without_prompts_there_are_no_completions(prompts: PromptDataset) -> Non
     engine = ContinuousBatchingEngine(SMALL)
     engine.attach(_policy(prompts))
     assert engine.generate([], 3, SamplingParams(9), []).tokens == []
+
+
+def test_ids_that_no_token_has_are_never_drawn(prompts: PromptDataset) -> None:
+    size = len(prompts.tokenizer)
+    options = {"vocab_size": 2 * size}
+    language = ConfiguredLM(hidden_size=32, layers=1, heads=2, seed=0, options=options).build(
+        prompts.tokenizer
+    )
+    policy = _policy(prompts)
+    policy.transformer, policy.language = language.base, language
+    policy.suppressed_tokens = language.suppressed_tokens
+    completions = _generate(policy, prompts, [0, 3, 5], SamplingParams(9))
+    tokens = torch.cat(completions.tokens)
+    assert len(tokens) > 20
+    assert int(tokens.max()) < size
+    prompt, first = prompts.tokens(torch.tensor([0]))[0].long(), completions.tokens[0]
+    ids = torch.cat([prompt, first])[None]
+    position = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+    with torch.no_grad():
+        scores, _ = language.eval()(ids, torch.arange(ids.shape[1])[None], position, first)
+    torch.testing.assert_close(completions.log_probs[0], scores.log_prob, rtol=1e-3, atol=1e-3)

@@ -28,6 +28,9 @@ class Policy:
         assert mask.shape[1] == positions[0, -1] + 1 or bool((mask == 0).any())
         return self.language.decode(input_ids, mask, positions, cache)
 
+    def suppressed_tokens(self) -> list[int]:
+        return []
+
     def stops(self) -> list[int]:
         return stop_token_ids(self.tokenizer)
 
