@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lit_adaptive.core.log_probs import TokenLogProbs, token_log_probs
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Fields of a config that do not change what a model computes.
-_NO_EFFECT = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-_NO_EFFECT |= {"initializer_range", "max_position_embeddings", "return_dict", "output_attentions"}
-_NO_EFFECT |= {"output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id"}
+_NO_EFFECT = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+    *("initializer_range", "max_position_embeddings", "return_dict", "output_attentions"),
+    *("output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id"),
+}
 
 
 class LanguageModel(nn.Module):
@@ -181,7 +183,7 @@ class LanguageModel(nn.Module):
             for module in self.modules()
             for name, value in vars(module).items()
             if isinstance(value, float)
-            and ("drop" in name or (name == "p" and isinstance(module, _DropoutNd)))
+            and ("drop" in name or (name == "p" and isinstance(module, _DROPOUTS)))
         )
 
     def _mean_log_prob(
