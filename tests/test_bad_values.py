@@ -29,11 +29,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the constructors
 ACCEPTED = {
     math.inf: {
         *("clip_high", "dual_clip", "kl_ratio_cap", "mismatch_high", "drop_off_policy"),
-        *("covariance_high", "huber_delta", "timeout_s"),
+        *("covariance_high", "huber_delta", "timeout_s", "interval"),
     },
     -1: {"seed", "initial", "covariance_low", "WeightedReward.weight", "PassAtK.threshold"},
     0: {
-        *("AdaptiveDataWeighter.learning_rate", "after_epochs", "initial"),
+        *("AdaptiveDataWeighter.learning_rate", "after_epochs", "initial", "interval"),
         *("seed", "start", "end", "every_n_batches", "decay", "forget", "epsilon", "examples"),
         *("rescore_every_n_epochs", "every_n_epochs", "beta", "steps", "warmup", "alpha", "gamma"),
         *("epsilon_end", "epsilon_start", "sloppy_reward", "label_noise", "num_workers", "refill"),

@@ -74,6 +74,15 @@ def root_cause(error: BaseException) -> BaseException:
         error = inner
 
 
+def raised_by_package(error: BaseException) -> bool:
+    """Whether our own code raised an error, whose message then says what to do about it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.split(".")[0] in ("lit_adaptive", "callbacks")
+
+
 class ShortErrorParser(LightningArgumentParser):
     """A parser with short error messages."""
 

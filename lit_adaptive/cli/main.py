@@ -22,6 +22,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
@@ -39,7 +40,7 @@ from lit_adaptive.cli.checkpoints import (
     continue_metrics,
     newest_checkpoint,
 )
-from lit_adaptive.cli.errors import ShortErrorParser, root_cause
+from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
 from lit_adaptive.cli.sharded import check_sharded_checkpoint
 from lit_adaptive.contract import unmet_needs
 
@@ -116,6 +117,15 @@ class AdaptiveCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, ModuleNotFoundError) as error:
             self.parser.error(str(root_cause(error)), error)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; report an error of the configuration that shows later without its traceback."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, MisconfigurationException) or raised_by_package(error):
+                self.parser.error(str(error), error)
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--runs``."""

@@ -298,7 +298,6 @@ def test_two_ranks_measure_the_entropy_of_both_and_react_equally(tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     last = [results["micro_batches"][-1][1:] for results in (one, two)]
-    assert last[0][1] != last[1][1]  # each rank has tokens of its own
     assert last[0][0] == last[1][0]  # and logs the mean over both
     assert one["average"] == two["average"] == pytest.approx(last[0][0], rel=1e-6)
     assert (one["below"], one["bonus"]) == (two["below"], two["bonus"]) == (3, 0.05)

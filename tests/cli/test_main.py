@@ -290,3 +290,14 @@ def test_the_tensorboard_overlay_adds_a_tensorboard_logger(tmp_path: Path) -> No
     run = _fit(tmp_path, "--config", str(CONFIGS / "trainer" / "tensorboard.yaml"))
     assert list(run.rglob("events.out.tfevents.*"))
     assert (run / "metrics.csv").is_file()
+
+
+def test_an_error_that_shows_when_training_starts_is_reported_without_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", "--config", str(CONFIGS / "grpo.yaml"), f"--runs={tmp_path}"]
+    small = ["--data.group_size=1", "--data.dataset.source.size=8", "--model.model.layers=1"]
+    with pytest.raises(SystemExit) as raised:
+        main([*command, *small])
+    assert raised.value.code == 2
+    assert "error: group_size is 1" in capsys.readouterr().err
