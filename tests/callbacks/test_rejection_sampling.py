@@ -213,7 +213,7 @@ def test_samples_of_a_language_model_are_scored(tmp_path: Path) -> None:
         def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
             return [float(len(text) <= 2) for text in completions]
 
-    recipe = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=32, seed=1)
+    recipe = ConfiguredLM(hidden_size=32, layers=1, heads=2, max_positions=64, seed=1)
     model = IWSFT(recipe, objective="nll", max_new_tokens=2)
     callback = RejectionSampling(Short(), 40, SamplingParams(30), batch_size=200)
     rows = predict(tmp_path, callback, model)
