@@ -36,7 +36,7 @@ NOT_EXPORTED = {
     *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows", "Number"),
 }
 # Shared arithmetic of core's own files.
-CORE_HELPERS = {"kept_count", "share_count", "at_least_float32", "ratio_powers"}
+CORE_HELPERS = {"kept_count", "share_count", "at_least_float32", "limited_exp", "ratio_powers"}
 INTERNAL = re.compile(r"\.(_|kernels\.)")  # private modules and compiled loops
 CLASS_PATH = re.compile(r"(?<![\w./])(?:lit_adaptive|callbacks)(?:\.[a-z_]\w*)*\.[A-Z]\w+")
 

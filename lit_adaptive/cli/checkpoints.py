@@ -94,8 +94,8 @@ def _replace(source: Path, target: Path) -> None:
 
 def newest_checkpoint(runs: Path) -> Path | None:
     """The newest ``last*.ckpt`` of the runs in a folder, complete; None if there is none."""
-    found = [path for path in runs.glob("*/checkpoints/last*.ckpt") if _is_complete(path)]
-    return max(found, key=_modified, default=None)
+    complete = [path for path in runs.glob("*/checkpoints/last*.ckpt") if _is_complete(path)]
+    return max(complete, key=_modified, default=None)
 
 
 def _is_complete(path: Path) -> bool:
@@ -115,7 +115,7 @@ def continue_metrics(checkpoint: Path, logger: CSVLogger) -> None:
     if not metrics.is_file() or not logger.experiment:
         return
     file = checkpoint / METADATA if checkpoint.is_dir() else checkpoint
-    state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     steps = int(state["global_step"])
     with metrics.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))

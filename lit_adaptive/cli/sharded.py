@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 
+from lit_adaptive.cli.checkpoints import METADATA
+
 _CLASSES = {
     (metadata.__name__, name)
     for name in (
@@ -64,6 +66,5 @@ def check_sharded_checkpoint(folder: Path) -> None:
             with shard.open("rb") as file:
                 file.seek(info.offset)
                 torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
-    for name in ("meta.pt", ".meta.pt"):
-        if (folder / name).is_file():
-            torch.load(folder / name, map_location="cpu", weights_only=True)
+    if (folder / METADATA).is_file():
+        torch.load(folder / METADATA, map_location="cpu", weights_only=True)

@@ -34,6 +34,7 @@ from lit_adaptive.core.policy_ratios import (
     RatioLevel,
     at_least_float32,
     check_tokens,
+    limited_exp,
     log_importance_ratios,
 )
 from lit_adaptive.core.segments import segment_sum
@@ -163,7 +164,7 @@ def _clipped_loss(
     low = torch.minimum(torch.where(negative, low, -math.inf), high)
     above, below = log_ratio.detach() > high, log_ratio.detach() < low
     clipped = torch.where(above, high, torch.where(below, low, log_ratio))
-    ratio = log_ratio.detach().clamp(max=MAX_LOG_RATIO).exp()
+    ratio = limited_exp(log_ratio.detach())
     return PolicyLoss(
         losses=-advantage * clipped.exp(),
         ratio=ratio,
@@ -189,7 +190,7 @@ def _cispo_loss(
     nothing = torch.zeros_like(log_ratio, dtype=torch.bool)
     return PolicyLoss(
         losses=-weight * advantage * log_prob,
-        ratio=log_ratio.clamp(max=MAX_LOG_RATIO).exp(),
+        ratio=limited_exp(log_ratio),
         clipped_low=nothing,
         clipped_high=log_ratio > high,
         capped=nothing,

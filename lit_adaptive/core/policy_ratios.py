@@ -84,11 +84,7 @@ def importance_ratios(
         size: number of sequences N.
         level: one ratio for each token, or one for the sequence.
     """
-    return (
-        log_importance_ratios(log_prob, behavior, sequence, size, level=level)
-        .clamp(max=MAX_LOG_RATIO)
-        .exp()
-    )
+    return limited_exp(log_importance_ratios(log_prob, behavior, sequence, size, level=level))
 
 
 def kl_estimates(
@@ -164,7 +160,7 @@ def truncated_ratios(log_prob: Tensor, behavior: Tensor, *, cap: float) -> Tenso
     if not cap > 0:
         raise ValueError(f"cap is {cap}; it bounds importance ratios and must be above 0")
     log_prob = at_least_float32(log_prob)
-    value = (log_prob - behavior).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
+    value = limited_exp((log_prob - behavior).detach()).clamp(max=cap)
     return value * (1 + log_prob - log_prob.detach())
 
 
@@ -221,7 +217,7 @@ def mismatch_weights(
     difference = (old - behavior).float()
     if level == "sequence":
         difference = segment_sum(difference, sequence, size)[sequence]
-    ratio = difference.clamp(max=MAX_LOG_RATIO).exp()
+    ratio = limited_exp(difference)
     if mode == "truncate":
         return MismatchWeights(ratio.clamp(max=cap), ratio > cap)
     outside = (ratio < low) | (ratio > high)
@@ -262,6 +258,11 @@ def off_policy_sequence_mask(
         )
     drift = segment_mean((behavior - log_prob).float(), sequence, size)
     return (advantage >= 0) | (drift <= threshold)
+
+
+def limited_exp(log_ratio: Tensor) -> Tensor:
+    """Ratios of the log ratios ``log_ratio``, at most ``exp(MAX_LOG_RATIO)``."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def at_least_float32(value: Tensor) -> Tensor:

@@ -343,7 +343,7 @@ def _check_same_columns(dataset: Any, evaluated: Any, name: str) -> None:
     if features and own and list(features) != list(own):
         raise ValueError(
             f"{name} has the features {list(own)}, the training set {list(features)}: inputs are "
-            "told apart by position, so name the same features in the same order for both"
+            "distinguished by position, so name the same features in the same order for both"
         )
     classes, own = (getattr(each, "classes", None) for each in (dataset, evaluated))
     if classes and own and list(own) != list(classes)[: len(own)]:

@@ -95,7 +95,7 @@ class SampledDataModule(LightningDataModule):
 
     @property
     def needs(self) -> frozenset[str]:
-        """See ``lit_adaptive.contract``: that a sampler which learns or progresses is told so."""
+        """See ``lit_adaptive.contract``: feedback or progress, if the sampler follows them."""
         learns = self.sampler.learns and not self._has_initial_scores
         duties = {"duty.feedback": learns, "duty.progress": self.sampler.follows_progress}
         return frozenset(name for name, due in duties.items() if due)

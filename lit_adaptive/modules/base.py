@@ -22,6 +22,7 @@ class UpdateStatistics:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Number, Number]] = {}
         self._maxima: dict[str, Number] = {}
+        self._effective: dict[str, tuple[str, str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sums or self._maxima)
@@ -49,6 +50,16 @@ class UpdateStatistics:
             largest = torch.maximum(largest, torch.as_tensor(self._maxima[name]))
         self._maxima[name] = largest
 
+    def add_ess(self, name: str, weights: Tensor, mask: Tensor | None = None) -> None:
+        """Add weights ``[K]``, or those where ``mask`` is true, to their effective sample size.
+
+        It is the fraction (mean of w)^2 / mean of w^2, in (0, 1].
+        """
+        parts = f"{name} mean", f"{name} square"
+        self.add_values(parts[0], weights, mask)
+        self.add_values(parts[1], weights.square(), mask)
+        self._effective[name] = parts
+
     def compute(self, reduce: Callable[[Tensor, str], Tensor]) -> dict[str, float]:
         """Means and maxima by name, and start anew.
 
@@ -71,7 +82,10 @@ class UpdateStatistics:
             for name, value in zip(self._maxima, reduce(maxima, "max").tolist(), strict=True):
                 if value > -math.inf:
                     values[name] = value
-        self._sums, self._maxima = {}, {}
+        for name, (mean, square) in self._effective.items():
+            if mean in values:
+                values[name] = values.pop(mean) ** 2 / max(values.pop(square), 1e-30)
+        self._sums, self._maxima, self._effective = {}, {}, {}
         return values
 
 

@@ -183,7 +183,7 @@ class GRPO(PolicyModule):
             add("kl", output.kl)
         replayed = ((batch["age"] > 0) & ~batch["off_policy"])[sequence]
         add("replay/ratio_mean", policy.ratio, replayed)
-        add("replay/squared_ratio", policy.ratio.square(), replayed)
+        self.statistics.add_ess("replay/ess", policy.ratio, replayed)
         add("replay/clip_frac", clipped, replayed)
         fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
         difference = (scores.log_prob.detach() - batch["behavior_log_probs"]).abs()
@@ -191,9 +191,6 @@ class GRPO(PolicyModule):
         self.statistics.add_max("sampling/sampling_logp_difference/max", difference, fresh)
 
     def _finish_statistics(self, values: dict[str, float]) -> dict[str, float]:
-        square = values.pop("replay/squared_ratio", None)
-        if square is not None:
-            values["replay/ess"] = values["replay/ratio_mean"] ** 2 / max(square, 1e-30)
         values |= self._step_metrics
         if "reward" in values:
             self.log("reward", values["reward"], prog_bar=True, logger=False)

@@ -280,14 +280,11 @@ class IWSFT(PolicyModule):
         )
         if weights is not None:
             self.statistics.add_values("iw/mean", weights.weight)
-            self.statistics.add_values("iw/squared", weights.weight.square())
+            self.statistics.add_ess("iw/ess", weights.weight)
             self.statistics.add_values("iw/clamped", weights.clamped)
             self.statistics.add_max("iw/max", weights.weight)
 
     def _finish_statistics(self, values: dict[str, float]) -> dict[str, float]:
         if "train/nll" in values:
             values["train/perplexity"] = math.exp(min(values["train/nll"], 700.0))
-        square = values.pop("iw/squared", None)
-        if square is not None:
-            values["iw/ess"] = values["iw/mean"] ** 2 / max(square, 1e-30)
         return values | {"train/tokens": float(self.tokens)}  # type: ignore[arg-type]

@@ -18,9 +18,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-_LEAST_MOVED = (
-    0.9  # fraction of the weights that a step of the learning rate must be able to change
-)
+_LEAST_MOVED = 0.9
+"""Fraction of the weights that a step of the learning rate must be able to change."""
 
 
 @dataclass(frozen=True)

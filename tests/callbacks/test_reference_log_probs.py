@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from quiet_trainer import quiet_trainer
 from safetensors.torch import save_file
 
 from callbacks import ReferenceLogProbs
@@ -38,14 +39,8 @@ def fit(
     **options: Any,
 ) -> Trainer:
     seed_everything(0, verbose=False)
-    trainer = Trainer(
+    trainer = quiet_trainer(
         **{"max_steps": 2} | options,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         callbacks=[call],
     )
     trainer.fit(module, datamodule)
@@ -123,28 +118,16 @@ def test_a_run_resumes_with_the_reference_of_its_checkpoint(tmp_path: Path) -> N
     again = counted()
     resumed = ReferenceLogProbs()
     seed_everything(0, verbose=False)
-    more = Trainer(
+    more = quiet_trainer(
         max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         callbacks=[resumed],
     )
     more.fit(again, data(), ckpt_path=tmp_path / "last.ckpt")
     assert again.scored == 0
     assert torch.equal(resumed.state_dict()["log_probs"], call.state_dict()["log_probs"])
     with pytest.raises(ValueError, match=r"the checkpoint's .* another data or tokenizer: resume"):
-        Trainer(
+        quiet_trainer(
             max_steps=4,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
             callbacks=[ReferenceLogProbs()],
         ).fit(counted(), data(seed=5), ckpt_path=tmp_path / "last.ckpt")
 

@@ -174,11 +174,14 @@ def test_a_sampler_without_its_feedback_is_rejected(
     main(run)
 
 
-def test_scores_stand_for_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_stand_for_feedback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     # rwr.yaml draws by a column of rewards, which do not change.
     run = ["fit", "--config", str(CONFIGS / "rwr.yaml"), "--runs", str(tmp_path)]
     main([*run, "--trainer.fast_dev_run=true"])
+    assert "LossRefresh" in _error_of(capsys, *run, "--data.scores=null")
 
 
 @pytest.mark.parametrize("config", ["digits_uniform", "dqn_per"])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 
 from lit_adaptive.data import AdaptiveDataModule, LongTailedDigits
@@ -47,15 +48,9 @@ def fit_digits(
         beta=1.0,
     )
     model = model or Classifier(Dense(64, 10, hidden=[16]), 10)
-    trainer = Trainer(
-        accelerator="cpu",
-        use_distributed_sampler=False,
+    trainer = quiet_trainer(
         default_root_dir=folder,
-        logger=False,
         limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
         callbacks=list(callbacks),
         **{"max_epochs": 2} | options,
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from quiet_trainer import quiet_trainer
 from rollout_training import EvenLength
 
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
@@ -91,14 +92,8 @@ def fit_rollouts(
         optimization=Optimization(learning_rate=1e-3),
         max_new_tokens=5,
     )
-    trainer = Trainer(
+    trainer = quiet_trainer(
         **({"max_epochs": 2} | options),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         log_every_n_steps=1,
         callbacks=[*callbacks, recorder],
     )

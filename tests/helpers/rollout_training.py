@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
+from quiet_trainer import quiet_trainer
 
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
@@ -60,14 +61,8 @@ def fit_rollouts(
         optimization=Optimization(learning_rate=learning_rate),
         max_new_tokens=5,
     )
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         log_every_n_steps=1,
         accumulate_grad_batches=2,
         default_root_dir=folder,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
+from quiet_trainer import quiet_trainer
 from resumed_runs import CONFIG, run
 
 from callbacks import RolloutReplay
@@ -127,14 +128,8 @@ def test_grpo_with_replay_runs_and_fresh_rollouts_have_ratio_one() -> None:
     model = GRPO(
         PretrainedLM("smollm2", lora=LoRA(4)), optimization=Optimization(learning_rate=1e-4)
     )
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         callbacks=[RolloutReplay(), BatchRecorder()],
     )
     trainer.fit(model, data)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
+from quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lit_adaptive.data import Arithmetic, DemonstrationDataset, DemonstrationsDataModule
@@ -36,14 +37,8 @@ class Recorder(Callback):
 def fit(module: Any, data: Any, accumulate: int) -> Recorder:
     seed_everything(1, verbose=False)
     recorder = Recorder()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         limit_val_batches=0,
         log_every_n_steps=1,
         accumulate_grad_batches=accumulate,

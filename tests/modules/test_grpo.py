@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
+from quiet_trainer import quiet_trainer
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
@@ -79,14 +80,8 @@ def run(
         seed=5,
         **more,
     )
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         log_every_n_steps=1,
         accumulate_grad_batches=accumulate,
         callbacks=[*replayed, recorder],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 
 from callbacks import LossRefresh, ReferenceLogProbs
@@ -58,14 +59,8 @@ def fit(
 ) -> tuple[Trainer, Record]:
     seed_everything(3, verbose=False)
     record = Record()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         **{"max_steps": 3, "limit_val_batches": 0} | options,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         callbacks=[record, *more],
     )
     trainer.fit(module, data or sums())

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
+from quiet_trainer import quiet_trainer
 from rollout_runs import FixedPriorities
 
 from callbacks import RolloutReplay
@@ -65,14 +66,8 @@ class ShiftedEngine(TransformersEngine):
 
 
 def trained_weights(module: Any, data: Any, *callbacks: Callback) -> torch.Tensor:
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         limit_val_batches=0,
         accumulate_grad_batches=2,
         callbacks=[*callbacks],

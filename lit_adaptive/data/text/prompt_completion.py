@@ -225,7 +225,7 @@ def prompt_messages(prompt: Any, system: str | None, role: str = "user") -> list
 def to_messages(value: Any, role: str) -> list[Message]:
     """Messages, without what Arrow adds to their dictionaries; a string is a message of ``role``.
 
-    Content in parts becomes one string. What is no message is ``{"value": value}``.
+    Content in parts becomes one string. Another value becomes ``{"value": value}``.
     """
     if isinstance(value, str) and role:
         return [{"role": role, "content": value}]

@@ -85,14 +85,11 @@ class RewardScores:
 
     @classmethod
     def cat(cls, parts: Sequence["RewardScores"]) -> "RewardScores":
-        """Scores of several calls of one scorer, as those of one call; ``seconds`` are summed."""
+        """Scores of several calls as those of one, without failures; ``seconds`` are summed."""
         extras: dict[str, list[Tensor]] = {}
-        failures: dict[str, list[Failure]] = {}
         for part in parts:
             for name, values in part.extras.items():
                 extras.setdefault(name, []).append(values)
-            for name, reports in part.failures.items():
-                failures.setdefault(name, []).extend(reports)
         return cls(
             reward=torch.cat([part.reward for part in parts]),
             per_reward=torch.cat([part.per_reward for part in parts], 1),
@@ -101,7 +98,6 @@ class RewardScores:
             timeouts=sum(part.timeouts for part in parts),
             seconds=sum(part.seconds for part in parts),
             extras={name: torch.cat(values) for name, values in extras.items()},
-            failures=failures,
         )
 
     def metrics(self) -> dict[str, float]:
