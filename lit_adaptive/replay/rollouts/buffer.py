@@ -134,7 +134,7 @@ class RolloutBuffer:
 
     def clear(self) -> None:
         """Remove all groups; counters, keys and generator continue."""
-        self._groups: list[RolloutGroups] = []  # one group each, the oldest first
+        self._groups: dict[int, RolloutGroups] = {}  # by key, one group each, the oldest first
         self._prompt = self._version = self._key = torch.empty(0, dtype=torch.int64)
         self._base = torch.empty(0, dtype=torch.float64)  # base priority plus epsilon
         self._mass: Tensor | None = None  # of the next draws, until groups or priorities change
@@ -148,7 +148,9 @@ class RolloutBuffer:
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
         vectors = (self._prompt, self._version, self._key, self._base)
-        return sum(group.nbytes for group in self._groups) + sum(int(v.nbytes) for v in vectors)
+        return sum(group.nbytes for group in self._groups.values()) + sum(
+            int(v.nbytes) for v in vectors
+        )
 
     @property
     def counters(self) -> dict[str, int]:
@@ -197,17 +199,18 @@ class RolloutBuffer:
         kept = informative
         if self.deduplicate:
             kept = informative[last_occurrences(groups.prompt[informative])]
-        stays = torch.ones(len(self), dtype=torch.bool)
+        leaves = torch.zeros(len(self), dtype=torch.bool)
         if self.deduplicate:
-            stays = ~torch.isin(self._prompt, groups.prompt[kept])
-        replaced = int((~stays).sum()) + len(informative) - len(kept)
-        survivors = stays.nonzero().flatten()
+            leaves = _contained(self._prompt, groups.prompt[kept])
+        replaced = int(leaves.sum()) + len(informative) - len(kept)
+        survivors = (~leaves).nonzero().flatten()
         excess = max(0, len(survivors) + len(kept) - self.capacity)
-        survivors, kept = survivors[excess:], kept[max(0, excess - len(survivors)) :]
-        added = groups.select(kept)
+        leaves[survivors[:excess]] = True
+        kept = kept[max(0, excess - len(survivors)) :]
+        added = groups if len(kept) == len(groups) else groups.select(kept)
         base = base_priorities(added, self.signal) + self.epsilon
         parts = added.split()  # before any change, since memory may not suffice
-        self._keep(survivors)
+        self._remove(leaves)
         self._append(added, parts, torch.arange(len(added)) + self._next_key, base)
         self._next_key += len(added)
         if len(added):
@@ -220,18 +223,20 @@ class RolloutBuffer:
         self.evicted += excess
         return len(added)
 
-    def _keep(self, index: Tensor) -> None:
-        """Remove all groups but those at ``index``, ascending."""
-        if len(index) < len(self):
-            self._groups = [self._groups[i] for i in index.tolist()]
-            self._prompt, self._version = self._prompt[index], self._version[index]
-            self._key, self._base = self._key[index], self._base[index]
+    def _remove(self, leaves: Tensor) -> None:
+        """Remove the groups where ``leaves`` ``[len(self)]`` bool is true."""
+        if bool(leaves.any()):
+            for key in self._key[leaves].tolist():
+                del self._groups[key]
+            stays = (~leaves).nonzero().flatten()
+            self._prompt, self._version = self._prompt[stays], self._version[stays]
+            self._key, self._base = self._key[stays], self._base[stays]
             self._mass = None
 
     def _append(
         self, groups: RolloutGroups, parts: list[RolloutGroups], key: Tensor, base: Tensor
     ) -> None:
-        self._groups += parts
+        self._groups.update(zip(key.tolist(), parts, strict=True))
         self._prompt = torch.cat([self._prompt, groups.prompt])
         self._version = torch.cat([self._version, groups.version])
         self._key, self._base = torch.cat([self._key, key]), torch.cat([self._base, base])
@@ -249,10 +254,11 @@ class RolloutBuffer:
         _check_version(version, self._newest)
         if self.max_age is None:
             return 0
-        before = len(self)
-        self._keep((version - self._version <= self.max_age).nonzero().flatten())
-        self.expired += before - len(self)
-        return before - len(self)
+        leaves = version - self._version > self.max_age
+        self._remove(leaves)
+        expired = int(leaves.sum())
+        self.expired += expired
+        return expired
 
     # Drawing -------------------------------------------------------------------------------------
 
@@ -285,8 +291,9 @@ class RolloutBuffer:
             index = systematic_sample(inclusion, self.generator)
             probability = inclusion[index] / max(count, 1)
         weight = importance_sampling_weights(probability, beta=beta)
-        groups = RolloutGroups.cat([self._groups[i] for i in index.tolist()])
-        return RolloutDraw(groups, self._key[index], probability, weight)
+        key = self._key[index]
+        groups = RolloutGroups.cat([self._groups[one] for one in key.tolist()])
+        return RolloutDraw(groups, key, probability, weight)
 
     def _masses(self) -> Tensor:
         """Mass of each group, relative to the largest: ``[P]`` float64 in (0, 1]."""
@@ -337,7 +344,7 @@ class RolloutBuffer:
 
     def groups(self) -> RolloutGroups:
         """All groups, the oldest first, copied."""
-        return RolloutGroups.cat(self._groups)
+        return RolloutGroups.cat(list(self._groups.values()))
 
     # Checkpoint ----------------------------------------------------------------------------------
 
@@ -406,6 +413,15 @@ def _check_arguments(
         )
     if not 0 <= tolerance < 0.5:
         raise ValueError(f"tolerance is {tolerance}; it must lie in [0, 0.5)")
+
+
+def _contained(values: Tensor, few: Tensor) -> Tensor:
+    """As ``torch.isin``, which sorts ``values`` for more than some 50 ``few``."""
+    if len(few) == 0:
+        return torch.zeros(len(values), dtype=torch.bool)
+    ordered = few.sort().values
+    position = torch.searchsorted(ordered, values).clamp_(max=len(few) - 1)
+    return ordered[position] == values
 
 
 def _check_version(version: int, newest: int | None) -> None:

@@ -50,6 +50,9 @@ def check_finite(groups: RolloutGroups) -> None:
     Raises:
         ValueError: naming the field and the prompts.
     """
+    fields = (groups.reward, groups.advantage, groups.log_probs)
+    if all(bool(field.isfinite().all()) for field in fields):
+        return
     group, owner = groups.group, groups.sequence
     scored = ~groups.reward.isnan()
     generated = ~groups.demonstration[owner]
