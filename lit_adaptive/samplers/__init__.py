@@ -6,8 +6,17 @@ from lit_adaptive.samplers.batches import BatchDraw, DrawBatches, rank_share
 from lit_adaptive.samplers.bucketed import BucketedSampler
 from lit_adaptive.samplers.curriculum import CurriculumSampler
 from lit_adaptive.samplers.data_weighter import AdaptiveDataWeighter
+from lit_adaptive.samplers.difficulty import DifficultySampler
+from lit_adaptive.samplers.greso import GRESOSampler
 from lit_adaptive.samplers.infobatch import InfoBatchSampler
 from lit_adaptive.samplers.mixture import MixtureSampler
+from lit_adaptive.samplers.pass_rates import (
+    ArcsineKalman,
+    BetaPosterior,
+    FixedDifficulty,
+    MarkovForecast,
+    PassRateEstimator,
+)
 from lit_adaptive.samplers.prioritized import PrioritizedSampler
 from lit_adaptive.samplers.rank_prioritized import RankPrioritizedSampler
 from lit_adaptive.samplers.reward_weighted import RewardWeightedSampler
@@ -20,15 +29,22 @@ __all__ = [
     "AdaptiveBatchSampler",
     "AdaptiveDataWeighter",
     "AdaptiveSampler",
+    "ArcsineKalman",
     "BatchDraw",
+    "BetaPosterior",
     "BucketedSampler",
     "CurriculumSampler",
+    "DifficultySampler",
     "Draw",
     "DrawBatches",
     "EpochSampler",
+    "FixedDifficulty",
+    "GRESOSampler",
     "IndexSampler",
     "InfoBatchSampler",
+    "MarkovForecast",
     "MixtureSampler",
+    "PassRateEstimator",
     "PrioritizedSampler",
     "RankPrioritizedSampler",
     "RewardWeightedSampler",

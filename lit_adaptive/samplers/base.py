@@ -134,6 +134,11 @@ class IndexSampler(ABC):
         """
         return None
 
+    @property
+    def without_replacement(self) -> bool:
+        """Whether indices drawn together depend on each other, so that it cannot be mixed."""
+        return False
+
     def reseed(self, seed: int) -> None:
         """Restart the sampler's random numbers from ``seed``."""
         self.generator.manual_seed(seed)

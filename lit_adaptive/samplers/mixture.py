@@ -53,6 +53,11 @@ class MixtureSampler(WrapperSampler):
         super().__init__(size, samplers, seed=seed)
         self._reject_standalone("mixture")
         for sampler in self.samplers:
+            if sampler.without_replacement:
+                raise ValueError(
+                    f"{type(sampler).__name__} draws without replacement, so that a mixture cannot "
+                    "state its probabilities: set its uniform_share instead of mixing it"
+                )
             if sampler.has_loss_weights:
                 raise ValueError(
                     f"{type(sampler).__name__} weights losses, which a mixture cannot: "

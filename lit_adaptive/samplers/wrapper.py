@@ -89,6 +89,11 @@ class WrapperSampler(AdaptiveSampler):
         reasons = (sampler.standalone_reason for sampler in self.samplers)
         return next((reason for reason in reasons if reason), None)
 
+    @property
+    def without_replacement(self) -> bool:
+        """Whether an inner sampler's draws are."""
+        return any(sampler.without_replacement for sampler in self.samplers)
+
     def _reject_standalone(self, whole: str) -> None:
         """Raise ValueError if an inner sampler cannot be part of this ``whole``."""
         for sampler in self.samplers:
