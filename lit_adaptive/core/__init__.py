@@ -90,7 +90,6 @@ from lit_adaptive.core.policy_losses import (
 )
 from lit_adaptive.core.policy_ratios import (
     MismatchWeights,
-    importance_ratios,
     kl_estimates,
     log_importance_ratios,
     mismatch_weights,
@@ -191,7 +190,6 @@ __all__ = [
     "has_spread",
     "high_entropy_mask",
     "huber_losses",
-    "importance_ratios",
     "importance_sampling_weights",
     "inclusion_probabilities",
     "inclusion_weights",

@@ -33,11 +33,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 
 Objective = Literal["iw", "dft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]
-RatioLevel = Literal["token", "sequence"]
 Clamp = tuple[float, float] | Literal["default"] | None
 
 MAX_LOG_WEIGHT = 80.0

@@ -119,9 +119,8 @@ def policy_gradient_losses(
     """
     check_tokens(log_prob, sequence, behavior=behavior, old=old, keep=keep)
     _check_rollouts(size, advantage=advantage, off_policy=off_policy)
-    _check_clips(loss_type, clip_low, clip_high, dual_clip)
-    if level is None:
-        level = "sequence" if loss_type == "gspo" else "token"
+    _check_clips(loss_type, clip_low, clip_high, clip_center, dual_clip)
+    level = level or ("sequence" if loss_type == "gspo" else "token")
     if loss_type == "gspo" and level == "token":
         raise ValueError("loss_type is 'gspo' with level 'token': that is loss_type 'grpo'")
     log_prob, behavior = at_least_float32(log_prob), behavior.detach()
@@ -133,8 +132,6 @@ def policy_gradient_losses(
     center = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
     if clip_center == "old":
         center = _log_center(old, behavior, sequence, size, level, demonstration)
-    elif clip_center != "one":
-        raise ValueError(f"clip_center is {clip_center!r}; it must be one of ['one', 'old']")
     if loss_type == "cispo":
         policy = _cispo_loss(log_prob, log_ratio, token_advantage, center, clip_high)
     else:
@@ -259,11 +256,17 @@ def _check_rollouts(size: int, *, advantage: Tensor, off_policy: Tensor | None) 
             )
 
 
-def _check_clips(
-    loss_type: str, clip_low: float, clip_high: float, dual_clip: float | None
-) -> None:
+def _check_loss_type(loss_type: str) -> None:
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type is {loss_type!r}; it must be one of {list(LOSS_TYPES)}")
+
+
+def _check_clips(
+    loss_type: str, clip_low: float, clip_high: float, clip_center: str, dual_clip: float | None
+) -> None:
+    _check_loss_type(loss_type)
+    if clip_center not in ("one", "old"):
+        raise ValueError(f"clip_center is {clip_center!r}; it must be one of ['one', 'old']")
     if not 0 <= clip_low <= 1:
         raise ValueError(
             f"clip_low is {clip_low}; ratios are clipped at 1 - clip_low, so it must lie in [0, 1] "
@@ -327,26 +330,31 @@ def aggregate_losses(
         ValueError: if ``count`` or ``max_length`` is missing or not above 0.
     """
     check_tokens(losses, sequence, counted=counted)
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"loss_type is {loss_type!r}; it must be one of {list(LOSS_TYPES)}")
+    _check_divisors(loss_type, count, max_length)
+    number = torch.ones_like(losses) if counted is None else counted.to(losses.dtype)
+    if counted is not None:
+        losses = torch.where(counted.bool(), losses, 0.0)
+    sequences = count or max(size, 1)
+    if loss_type in ("grpo", "gspo"):
+        lengths = segment_sum(number, sequence, size).clamp(min=1)
+        return (segment_sum(losses, sequence, size) / lengths).sum() / sequences
+    if loss_type == "dr_grpo":
+        assert max_length is not None
+        return losses.sum() / (sequences * max_length)
+    if loss_type == "bnpo" or count is None:
+        return losses.sum() / number.sum().clamp(min=1)
+    return losses.sum() / count
+
+
+def _check_divisors(loss_type: str, count: float | None, max_length: int | None) -> None:
+    _check_loss_type(loss_type)
     if count is not None and not 0 < count < math.inf:
         raise ValueError(
             f"count is {count}; losses are divided by it, so it must be above 0: pass the number "
             "of sequences or tokens of the whole optimizer step"
         )
-    number = torch.ones_like(losses) if counted is None else counted.to(losses.dtype)
-    if counted is not None:
-        losses = torch.where(counted.bool(), losses, 0.0)
-    if loss_type in ("grpo", "gspo"):
-        lengths = segment_sum(number, sequence, size).clamp(min=1)
-        return (segment_sum(losses, sequence, size) / lengths).sum() / (count or max(size, 1))
-    if loss_type == "dr_grpo":
-        if max_length is None or not max_length > 0:
-            raise ValueError(
-                f"max_length is {max_length} for loss_type 'dr_grpo', which divides by it: pass "
-                "the maximum length of a completion"
-            )
-        return losses.sum() / ((count or max(size, 1)) * max_length)
-    if loss_type == "bnpo" or count is None:
-        return losses.sum() / number.sum().clamp(min=1)
-    return losses.sum() / count
+    if loss_type == "dr_grpo" and (max_length is None or not max_length > 0):
+        raise ValueError(
+            f"max_length is {max_length} for loss_type 'dr_grpo', which divides by it: pass the "
+            "maximum length of a completion"
+        )

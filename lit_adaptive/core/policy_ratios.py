@@ -72,21 +72,6 @@ def log_importance_ratios(
     return mean[sequence] + (log_prob - log_prob.detach())
 
 
-def importance_ratios(
-    log_prob: Tensor, behavior: Tensor, sequence: Tensor, size: int, *, level: RatioLevel = "token"
-) -> Tensor:
-    """Exp of ``log_importance_ratios``, limited to ``MAX_LOG_RATIO``: ``[K]``, differentiable.
-
-    Args:
-        log_prob: ``[K]``.
-        behavior: ``[K]``.
-        sequence: ``[K]``.
-        size: number of sequences N.
-        level: one ratio for each token, or one for the sequence.
-    """
-    return limited_exp(log_importance_ratios(log_prob, behavior, sequence, size, level=level))
-
-
 def kl_estimates(
     log_prob: Tensor,
     reference: Tensor,

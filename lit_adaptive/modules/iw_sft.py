@@ -18,7 +18,6 @@ from lit_adaptive.core.iw_sft import (
     Clamp,
     Objective,
     Ratio,
-    RatioLevel,
     TokenWeights,
     check_iw_sft_options,
     dft_weights,
@@ -27,6 +26,7 @@ from lit_adaptive.core.iw_sft import (
     self_normalize,
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
+from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.modules.language_model import LanguageModel, score_targets

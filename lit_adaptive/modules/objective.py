@@ -28,6 +28,7 @@ from lit_adaptive.core.policy_losses import (
 )
 from lit_adaptive.core.policy_ratios import (
     KLEstimator,
+    MismatchWeights,
     RatioLevel,
     kl_estimates,
     mismatch_weights,
@@ -51,14 +52,12 @@ class ObjectiveOutput(NamedTuple):
     Attributes:
         loss: scalar with gradient; divided so that the micro-batches of an update add up.
         policy: losses, ratios and clipping per token.
-        counted: ``[K]`` bool, the tokens that the objective counts.
         kl: ``[K]``, KL to the reference; None without one.
         shares: mask of affected tokens or sequences, by name; the mean is the fraction affected.
     """
 
     loss: Tensor
     policy: PolicyLoss
-    counted: Tensor
     kl: Tensor | None
     shares: dict[str, Tensor]
 
@@ -147,53 +146,37 @@ class PolicyObjective:
     luffy_gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in (
-            "kl_beta",
-            "entropy_bonus",
-            "covariance_beta",
-            "positive_weight",
-            "negative_weight",
-        ):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+        signs = ("positive_weight", "negative_weight")
+        for name in ("kl_beta", "entropy_bonus", "covariance_beta", *signs):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and finite")
-        if not 0 < self.high_entropy <= 1:
-            raise ValueError(
-                f"high_entropy is {self.high_entropy}; it is a fraction of the tokens and must "
-                "lie in (0, 1] (the paper's is 0.2; 1: all tokens)"
-            )
-        if not 0 < self.luffy_gamma < math.inf:
-            raise ValueError(f"luffy_gamma is {self.luffy_gamma}; it must be above 0 and finite")
-        if not self.kl_ratio_cap > 0:
-            raise ValueError(f"kl_ratio_cap is {self.kl_ratio_cap}; it must be above 0")
-        if not 0 <= self.covariance_share <= 1:
-            raise ValueError(
-                f"covariance_share is {self.covariance_share}; it is a share of the tokens and "
-                "must lie in [0, 1]"
-            )
-        if not self.covariance_low < self.covariance_high:
-            raise ValueError(
-                f"covariance_low is {self.covariance_low} and covariance_high "
-                f"{self.covariance_high}; covariance_low must be below covariance_high"
-            )
-        if self.drop_off_policy is not None and not self.drop_off_policy >= 0:
-            raise ValueError(
-                f"drop_off_policy is {self.drop_off_policy}; it is a mean log ratio in nats and "
-                "must be at least 0, or null"
-            )
-        if not 0 <= self.mismatch_low <= 1:
-            raise ValueError(f"mismatch_low is {self.mismatch_low}; it must lie in [0, 1]")
-        if not self.mismatch_high >= 1:
-            raise ValueError(f"mismatch_high is {self.mismatch_high}; it must be at least 1")
+        low, high, drop = self.covariance_low, self.covariance_high, self.drop_off_policy
+        fraction = "it is a fraction of the tokens and must lie in"
+        for name, valid, rule in (
+            ("high_entropy", 0 < self.high_entropy <= 1, f"{fraction} (0, 1] (the paper's is 0.2)"),
+            ("covariance_share", 0 <= self.covariance_share <= 1, f"{fraction} [0, 1]"),
+            ("covariance_low", low < high, f"it must be below covariance_high, which is {high}"),
+            ("luffy_gamma", 0 < self.luffy_gamma < math.inf, "it must be above 0 and finite"),
+            ("kl_ratio_cap", self.kl_ratio_cap > 0, "it must be above 0"),
+            ("mismatch_low", 0 <= self.mismatch_low <= 1, "it must lie in [0, 1]"),
+            ("mismatch_high", self.mismatch_high >= 1, "it must be at least 1"),
+            (
+                "drop_off_policy",
+                drop is None or drop >= 0,
+                "it is a mean log ratio in nats and must be at least 0, or null",
+            ),
+        ):
+            if not valid:
+                raise ValueError(f"{name} is {getattr(self, name)}; {rule}")
         if self.kl_estimator == "k1" and not self.use_bias_correction_kl:
             raise ValueError(
                 "kl_estimator is 'k1' and use_bias_correction_kl is false: the expected gradient "
                 "of that loss is 0; choose k2 or k3, or set use_bias_correction_kl to true"
             )
-        kl_estimates(torch.empty(0), torch.empty(0), estimator=self.kl_estimator)
         # The core functions validate the remaining options, here on no tokens.
         empty, sequence = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        self._policy_losses(empty, empty, empty, sequence, 0, empty, None)
+        kl_estimates(empty, empty, estimator=self.kl_estimator)
+        self._policy_losses(empty, empty, empty, sequence, 0, old=empty)
 
     # Before a step -------------------------------------------------------------------------------
 
@@ -255,54 +238,41 @@ class PolicyObjective:
             batch: see ``data.rollouts.minibatches.MinibatchBuilder``.
             max_length: maximum length of a completion, in tokens.
         """
-        sequence, size = batch["sequence"], len(batch["index"])
-        advantage = batch["advantage"]
+        sequence, size, shares = batch["sequence"], len(batch["index"]), dict[str, Tensor]()
         old = batch.get("old_log_probs", log_prob.detach())
         behavior, mismatch = self._behavior(batch, old)
-        keep = batch["trained"][sequence]
-        counted, shares = keep, dict[str, Tensor]()
+        if self.mismatch != "none":
+            shares["mismatch_changed"] = mismatch.changed.float()
+        keep = counted = batch["trained"][sequence]
         if self.drop_off_policy is not None:
-            kept = off_policy_sequence_mask(
-                log_prob.detach(),
-                behavior,
-                advantage,
-                sequence,
-                size,
-                threshold=self.drop_off_policy,
-            )
-            kept = kept | batch["off_policy"]
+            kept = self._on_policy(log_prob.detach(), behavior, batch)
             shares["dropped_sequences"] = (~kept).float()
             keep = keep & kept[sequence]
         if self.high_entropy < 1:
             keep = keep & self._high_entropy(entropy, batch, keep)
-        weight = keep.float() * batch["weight"][sequence] * mismatch
+        weight = keep.float() * batch["weight"][sequence] * mismatch.weight
         policy = self._policy_losses(
-            log_prob, behavior, advantage, sequence, size, old, batch["off_policy"], weight
+            log_prob,
+            behavior,
+            batch["advantage"],
+            sequence,
+            size,
+            old=old,
+            off_policy=batch["off_policy"],
+            keep=weight,
         )
-        losses = policy.losses
+        losses, divergence = policy.losses, None
         if self.covariance != "none":
-            cov = covariances(log_prob.detach(), advantage[sequence], keep)
-            if self.covariance == "clip":
-                selected = self._clip_cov(cov, keep, policy)
-                losses = losses * ~selected
-            else:
-                selected = kl_cov(cov, share=self.covariance_share, keep=keep)
-                start = self._start_log_probs(batch, old)
-                beta = self.covariance_beta
-                penalty = kl_cov_penalties(log_prob, start, selected, coefficient=beta)
-                losses = losses + penalty * weight
+            losses, selected = self._with_covariance(policy, log_prob, old, batch, keep, weight)
             shares["covariance_share"] = selected.float()
-        divergence = None
         if reference is not None:
             divergence = self._divergence(log_prob, behavior, reference)
             losses = losses + self.kl_beta * divergence
         if self.entropy_bonus > 0:
             assert entropy is not None
             losses = losses - self.entropy_bonus * entropy
-        if self.mismatch != "none":
-            shares["mismatch_changed"] = (mismatch != 1).float()
         loss = self._aggregate(losses, counted, batch, max_length)
-        return ObjectiveOutput(loss, policy, counted, divergence, shares)
+        return ObjectiveOutput(loss, policy, divergence, shares)
 
     def _aggregate(self, losses: Tensor, counted: Tensor, batch: Batch, max_length: int) -> Tensor:
         """Reduce token losses, divided by the count of the whole update."""
@@ -325,8 +295,9 @@ class PolicyObjective:
         advantage: Tensor,
         sequence: Tensor,
         size: int,
-        old: Tensor | None,
-        off_policy: Tensor | None,
+        *,
+        old: Tensor,
+        off_policy: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> PolicyLoss:
         return policy_gradient_losses(
@@ -347,18 +318,14 @@ class PolicyObjective:
             keep=keep,
         )
 
-    def _behavior(self, batch: Batch, old: Tensor) -> tuple[Tensor, Tensor]:
-        """The ratio's denominator ``[K]``, and the mismatch weights ``[K]`` of engine and trainer.
+    def _behavior(self, batch: Batch, old: Tensor) -> tuple[Tensor, MismatchWeights]:
+        """The ratio's denominator ``[K]``, and the mismatch weights of engine and trainer.
 
         With a mismatch correction, the denominator of fresh tokens is the trainer's probability at
         the start of the step; that of replayed tokens is the stored one.
         """
-        behavior = batch["behavior_log_probs"]
-        if self.mismatch == "none":
-            return behavior, torch.ones_like(behavior)
-        sequence = batch["sequence"]
-        fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
-        weights = mismatch_weights(
+        behavior, sequence = batch["behavior_log_probs"], batch["sequence"]
+        weight, changed = mismatch_weights(
             old,
             behavior,
             sequence,
@@ -369,7 +336,25 @@ class PolicyObjective:
             high=self.mismatch_high,
             cap=self.mismatch_high,
         )
-        return torch.where(fresh, old, behavior), torch.where(fresh, weights.weight, 1.0)
+        if self.mismatch == "none":
+            return behavior, MismatchWeights(weight, changed)
+        fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
+        weights = MismatchWeights(torch.where(fresh, weight, 1.0), fresh & changed)
+        return torch.where(fresh, old, behavior), weights
+
+    def _on_policy(self, log_prob: Tensor, behavior: Tensor, batch: Batch) -> Tensor:
+        """Sequences ``[N]`` bool that ``drop_off_policy`` keeps; all demonstrations."""
+        assert self.drop_off_policy is not None
+        kept = off_policy_sequence_mask(
+            log_prob,
+            behavior,
+            batch["advantage"],
+            batch["sequence"],
+            len(batch["index"]),
+            threshold=self.drop_off_policy,
+        )
+        demonstrated: Tensor = batch["off_policy"]
+        return kept | demonstrated
 
     def _divergence(self, log_prob: Tensor, behavior: Tensor, reference: Tensor) -> Tensor:
         ratio = None
@@ -384,16 +369,34 @@ class PolicyObjective:
         assert entropy is not None
         return high_entropy_mask(entropy.detach(), self.high_entropy, keep)
 
-    def _clip_cov(self, cov: Tensor, keep: Tensor, policy: PolicyLoss) -> Tensor:
-        """Clip-Cov's tokens ``[K]``, among those whose gradient the PPO clip has not dropped."""
-        return clip_cov(
-            cov.masked_fill(policy.weight == 0, -math.inf),
-            share=self.covariance_share,
-            low=self.covariance_low,
-            high=self.covariance_high,
-            keep=keep,
-            uniform=torch.rand(len(cov)).to(cov.device),
-        )
+    def _with_covariance(
+        self,
+        policy: PolicyLoss,
+        log_prob: Tensor,
+        old: Tensor,
+        batch: Batch,
+        keep: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's losses ``[K]`` with Clip-Cov or KL-Cov, and the tokens ``[K]`` it selects.
+
+        Clip-Cov selects among the tokens whose gradient the PPO clip has not dropped.
+        """
+        cov = covariances(log_prob.detach(), batch["advantage"][batch["sequence"]], keep)
+        if self.covariance == "clip":
+            selected = clip_cov(
+                cov.masked_fill(policy.weight == 0, -math.inf),
+                share=self.covariance_share,
+                low=self.covariance_low,
+                high=self.covariance_high,
+                keep=keep,
+                uniform=torch.rand(len(cov)).to(cov.device),
+            )
+            return policy.losses * ~selected, selected
+        selected = kl_cov(cov, share=self.covariance_share, keep=keep)
+        start = self._start_log_probs(batch, old)
+        penalty = kl_cov_penalties(log_prob, start, selected, coefficient=self.covariance_beta)
+        return policy.losses + penalty * weight, selected
 
     @staticmethod
     def _start_log_probs(batch: Batch, old: Tensor) -> Tensor:

@@ -102,6 +102,19 @@ def test_only_fresh_tokens_get_mismatch_weights(mode: Any) -> None:
     assert expected != pytest.approx(expected_loss(None))
 
 
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_the_logged_share_is_of_fresh_tokens_that_were_truncated_or_masked(mode: Any) -> None:
+    objective = PolicyObjective(
+        loss_type="dapo", mismatch=mode, mismatch_low=0.8, mismatch_high=1.1
+    )
+    changed = objective.loss(LOG_PROB, None, None, batch(), 8).shares["mismatch_changed"]
+    ratio = (OLD - BEHAVIOR).exp()
+    outside = (ratio > 1.1) | ((ratio < 0.8) & (mode == "mask"))
+    expected = outside & ((SEQUENCE == FRESH) | (SEQUENCE == CUT))
+    assert 0 < int(expected.sum()) < int(((SEQUENCE == FRESH) | (SEQUENCE == CUT)).sum())
+    assert changed.bool().equal(expected)
+
+
 def gradient(objective: PolicyObjective) -> Tensor:
     log_prob = LOG_PROB.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(
