@@ -11,7 +11,6 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
-from lit_adaptive.modules.language_model import score_targets
 
 _STREAM = 7  # of random numbers, beside those of the datamodule
 _CLIP_NORM = 1.0
@@ -91,9 +90,9 @@ class SupervisedWarmup(Callback):
         for index in BatchSampler(order, self.batch_size, drop_last=True):
             cpu_batch = demonstrations.gather(torch.tensor(index))
             batch: Any = trainer.strategy.batch_to_device(cpu_batch)
-            loss = -score_targets(model.policy, batch)[0].log_prob.mean()
+            loss = -model.policy.score_targets(batch)[0].log_prob.mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
             optimizer.step()
             scheduler.step()

@@ -6,11 +6,11 @@ from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifi
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.iw_sft import IWSFT
-from lit_adaptive.modules.language_model import LanguageModel
-from lit_adaptive.modules.model_builders import CausalLM, ConfiguredLM, LoRA, PretrainedLM
+from lit_adaptive.modules.language.network import LanguageModel
+from lit_adaptive.modules.language.policy import PolicyModule
+from lit_adaptive.modules.language.recipes import CausalLM, ConfiguredLM, LoRA, PretrainedLM
 from lit_adaptive.modules.objective import PolicyObjective
 from lit_adaptive.modules.optimization import Optimization
-from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.modules.q_networks import MLP, MinAtarConv, NatureConv, QNetwork
 
 __all__ = [

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import segment_mean
-from lit_adaptive.modules.language_model import score_targets
-from lit_adaptive.modules.model_builders import CausalLM
+from lit_adaptive.modules.language.policy import PolicyModule
+from lit_adaptive.modules.language.recipes import CausalLM
 from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
 from lit_adaptive.modules.optimization import Optimization
-from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -145,7 +144,7 @@ class GRPO(PolicyModule):
 
     def _score(self, batch: Batch, *, entropy: bool) -> TokenLogProbs:
         options = {"entropy": entropy, "temperature": batch["temperature"]}
-        return score_targets(self.policy, batch, **options)[0]
+        return self.policy.score_targets(batch, **options)[0]
 
     def _reference(self, batch: Batch) -> Tensor | None:
         if self.objective.kl_beta == 0:

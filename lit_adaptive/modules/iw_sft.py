@@ -29,10 +29,10 @@ from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 from lit_adaptive.modules.base import evaluation_mode
-from lit_adaptive.modules.language_model import LanguageModel, score_targets
-from lit_adaptive.modules.model_builders import CausalLM
+from lit_adaptive.modules.language.network import LanguageModel
+from lit_adaptive.modules.language.policy import PolicyModule
+from lit_adaptive.modules.language.recipes import CausalLM
 from lit_adaptive.modules.optimization import Optimization
-from lit_adaptive.modules.policy import PolicyModule
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
@@ -185,7 +185,7 @@ class IWSFT(PolicyModule):
 
     def token_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of each completion token: ``[K]``."""
-        return score_targets(self.policy, batch)[0].log_prob
+        return self.policy.score_targets(batch)[0].log_prob
 
     def per_sample_loss(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of each sample's tokens: ``[B]``."""
@@ -208,10 +208,10 @@ class IWSFT(PolicyModule):
             return None
         if self.average is not None:
             # module.train() of a callback would give the average dropout: eval() each time
-            log_prob = score_targets(self.average.eval(), batch)[0].log_prob
+            log_prob = self.average.eval().score_targets(batch)[0].log_prob
         elif self.policy.has_dropout:  # the reference has none, so neither has the ratio
             with evaluation_mode(self.policy):
-                log_prob = score_targets(self.policy, batch)[0].log_prob
+                log_prob = self.policy.score_targets(batch)[0].log_prob
         return iw_sft_weights(
             log_prob,
             reference,
@@ -226,8 +226,8 @@ class IWSFT(PolicyModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and the mean negative log-likelihood of each sample."""
         logging = self._logs_now()
-        scores, mean = score_targets(
-            self.policy, batch, top_k=int(logging), smoothing=self.label_smoothing > 0
+        scores, mean = self.policy.score_targets(
+            batch, top_k=int(logging), smoothing=self.label_smoothing > 0
         )
         losses = label_smoothed_losses(scores.log_prob, mean, self.label_smoothing)
         weights = self._weights(scores.log_prob.detach(), batch)

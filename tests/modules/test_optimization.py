@@ -1,11 +1,21 @@
 """Options of the optimizer, and the learning rate over a training."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, seed_everything
+from quiet_trainer import quiet_trainer
+from tiny_language import TINY, demonstrations, fit
 
-from lit_adaptive.modules import Optimization
+from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +109,61 @@ def test_a_given_optimizer_whose_steps_are_lost_is_named(dtype: torch.dtype) -> 
     name = str(dtype).removeprefix("torch.")
     with pytest.warns(UserWarning, match=rf"is 1e-05 and weights are {name}: .* changes 0.0%"):
         optimization.configure_optimizers([weight], lambda: 1, fused=False)
+
+
+def bf16_weights(learning_rate: float, steps: int, **options: Any) -> tuple[Any, Any, Any]:
+    """Weights before and after training in bf16-true; the module."""
+    recorder: list[Any] = []
+
+    class Start(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            recorder.extend(p.detach().clone() for p in pl_module.policy.parameters())
+
+    optimization = Optimization(learning_rate=learning_rate, **options)
+    module = IWSFT(
+        ConfiguredLM(**TINY), objective="nll", optimization=optimization, max_new_tokens=0
+    )
+    fit(module, demonstrations(), Start(), precision="bf16-true", max_steps=steps)
+    return recorder, [*module.policy.parameters()], module
+
+
+def moved(before: Any, after: Any) -> float:
+    changed = sum(int((x.float() != y.float()).sum()) for x, y in zip(before, after, strict=True))
+    return changed / sum(x.numel() for x in before)
+
+
+def test_bfloat16_weights_that_cannot_move_are_named_and_master_weights_move() -> None:
+    with pytest.warns(UserWarning, match="learning_rate is 1e-05 and weights are bfloat16: a step"):
+        before, after, _ = bf16_weights(1e-5, 4)
+    assert moved(before, after) < 0.2  # those near 0
+    before, after, module = bf16_weights(1e-5, 4, master_weights=True)
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    masters = [optimizer.state[weight]["master"] for weight in after]
+    assert moved(before, masters) > 0.9  # all that have a gradient
+    for master, weight in zip(masters, after, strict=True):
+        assert torch.equal(master.bfloat16(), weight)
+
+
+def test_master_weights_go_on_exactly_after_a_resume(tmp_path: Path) -> None:
+    def run(steps: int, ckpt_path: str | None = None) -> tuple[Any, Any]:
+        optimization = Optimization(learning_rate=1e-5, master_weights=True)
+        module = IWSFT(
+            ConfiguredLM(**TINY), objective="nll", optimization=optimization, max_new_tokens=0
+        )
+        seed_everything(1, verbose=False)
+        trainer = quiet_trainer(precision="bf16-true", max_steps=steps)
+        trainer.fit(module, demonstrations(), ckpt_path=ckpt_path)
+        return trainer, module
+
+    trainer, _ = run(2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    _, resumed = run(4, str(tmp_path / "two.ckpt"))
+    _, whole = run(4)
+    states = [
+        [module.optimizers(use_pl_optimizer=False).state[p] for p in module.policy.parameters()]
+        for module in (resumed, whole)
+    ]
+    for left, right in zip(*states, strict=True):
+        for name in ("master", "exp_avg", "exp_avg_sq"):
+            assert left[name].dtype == torch.float32
+            assert torch.equal(left[name], right[name])

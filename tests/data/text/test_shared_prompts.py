@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from lit_adaptive.data.text.packing import collate_packed
 from lit_adaptive.data.text.shared_prompts import Answers, collate_shared
-from lit_adaptive.modules.language_model import LanguageModel, score_targets
+from lit_adaptive.modules.language.network import LanguageModel
 
 PAD = 0
 
@@ -112,7 +112,7 @@ def test_log_probs_and_gradients_are_those_of_single_rows(
     language = LanguageModel(model.double())
     results = []
     for batch in (shared, _alone(answers, whole)):
-        log_prob = score_targets(language, batch)[0].log_prob
+        log_prob = language.score_targets(batch)[0].log_prob
         model.zero_grad()
         (log_prob * torch.linspace(-1, 1, len(log_prob))).sum().backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_adaptive.modules import ConfiguredLM, LanguageModel, LoRA, PretrainedLM
-from lit_adaptive.modules.model_builders import check_head
+from lit_adaptive.modules.language.probes import check_head
 from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
 
@@ -110,3 +110,26 @@ def test_label_smoothing_with_capped_logits_is_rejected() -> None:
 def test_an_invalid_option_is_named(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_gaps_between_ids_have_probability_0_and_top_tokens_keep_their_ids() -> None:
+    model = (
+        ConfiguredLM("gemma2", hidden_size=32, layers=1, heads=2, seed=0)
+        .make(load_tokenizer("characters"))
+        .eval()
+    )
+    size = len(load_tokenizer("characters"))
+    tokens = [i for i in range(size - 3) if i % 7]
+    language = LanguageModel(model, tokens)
+    ids = torch.tensor(tokens[:8])[None]
+    with torch.no_grad():
+        scores, _ = language(ids, torch.arange(8)[None], torch.arange(7), ids[0, 1:], top_k=3)
+        logits = model(ids).logits[0, :-1]
+    absent = [i for i in range(size) if i not in tokens]
+    logits[:, absent] = -torch.inf  # softcapped logits, so a bias before the cap would not do
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(
+        scores.log_prob, expected.gather(-1, ids[0, 1:, None])[:, 0], rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(scores.top_token, expected.topk(3).indices)
+    assert language.suppressed_tokens() == absent

@@ -31,8 +31,8 @@ class LanguageModel(nn.Module):
 
     Attributes:
         packs: whether samples packed into a row do not affect each other; see
-            ``model_builders.reads_packed_rows``.
-        attention_cost_ratio: see ``model_builders.attention_cost_ratio``; None if the model cannot
+            ``probes.reads_packed_rows``.
+        attention_cost_ratio: see ``probes.attention_cost_ratio``; None if the model cannot
             read rows with shared prompts.
     """
 
@@ -127,6 +127,17 @@ class LanguageModel(nn.Module):
         if self._ids is not None and scores.top_token is not None:
             scores = scores._replace(top_token=self._ids[scores.top_token])
         return scores, mean
+
+    def score_targets(
+        self, batch: dict[str, Any], **options: Any
+    ) -> tuple[TokenLogProbs, Tensor | None]:
+        """Log-probabilities of a batch's targets; options as ``forward`` has them."""
+        scores: tuple[TokenLogProbs, Tensor | None] = self(
+            *(batch[name] for name in ("input_ids", "position_ids", "position", "target")),
+            segment=batch.get("segment"),
+            **options,
+        )
+        return scores
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the output head, of the tokens that exist."""
@@ -227,18 +238,6 @@ class LanguageModel(nn.Module):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "decode")
-
-
-def score_targets(
-    language: LanguageModel, batch: dict[str, Any], **options: Any
-) -> tuple[TokenLogProbs, Tensor | None]:
-    """Log-probabilities of a batch's targets; options as ``LanguageModel.forward`` has them."""
-    scores: tuple[TokenLogProbs, Tensor | None] = language(
-        *(batch[name] for name in ("input_ids", "position_ids", "position", "target")),
-        segment=batch.get("segment"),
-        **options,
-    )
-    return scores
 
 
 def _attention_mask(segment: Tensor) -> Tensor:

@@ -5,9 +5,6 @@ evaluates on validation and test sets, and configures the optimizer. ``GRPO`` an
 training step.
 """
 
-import hashlib
-import json
-import pickle
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +16,16 @@ from torchmetrics import MeanMetric
 
 from lit_adaptive.core.segments import segment_mean, segment_sum
 from lit_adaptive.modules.base import EvaluatedModule, evaluation_mode
-from lit_adaptive.modules.language_model import LanguageModel, score_targets
-from lit_adaptive.modules.model_builders import CausalLM
+from lit_adaptive.modules.language.checkpoints import (
+    architecture_fingerprint,
+    check_facts,
+    drop_frozen_weights,
+    load_weights,
+    save_facts,
+    weights_fingerprint,
+)
+from lit_adaptive.modules.language.network import LanguageModel
+from lit_adaptive.modules.language.recipes import CausalLM
 from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.rollout.generation import (
     Completions,
@@ -32,8 +37,6 @@ from lit_adaptive.rollout.models.tokenizers import decode_completions, stop_toke
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 
-_PREFIX = "language."  # of the model's weights in a checkpoint
-_RECIPE = "recipe"  # key of the model's config and adapters in a checkpoint
 _METRICS = ("nll", "token_accuracy", "exact_match")
 
 
@@ -106,14 +109,14 @@ class PolicyModule(EvaluatedModule):
 
     @property
     def attention_cost_ratio(self) -> float | None:
-        """See ``model_builders.attention_cost_ratio``; None if prompts cannot be shared."""
+        """See ``probes.attention_cost_ratio``; None if prompts cannot be shared."""
         return self.policy.attention_cost_ratio
 
     def build(self) -> LanguageModel:
         """A new language model with the weights that training starts from."""
         language = self.recipe.build(self.tokenizer)
         if self.weights is not None:
-            _load(language, self.weights, self._recipe_facts(language))
+            load_weights(language, self.weights, self.recipe.facts(language))
         self._check_data(language)
         return language
 
@@ -153,12 +156,6 @@ class PolicyModule(EvaluatedModule):
                 f"(max_position_embeddings): {remedy}, or choose a model with more positions"
             )
 
-    def _recipe_facts(self, language: LanguageModel) -> dict[str, Any]:
-        """What the model computes depends on, beside its weights: its config and its adapters."""
-        lora = self.recipe.lora
-        adapters = {} if lora is None else {f"lora {n}": value for n, value in lora.facts.items()}
-        return adapters | language.config_facts()
-
     def _build_frozen(self) -> LanguageModel:
         """Build the frozen reference."""
         frozen = self.build().requires_grad_(requires_grad=False).eval()
@@ -175,15 +172,15 @@ class PolicyModule(EvaluatedModule):
         """Log-probabilities ``[K]`` of a batch's targets by the reference.
 
         Args:
-            batch: see ``score_targets``.
+            batch: see ``LanguageModel.score_targets``.
             reference: ``adapter_off`` or ``frozen``.
             **options: see ``LanguageModel.forward``.
         """
         if reference == "adapter_off":
             # without dropout, which would be there in training mode
             with evaluation_mode(self.policy), self.policy.model.disable_adapter():
-                return score_targets(self.policy, batch, **options)[0].log_prob
-        return score_targets(self._frozen[0], batch, **options)[0].log_prob
+                return self.policy.score_targets(batch, **options)[0].log_prob
+        return self._frozen[0].score_targets(batch, **options)[0].log_prob
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule, see ``Optimization``."""
@@ -195,34 +192,23 @@ class PolicyModule(EvaluatedModule):
 
     # Weights -------------------------------------------------------------------------------------
 
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return self.recipe.facts(self.policy)
+
     def fingerprint(self) -> str:
         """Hash of the model's config, adapters and weights; all ranks must call it together."""
-        digest = hashlib.blake2b(repr(self._recipe_facts(self.policy)).encode(), digest_size=16)
-        for name, parameter in sorted(self.policy.named_parameters()):
-            full: Any = parameter.detach()
-            if hasattr(full, "full_tensor"):
-                full = full.full_tensor()
-            digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
-            digest.update(full.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return weights_fingerprint(self.policy, self._facts)
 
     def architecture_fingerprint(self) -> str:
         """Hash of config, adapters and the weights' names and shapes; training keeps it."""
-        shapes = [(name, tuple(p.shape)) for name, p in self.policy.named_parameters()]
-        facts = repr([sorted(shapes), self._recipe_facts(self.policy)])
-        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+        return architecture_fingerprint(self.policy, self._facts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's config and adapters; with LoRA, leave the frozen weights out."""
-        checkpoint[_RECIPE] = json.dumps(self._recipe_facts(self.policy))
-        if self.recipe.lora is None:
-            return
-        trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
-        state: dict[str, Any] = checkpoint["state_dict"]
-        for name in [*state]:
-            model, _, parameter = name.partition(".")
-            if model in ("language", "average") and parameter not in trained:
-                del state[name]
+        save_facts(checkpoint, self._facts)
+        if self.recipe.lora is not None:
+            drop_frozen_weights(checkpoint, self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this model.
@@ -231,7 +217,7 @@ class PolicyModule(EvaluatedModule):
             ValueError: if its config or adapters are others.
         """
         if self.language is not None:
-            _check_recipe(checkpoint, self._recipe_facts(self.policy), "ckpt_path")
+            check_facts(checkpoint, self._facts, "ckpt_path")
 
     # Generation ----------------------------------------------------------------------------------
 
@@ -375,7 +361,7 @@ class PolicyModule(EvaluatedModule):
                     metrics["exact_match"].update(reward)
 
     def _score_demonstrations(self, batch: dict[str, Any], metrics: Any, counted: Tensor) -> None:
-        scores, _ = score_targets(self.policy, batch, top_k=1)
+        scores, _ = self.policy.score_targets(batch, top_k=1)
         assert scores.top_token is not None  # as top_k is 1
         sequence, size = batch["sequence"], len(batch["index"])
         correct = (scores.top_token[:, 0] == batch["target"]).float()
@@ -416,53 +402,3 @@ class PolicyModule(EvaluatedModule):
             for name, values in rows.items()
         }
         return selected | {"index": batch["index"][batch["counted"]].cpu()}
-
-
-def _check_recipe(checkpoint: dict[str, Any], facts: dict[str, Any], source: str) -> None:
-    """Compare the config and adapters of a checkpoint's model with ``facts``, those of this model.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    if _RECIPE not in checkpoint:
-        return
-    saved: dict[str, Any] = json.loads(checkpoint[_RECIPE])
-    facts = json.loads(json.dumps(facts))
-    different = [
-        f"{name} is {facts.get(name)!r}, there {saved.get(name)!r}"
-        for name in sorted({*saved, *facts})
-        if saved.get(name) != facts.get(name)
-    ]
-    if different:
-        raise ValueError(
-            f"{source} is a checkpoint of another model: {'; '.join(different[:5])}; give the "
-            "model the checkpoint's values"
-        )
-
-
-def _load(language: LanguageModel, path: str, facts: dict[str, Any]) -> None:
-    """Load the weights of a checkpoint into ``language``, whose config and adapters are ``facts``.
-
-    Raises:
-        ValueError: if the checkpoint cannot be read, or belongs to another model.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"weights is {path!r}, which is not a checkpoint of lit-adaptive: {error}"
-        ) from error
-    _check_recipe(checkpoint, facts, f"weights ({path!r})")
-    saved = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
-    known = language.state_dict()
-    unknown = [
-        name for name in saved if name not in known or saved[name].shape != known[name].shape
-    ]
-    missing = [] if language.adapted else [name for name in known if name not in saved]
-    if unknown or missing or not saved:
-        raise ValueError(
-            f"weights is {path!r}, a checkpoint of another model: {unknown[:3]} have no weight of "
-            f"that name and shape in this model, and {missing[:3]} are missing"
-        )
-    language.load_state_dict(saved, strict=False)

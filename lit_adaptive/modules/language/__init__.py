@@ -1,0 +1,1 @@
+"""Language models: network, recipes, probes, checkpoints, and the module that trains them."""
