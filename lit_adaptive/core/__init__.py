@@ -1,4 +1,15 @@
-"""Equations and the data structures below them: functions of tensors, without Lightning or I/O."""
+"""Equations and the data structures below them: functions of tensors, without Lightning or I/O.
+
+drawing           prioritized, boosting, reward_weighted, curriculum, difficulty, hard_examples:
+                  priorities, masses and probabilities of samples
+                  sum_tree, systematic: draws from masses, with and without replacement
+                  corrections: weights that undo the bias of a draw
+rollouts          advantages; freshness: priorities of replayed groups
+losses            td; iw_sft; policy_ratios, policy_losses, token_entropy: policy gradients
+                  log_probs: log-probabilities of tokens without their logits
+shared arithmetic segments, shares, schedules, diagnostics
+kernels           fast implementations of the above
+"""
 
 from lit_adaptive.core.advantages import (
     FAILED,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lit_adaptive.core._tiled_log_probs import LogitsConfig, TiledLogProbs
+from lit_adaptive.core.kernels.tiled_log_probs import LogitsConfig, TiledLogProbs
 
 # Tokens and vocabulary entries of a tile: 8 MB in float32, which fits a CPU's cache; a GPU needs
 # fewer and larger kernels (256 MB).

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_adaptive.core import _sum_tree_torch as batched
 from lit_adaptive.core.kernels import sum_tree as loops
+from lit_adaptive.core.kernels import sum_tree_torch as batched
 
 _SHOWN = 8  # invalid entries that an error lists
 _ALL_MEMBERS = np.empty(0, dtype=np.bool_)
@@ -89,18 +89,18 @@ class SumTree:
 
     @property
     def total_priority(self) -> float:
-        """Sum of all leaves: the root."""
+        """Sum of all masses: the root. The specification's name."""
         return float((self._np_sums if self._compiled else self._sums)[self._offsets[-1]])
 
     @property
-    def min_priority(self) -> float:
-        """Smallest positive leaf; ``inf`` if there is none."""
+    def min_mass(self) -> float:
+        """Smallest positive mass; ``inf`` if there is none."""
         if self._compiled:
             return float(loops.least_positive(self._np_sums, self._low, self.capacity))
-        return batched.least_positive(self.priorities)
+        return batched.least_positive(self.masses)
 
     @property
-    def priorities(self) -> Tensor:
+    def masses(self) -> Tensor:
         """The leaves: ``[capacity]`` float64, a view that must not be written to."""
         return self._sums[: self.capacity]
 
@@ -159,7 +159,7 @@ class SumTree:
         return greatest
 
     def get(self, cumsum: Tensor) -> tuple[Tensor, Tensor]:
-        """Leaves that contain points of the cumulative sum, and their priorities, each ``[K]``.
+        """Leaves that contain points of the cumulative sum, and their masses, each ``[K]``.
 
         Args:
             cumsum: ``[K]`` in ``[0, total_priority]``.
@@ -192,10 +192,10 @@ class SumTree:
 
         Args:
             uniform: ``[K]`` in ``[0, 1]``: position of each draw in its range.
-            probability: return the draws' probabilities instead of their priorities.
+            probability: return the draws' probabilities instead of their masses.
 
         Returns:
-            Indices ``[K]`` int64, ascending and never of an empty slot, and priorities ``[K]``.
+            Indices ``[K]`` int64, ascending and never of an empty slot, and masses ``[K]``.
 
         Raises:
             ValueError: if the total is 0, or a number lies outside ``[0, 1]``.
@@ -241,7 +241,7 @@ class SumTree:
 
     def state_dict(self) -> dict[str, Any]:
         """The leaves and the next slot of the ring, copied."""
-        mass = self.priorities.cpu().clone()
+        mass = self.masses.cpu().clone()
         return {"capacity": self.capacity, "mass": mass, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -328,7 +328,7 @@ class SumTree:
         self, index: Tensor, priority: Tensor, exponent: float, member: Tensor | None
     ) -> float:
         """Update a tree whose total may overflow; restore the leaves if it does."""
-        before = self.priorities.clone()
+        before = self.masses.clone()
         greatest = self._update(index, priority, exponent, member, force=True)
         if math.isinf(self.total_priority):
             self._set_leaves(before)

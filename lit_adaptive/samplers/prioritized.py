@@ -103,7 +103,7 @@ class PrioritizedSampler(TreeSampler):
 
     def scores(self) -> Tensor:
         """The priorities: ``[size]`` float64 (at ``alpha=0``, which does not keep them, 1 or 0)."""
-        return self._tree.priorities.cpu().pow(1 / self.alpha if self.alpha else 1)
+        return self._tree.masses.cpu().pow(1 / self.alpha if self.alpha else 1)
 
     def set_scores(self, score: Tensor) -> None:
         """Start from the priorities ``score`` ``[size]``, finite and not negative.
@@ -122,7 +122,7 @@ class PrioritizedSampler(TreeSampler):
         return {
             **super().state_dict(),
             "alpha": self.alpha,
-            "mass": self._tree.priorities.cpu().clone(),
+            "mass": self._tree.masses.cpu().clone(),
             "inserted": self._inserted.cpu().clone(),
             "max_priority": self._max_priority,
         }

@@ -428,7 +428,7 @@ class RewardWeightedSampler(TreeSampler):
             "reward": self._reward.clone(),
             "inserted": self._inserted.clone(),
             "groups": None if self._groups is None else self._groups.clone(),
-            "mass": self._tree.priorities.cpu().clone(),
+            "mass": self._tree.masses.cpu().clone(),
             "greatest": self._greatest,
             "stale": self._stale,
         }

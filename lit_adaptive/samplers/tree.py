@@ -39,14 +39,14 @@ class TreeSampler(AdaptiveSampler):
     def probabilities(self) -> Tensor:
         """Probability of each index at the next draw: ``[size]`` float64, sums to 1."""
         total = self._total()
-        return self._tree.priorities / total
+        return self._tree.masses / total
 
     def probability_of(self, index: Tensor) -> Tensor:
         """Probability of each ``index`` ``[K]`` at the next draw: ``[K]`` float64."""
         total = self._total()
-        return self._tree.priorities[index] / total
+        return self._tree.masses[index] / total
 
     def min_probability(self) -> float:
         """Smallest probability of a drawable index."""
         total = self._total()
-        return max(self._tree.min_priority / total, torch.finfo(torch.float64).tiny)
+        return max(self._tree.min_mass / total, torch.finfo(torch.float64).tiny)

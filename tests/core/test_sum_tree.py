@@ -56,10 +56,10 @@ def test_integer_masses_are_found_where_cumsum_and_searchsorted_find_them(
             twin[i] = m
         for tree in trees:
             tree.update(index, mass)
-            assert tree.priorities.equal(twin)
+            assert tree.masses.equal(twin)
             assert tree.total_priority == twin.sum()
             assert len(tree) == (twin > 0).sum()
-            assert tree.min_priority == min(twin[twin > 0].tolist(), default=math.inf)
+            assert tree.min_mass == min(twin[twin > 0].tolist(), default=math.inf)
     total = int(twin.sum())
     if total == 0:
         return
@@ -83,7 +83,7 @@ def test_both_backends_agree_bit_for_bit_and_never_draw_an_empty_slot(
         for tree in (fast, slow):
             tree.update(index, doubles([m for _, m in batch]))
     assert fast._sums.equal(slow._sums)
-    assert fast.min_priority == slow.min_priority
+    assert fast.min_mass == slow.min_mass
     if fast.total_priority == 0:
         return
     for probability in (False, True):
@@ -92,8 +92,8 @@ def test_both_backends_agree_bit_for_bit_and_never_draw_an_empty_slot(
         assert draws[0][1].equal(draws[1][1])
         assert (draws[0][1] > 0).all()
     index, mass = fast.sample(doubles(uniform))
-    assert (fast.priorities[index] > 0).all()
-    assert mass.equal(fast.priorities[index])
+    assert (fast.masses[index] > 0).all()
+    assert mass.equal(fast.masses[index])
     index, mass = fast.get(doubles([0.0, fast.total_priority]))  # both ends
     assert (mass > 0).all()
 
@@ -103,9 +103,9 @@ def test_exponent_gives_masses_and_zero_stays_zero_even_at_exponent_zero(compile
     tree = make(4, compiled=compiled)
     priority = doubles([0.0, 0.5, 3.0, 1e-310])
     assert tree.update(torch.arange(4), priority, exponent=0.6) == 3.0
-    torch.testing.assert_close(tree.priorities, priority**0.6, rtol=1e-15, atol=0)
+    torch.testing.assert_close(tree.masses, priority**0.6, rtol=1e-15, atol=0)
     tree.update(torch.arange(4), priority, exponent=0.0)
-    assert tree.priorities.tolist() == [0, 1, 1, 1]
+    assert tree.masses.tolist() == [0, 1, 1, 1]
 
 
 @BACKENDS
@@ -126,11 +126,11 @@ def test_1e7_updates_leave_the_root_equal_to_the_sum_of_the_leaves() -> None:
         index = torch.randint(20_000, (10_000,), generator=generator)
         mass = torch.rand(10_000, dtype=torch.float64, generator=generator).mul_(20).exp_()
         tree.update(index, mass)
-    exact = math.fsum(tree.priorities.tolist())
+    exact = math.fsum(tree.masses.tolist())
     assert abs(tree.total_priority - exact) <= 1e-9 * exact
     assert abs(tree.total_priority - exact) <= 1e-14 * exact  # nothing drifts: it is one summation
     again = SumTree(20_000)
-    again.update(torch.arange(20_000), tree.priorities.clone())
+    again.update(torch.arange(20_000), tree.masses.clone())
     assert again._sums.equal(tree._sums)  # the content depends on the leaves alone
 
 
@@ -162,20 +162,20 @@ def test_each_range_of_a_stratified_draw_gives_one_item() -> None:
 def test_least_positive_is_exact_after_it_was_overwritten(compiled: bool) -> None:
     tree = make(1000, compiled=compiled)
     tree.update(torch.arange(1000), torch.arange(1000.0))
-    assert tree.min_priority == 1
+    assert tree.min_mass == 1
     tree.update(torch.tensor([1]), doubles([50.0]))
-    assert tree.min_priority == 2
+    assert tree.min_mass == 2
     tree.update(torch.tensor([2, 999]), doubles([0.0, 0.5]))
-    assert tree.min_priority == 0.5
+    assert tree.min_mass == 0.5
     tree.clear()
-    assert (tree.min_priority, tree.total_priority, len(tree)) == (math.inf, 0, 0)
+    assert (tree.min_mass, tree.total_priority, len(tree)) == (math.inf, 0, 0)
 
 
 def test_add_goes_round_the_ring() -> None:
     tree = SumTree(5)
     assert tree.add(torch.ones(3)).tolist() == [0, 1, 2]
     assert tree.add(torch.full((4,), 2.0)).tolist() == [3, 4, 0, 1]
-    assert tree.priorities.tolist() == [2, 2, 1, 2, 2]
+    assert tree.masses.tolist() == [2, 2, 1, 2, 2]
     with pytest.raises(ValueError, match="6 priorities do not fit a tree of 5"):
         tree.add(torch.ones(6))
 
@@ -204,7 +204,7 @@ def test_bad_updates_are_refused_and_change_nothing(
     with pytest.raises(ValueError, match=message):
         tree.update(torch.tensor(index), torch.tensor(priority, dtype=torch.float64))
     assert tree._sums.equal(before)
-    assert (len(tree), tree.min_priority) == (4, 1)
+    assert (len(tree), tree.min_mass) == (4, 1)
 
 
 @BACKENDS
@@ -217,7 +217,7 @@ def test_an_overflow_of_the_total_by_two_updates_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match="overflow"):
         tree.update(torch.tensor([20]), doubles([1e308]))
     assert tree._sums.equal(before)
-    assert (len(tree), tree.min_priority) == (2, 1.0)
+    assert (len(tree), tree.min_mass) == (2, 1.0)
 
 
 @BACKENDS
@@ -244,7 +244,7 @@ def test_update_refuses_who_is_no_member(compiled: bool) -> None:
     tree.update(torch.tensor([0, 1]), doubles([1, 1]), member=member)
     with pytest.raises(ValueError, match=r"index \[2\] was not inserted"):
         tree.update(torch.tensor([0, 2]), doubles([5, 5]), member=member)
-    assert tree.priorities.tolist() == [1, 1, 0, 0]
+    assert tree.masses.tolist() == [1, 1, 0, 0]
 
 
 @BACKENDS
@@ -261,7 +261,7 @@ def test_state_survives_a_weights_only_file_and_is_a_copy(compiled: bool) -> Non
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again._sums.equal(sums)
     assert len(again) == 300
-    assert again.min_priority == state["mass"][:300].min()
+    assert again.min_mass == state["mass"][:300].min()
     assert again.add(torch.ones(1)).tolist() == [300]
 
 
@@ -276,7 +276,7 @@ def test_a_wrong_state_is_refused_and_changes_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tree.load_state_dict({**state, **change})
-        assert tree.priorities.tolist() == [1, 1, 0]
+        assert tree.masses.tolist() == [1, 1, 0]
 
 
 def test_memory_is_below_9_bytes_a_slot() -> None:
@@ -287,7 +287,7 @@ def test_float32_and_gradients_and_strides_are_accepted() -> None:
     tree = SumTree(10)
     tree.update(torch.arange(6)[::2], torch.ones(3, requires_grad=True))
     tree.update(torch.tensor([9], dtype=torch.int32), torch.ones(2)[::2])
-    assert tree.priorities.nonzero().flatten().tolist() == [0, 2, 4, 9]
+    assert tree.masses.nonzero().flatten().tolist() == [0, 2, 4, 9]
     assert tree.sample(torch.rand(8))[1].dtype is torch.float64
     assert isinstance(tree._np_sums, np.ndarray)
 
@@ -302,7 +302,7 @@ def test_a_tree_on_the_gpu_draws_what_the_compiled_tree_draws() -> None:
         for tree in (cpu, gpu):
             tree.update(index, mass)
         assert gpu._sums.cpu().equal(cpu._sums)
-        assert gpu.min_priority == cpu.min_priority
+        assert gpu.min_mass == cpu.min_mass
         assert len(gpu) == len(cpu)
         uniform = torch.rand(300, dtype=torch.float64, generator=generator)
         for probability in (False, True):
@@ -318,8 +318,8 @@ def test_a_copy_follows_its_own_updates(copied: Any) -> None:
     tree.update(torch.arange(20), torch.ones(20))
     twin = copied(tree)
     twin.update(torch.arange(20), torch.eye(20)[7])
-    assert twin.priorities.equal(torch.eye(20, dtype=torch.float64)[7])
+    assert twin.masses.equal(torch.eye(20, dtype=torch.float64)[7])
     assert len(twin) == 1
     assert twin.sample(torch.full((3,), 0.5))[0].tolist() == [7, 7, 7]
-    assert tree.priorities.equal(torch.ones(20, dtype=torch.float64))
+    assert tree.masses.equal(torch.ones(20, dtype=torch.float64))
     assert len(tree) == 20

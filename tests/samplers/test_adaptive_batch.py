@@ -144,7 +144,7 @@ def test_a_resumed_sampler_has_the_same_probabilities_bit_for_bit(
     sampler = trained(cls, size=500)
     resumed = cls(500)
     resumed.load_state_dict(sampler.state_dict())
-    assert resumed._tree.priorities.equal(sampler._tree.priorities)
+    assert resumed._tree.masses.equal(sampler._tree.masses)
 
 
 @both
@@ -257,7 +257,7 @@ def test_a_restored_tree_equals_the_saved_tree_bit_by_bit(cls: type[AdaptiveBatc
         sampler.update(torch.arange(1999 - seed), noise[: 1999 - seed])
     resumed = cls(2000, 0.3)
     resumed.load_state_dict(sampler.state_dict())
-    assert resumed._tree.priorities.equal(sampler._tree.priorities)
+    assert resumed._tree.masses.equal(sampler._tree.masses)
 
 
 def test_removed_samples_are_not_drawn_and_get_their_weight_back() -> None:

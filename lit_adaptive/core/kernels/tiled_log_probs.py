@@ -1,6 +1,6 @@
 """Forward and backward pass of ``token_log_probs`` over tiles of tokens times vocabulary entries.
 
-``log_probs`` has the equations; its tests compare this with the formula on all logits at once.
+``core.log_probs`` has the equations; its tests compare this with the formula on all logits at once.
 """
 
 from collections.abc import Iterator
