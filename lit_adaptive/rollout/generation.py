@@ -142,23 +142,80 @@ def _first_above(mass: Tensor, bounds: Tensor, target: Tensor) -> Tensor:
 
 
 class _ActiveRows:
-    """The completions that are still decoded: their numbers, mask and next positions."""
+    """The completions that are still decoded.
+
+    Attributes:
+        cache: keys and values of the tokens so far.
+        mask: ``[R, T]`` int64, 0 at padding.
+        next: ``[R]`` position of the next token.
+        index: ``[R]`` number of the completion in each row.
+    """
 
     def __init__(self, mask: Tensor) -> None:
+        from transformers import DynamicCache
+
+        self.cache: Any = DynamicCache()
         self.mask = mask.long()
-        self.next = self.mask.sum(1)  # position of the next token
+        self.next = self.mask.sum(1)
         self.index = torch.arange(len(mask), device=mask.device)
 
-    def repeat(self, times: int, cache: Any) -> None:
+    def repeat(self, times: int) -> None:
         """Repeat each row ``times`` times; its copies are adjacent."""
-        cache.batch_repeat_interleave(times)
+        self.cache.batch_repeat_interleave(times)
         self.mask = self.mask.repeat_interleave(times, 0)
         self.next = self.next.repeat_interleave(times)
         self.index = torch.arange(len(self.mask), device=self.mask.device)
 
-    def select(self, kept: Tensor, cache: Any) -> None:
-        cache.batch_select_indices(kept)
+    def drop_finished(self, stopped: Tensor, token: Tensor) -> Tensor:
+        """Remove finished rows if they are many; returns the rest of ``token`` ``[R]``.
+
+        Args:
+            stopped: whether each completion has ended; one row stays if all have.
+            token: token of each row.
+        """
+        kept = (~stopped[self.index]).nonzero().flatten()
+        if len(kept) == 0:  # other ranks are not done: decode a dummy row
+            kept = torch.zeros(1, dtype=torch.int64, device=token.device)
+        if len(kept) > (1 - _COMPACT) * len(self.index):
+            return token
+        self.cache.batch_select_indices(kept)
         self.index, self.mask, self.next = self.index[kept], self.mask[kept], self.next[kept]
+        return token[kept]
+
+    def decode(self, decode: Decode, token: Tensor) -> Tensor:
+        """Logits ``[R, V]`` after ``token`` ``[R]``, which becomes part of the rows."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        logits = decode(token[:, None], self.mask, self.next[:, None], self.cache)
+        self.next = self.next + 1
+        return logits
+
+
+class _Generated:
+    """The tokens of all completions so far."""
+
+    def __init__(self, count: int, max_new_tokens: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=device)
+        # The default dtype is bfloat16 under precision bf16-true.
+        self.log_probs = torch.zeros(count, max_new_tokens, dtype=torch.float32, device=device)
+        self.length = torch.zeros(count, dtype=torch.int64, device=device)
+        self.stopped = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def add(self, index: Tensor, token: Tensor, log_prob: Tensor, step: int, stops: Tensor) -> None:
+        """Add the next ``token`` ``[R]`` of the completions ``index`` that have not ended."""
+        active = ~self.stopped[index]
+        index, token = index[active], token[active]
+        self.tokens[index, step], self.log_probs[index, step] = token, log_prob[active]
+        self.length[index] = step + 1
+        self.stopped[index] = torch.isin(token, stops)
+
+    def completions(self) -> Completions:
+        """The completions, on the CPU."""
+        lengths = self.length.tolist()
+        return Completions(
+            [row[:n].clone() for row, n in zip(self.tokens.cpu(), lengths, strict=True)],
+            [row[:n].clone() for row, n in zip(self.log_probs.cpu(), lengths, strict=True)],
+            ["stop" if is_stopped else "length" for is_stopped in self.stopped.tolist()],
+        )
 
 
 def _next_tokens(
@@ -175,12 +232,6 @@ def _next_tokens(
         masked = mask_logits(log_probs, sampling.top_p, sampling.top_k)
         token = sample_tokens(masked.exp(), uniform)
     return token, log_probs.gather(-1, token[:, None])[:, 0]
-
-
-def _cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()
 
 
 @torch.no_grad()
@@ -225,16 +276,11 @@ def generate(
         )
     count, device = len(prompt_ids) * samples, prompt_ids.device
     stops = torch.tensor(list(stop_token_ids), device=device)
-    rows, cache = _ActiveRows(prompt_mask), _cache()
-    tokens = torch.zeros(count, sampling.max_new_tokens, dtype=torch.int64, device=device)
-    # The default dtype is bfloat16 under precision bf16-true.
-    log_probs = torch.zeros(count, sampling.max_new_tokens, dtype=torch.float32, device=device)
-    length = torch.zeros(count, dtype=torch.int64, device=device)
-    stopped = torch.zeros(count, dtype=torch.bool, device=device)
+    rows, generated = _ActiveRows(prompt_mask), _Generated(count, sampling.max_new_tokens, device)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)
-    logits = decode(prompt_ids, rows.mask, positions, cache)
+    logits = decode(prompt_ids, rows.mask, positions, rows.cache)
     if samples > 1:
-        rows.repeat(samples, cache)
+        rows.repeat(samples)
         logits = logits.repeat_interleave(samples, 0)
     for step in range(sampling.max_new_tokens):
         uniform = None
@@ -245,27 +291,10 @@ def generate(
                 random = uniforms[:, step]
             uniform = random[rows.index]
         token, log_prob = _next_tokens(logits, sampling, uniform)
-        active = ~stopped[rows.index]
-        index = rows.index[active]
-        tokens[index, step], log_probs[index, step] = token[active], log_prob[active]
-        length[index] = step + 1
-        stopped[index] = torch.isin(token[active], stops)
-        done = bool(stopped.all()) or step + 1 == sampling.max_new_tokens
+        generated.add(rows.index, token, log_prob, step, stops)
+        done = bool(generated.stopped.all()) or step + 1 == sampling.max_new_tokens
         if done if all_done is None else all_done(done):
             break
-        keep = (~stopped[rows.index]).nonzero().flatten()
-        if len(keep) == 0:  # other ranks are not done: decode a dummy row
-            keep = torch.zeros(1, dtype=torch.int64, device=device)
-        if len(keep) <= (1 - _COMPACT) * len(rows.index):
-            rows.select(keep, cache)
-            token = token[keep]
-        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], 1)
-        logits = decode(token[:, None], rows.mask, rows.next[:, None], cache)
-        rows.next = rows.next + 1
-    tokens, log_probs = tokens.cpu(), log_probs.cpu()
-    lengths = length.tolist()
-    return Completions(
-        [row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
-        [row[:n].clone() for row, n in zip(log_probs, lengths, strict=True)],
-        ["stop" if is_stopped else "length" for is_stopped in stopped.tolist()],
-    )
+        token = rows.drop_finished(generated.stopped, token)
+        logits = rows.decode(decode, token)
+    return generated.completions()
