@@ -18,7 +18,7 @@ PACKAGES = [
 NOT_EXPORTED = {
     # What a part is made of, or returns to another part; users neither build nor name it.
     *("RewardWeighting", "RolloutDraw", "EnvironmentStep", "RewardOutputError", "ObjectiveOutput"),
-    *("FramePool", "LeafRows", "LeafSpec", "NestedLayout", "RingSize", "RingStorage"),
+    *("FramePool", "LeafRows", "LeafSpec", "NestedLayout", "RingSize", "RingStorage", "SavedState"),
     *(
         "TransitionLayouts",
         "StreamSteps",
@@ -29,7 +29,7 @@ NOT_EXPORTED = {
     ),
     "UpdateStatistics",
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
-    *("MinibatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
+    *("MicroBatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
     *("AtomicCheckpointIO", "AtomicTrainer", "ResumedOptions"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
     *("Chat", "RenderedChat", "PromptCompletions", "Answers"),

@@ -235,7 +235,7 @@ class PolicyObjective:
             log_prob: ``[K]``, log-probabilities of the policy, with gradient.
             entropy: ``[K]``, with gradient if there is an entropy bonus; None if not needed.
             reference: ``[K]``, log-probabilities of the reference; None if there is no KL.
-            batch: see ``data.rollouts.minibatches.MinibatchBuilder``.
+            batch: see ``data.rollouts.minibatches.MicroBatchBuilder``.
             max_length: maximum length of a completion, in tokens.
         """
         sequence, size, shares = batch["sequence"], len(batch["index"]), dict[str, Tensor]()

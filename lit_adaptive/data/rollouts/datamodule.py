@@ -30,7 +30,7 @@ from lit_adaptive.data.rollouts.collect import (
     collect_fresh_rollouts,
 )
 from lit_adaptive.data.rollouts.metrics import step_metrics
-from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder, StepLayout, compute_prescores
+from lit_adaptive.data.rollouts.minibatches import MicroBatchBuilder, StepLayout, compute_prescores
 from lit_adaptive.data.sampled import Batch, ServedBatches, in_mid_epoch, skip_save_at_this_step
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
@@ -92,7 +92,7 @@ class RolloutStep:
 class RolloutDataModule(LanguageDataModule):
     """Prompts drawn by any sampler, completed by the policy, scored, and replayed.
 
-    See ``MinibatchBuilder`` for the keys of a batch.
+    See ``MicroBatchBuilder`` for the keys of a batch.
 
     Args:
         dataset: prompts to train on. If it has demonstrations, each group holds one of them in
@@ -362,14 +362,14 @@ class RolloutDataModule(LanguageDataModule):
     def _seed(self, stream: int, number: int) -> int:
         return derive_seed(self.seed, stream, number)
 
-    def _builder(self, step: RolloutStep) -> MinibatchBuilder:
+    def _builder(self, step: RolloutStep) -> MicroBatchBuilder:
         groups = step.groups
         trained = torch.ones(groups.rollouts, dtype=torch.bool)
         if self.mask_truncated:
             trained = groups.stopped  # true for demonstrations
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         ratio = getattr(module, "attention_cost_ratio", None) if self.share_prompts else None
-        return MinibatchBuilder(
+        return MicroBatchBuilder(
             groups,
             trained,
             step.number,

@@ -104,7 +104,7 @@ def _longest_group_first(length: Tensor, group: Tensor) -> Tensor:
     return by_group[longest[by_group].argsort(descending=True, stable=True)]
 
 
-class MinibatchBuilder:
+class MicroBatchBuilder:
     """Builds the batches of a step's rollouts.
 
     A batch has the keys of a demonstration batch (``input_ids``, ``position_ids``, ``position``,
@@ -208,7 +208,7 @@ class MinibatchBuilder:
 
 
 def compute_prescores(
-    builder: MinibatchBuilder,
+    builder: MicroBatchBuilder,
     trainer: Any,
     names: frozenset[str],
     layout: StepLayout,

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import FAILED, FLAT, INFORMATIVE, SOLVED
+from lit_adaptive.core.corrections import check_beta
 from lit_adaptive.core.freshness import check_tau, log_masses
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
 from lit_adaptive.core.systematic import (
@@ -42,6 +43,7 @@ from lit_adaptive.replay.rollouts.keep_rule import (
     keep_outcomes,
     last_occurrences,
 )
+from lit_adaptive.replay.state import SavedState, check_settings
 
 DrawPolicy = Literal["uniform", "prioritized", "fresh"]
 
@@ -74,7 +76,7 @@ class RolloutDraw(NamedTuple):
     weight: Tensor
 
 
-class RolloutBuffer:
+class RolloutBuffer(SavedState):
     """The newest ``capacity`` informative groups of rollouts. Not thread-safe.
 
     Args:
@@ -274,8 +276,7 @@ class RolloutBuffer:
             ValueError: if ``count`` exceeds the number of groups (once the expired ones have left),
                 ``beta`` is outside [0, 1], or a group comes from a newer version.
         """
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta is {beta}; it must lie in [0, 1]")
+        check_beta(beta)
         left = self.expire(version)
         if not 0 <= count <= len(self):
             expired = f" ({left} have just left because of max_age {self.max_age})" if left else ""
@@ -461,17 +462,7 @@ def _checked_priorities(key: Tensor, priority: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checked_state(state: dict[str, Any], settings: dict[str, Any]) -> RolloutGroups:
     """Validate a checkpoint before anything is changed, and return its groups."""
-    if state.get("kind") != KIND:
-        raise ValueError(
-            f"the state is of {state.get('kind')!r}, not of a {KIND}: pass what "
-            f"{KIND}.state_dict returned. Nothing was changed"
-        )
-    for name, value in settings.items():
-        if state.get(name) != value:
-            raise ValueError(
-                f"the state has {name}={state.get(name)!r}, this buffer {name}={value!r}: create "
-                "it with the same value, or start with an empty one. Nothing was changed"
-            )
+    check_settings(state, KIND, **settings)
     try:
         groups = RolloutGroups.from_state_dict(state["groups"])
         _check_priorities_of_state(state, groups, settings)

@@ -1,18 +1,16 @@
 """Experience replay: a ring of transitions, and a sampler that draws from it."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_adaptive.files import load_state, save_state
+from lit_adaptive.replay.state import SavedState, check_settings
 from lit_adaptive.replay.transitions.ring import TransitionRing
-from lit_adaptive.samplers import AdaptiveSampler, Draw, IndexSampler, UniformSampler
+from lit_adaptive.samplers import AdaptiveSampler, Draw, SamplerFactory, UniformSampler
 
 
-class ReplayBuffer:
+class ReplayBuffer(SavedState):
     """The newest ``capacity`` transitions, drawn by any sampler.
 
     Each transition is inserted into the sampler when its slot is written; a prioritized sampler
@@ -40,7 +38,7 @@ class ReplayBuffer:
         self,
         capacity: int,
         *,
-        sampler: Callable[[int], IndexSampler] = UniformSampler,
+        sampler: SamplerFactory = UniformSampler,
         n_step: int = 1,
         gamma: float = 0.99,
         num_streams: int = 1,
@@ -177,16 +175,7 @@ class ReplayBuffer:
             ValueError: if the state is of another capacity, sampler, or kind of transitions;
                 nothing changes then.
         """
-        if state.get("kind") != "ReplayBuffer":
-            raise ValueError(
-                f"the state is of {state.get('kind')!r}, not of a ReplayBuffer: "
-                "pass the result of ReplayBuffer.state_dict"
-            )
-        if state.get("sampler_kind") != type(self.sampler).__name__:
-            raise ValueError(
-                f"the state's sampler is a {state.get('sampler_kind')}, this buffer's a "
-                f"{type(self.sampler).__name__}: use the same sampler"
-            )
+        check_settings(state, "ReplayBuffer", sampler_kind=type(self.sampler).__name__)
         stale_updates = state.get("stale_updates")
         ring, sampler = state.get("ring"), state.get("sampler")
         if not isinstance(ring, dict) or not isinstance(sampler, dict):
@@ -207,15 +196,3 @@ class ReplayBuffer:
             )
         self.ring.load_state_dict(ring)
         self.stale_updates = stale_updates
-
-    def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, atomically."""
-        save_state(self.state_dict(), path)
-
-    def load(self, path: str | Path) -> None:
-        """Restore a file of ``save``.
-
-        Raises:
-            ValueError: if the file is damaged or of another buffer; nothing changes then.
-        """
-        self.load_state_dict(load_state(path))

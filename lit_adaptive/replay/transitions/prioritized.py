@@ -5,15 +5,15 @@ Proportional variant, section 3.3; stratified draws, appendix B.2.1; weights, se
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.corrections import check_beta
 from lit_adaptive.core.prioritized import importance_sampling_weights, proportional_priorities
-from lit_adaptive.files import load_state, save_state
+from lit_adaptive.replay.state import SavedState, check_settings
 from lit_adaptive.replay.transitions.buffer import ReplayBuffer
 from lit_adaptive.replay.transitions.nested import as_tensor, map_leaves
 from lit_adaptive.samplers import PrioritizedSampler
@@ -21,7 +21,7 @@ from lit_adaptive.samplers import PrioritizedSampler
 _SHOWN = 8
 
 
-class PrioritizedReplayBuffer:
+class PrioritizedReplayBuffer(SavedState):
     """Draws transitions in proportion to their TD errors, with importance weights.
 
     ::
@@ -95,10 +95,7 @@ class PrioritizedReplayBuffer:
 
     @beta.setter
     def beta(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise ValueError(
-                f"beta is {value}; it must lie in [0, 1] (0: no correction, 1: unbiased)"
-            )
+        check_beta(value)
         self._beta = float(value)
 
     @property
@@ -254,28 +251,12 @@ class PrioritizedReplayBuffer:
         Raises:
             ValueError: as ``ReplayBuffer.load_state_dict``.
         """
-        if state.get("kind") != "PrioritizedReplayBuffer":
-            raise ValueError(
-                f"the state is of {state.get('kind')!r}, not of a PrioritizedReplayBuffer: "
-                "pass the result of PrioritizedReplayBuffer.state_dict"
-            )
+        check_settings(state, "PrioritizedReplayBuffer")
         beta, replay = state.get("beta"), state.get("replay")
         if not isinstance(beta, float) or not 0 <= beta <= 1 or not isinstance(replay, dict):
             raise ValueError(f"the state has beta={beta!r}: it is damaged. Nothing was changed")
         self.replay.load_state_dict(replay)
         self.beta = beta
-
-    def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, atomically."""
-        save_state(self.state_dict(), path)
-
-    def load(self, path: str | Path) -> None:
-        """Restore a file of ``save``.
-
-        Raises:
-            ValueError: as ``ReplayBuffer.load``.
-        """
-        self.load_state_dict(load_state(path))
 
 
 def _batch_of_one(value: Any) -> Tensor:

@@ -5,7 +5,6 @@ observation and next observation. An observation that is bitwise equal to its st
 not stored again; so a next observation takes memory only at the end of an episode.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lit_adaptive.core.kernels import ring as compiled
 from lit_adaptive.core.kernels.row_copy import all_within
-from lit_adaptive.files import load_state, save_state
+from lit_adaptive.replay.state import SavedState, check_settings
 from lit_adaptive.replay.transitions.frames import Bytes, as_bytes, equal_rows, write_rows
 from lit_adaptive.replay.transitions.storage import RingSize, RingStorage, check_state, layouts_of
 from lit_adaptive.replay.transitions.validation import (
@@ -28,7 +27,7 @@ KIND = "TransitionRing"
 _SHOWN = 8  # greatest number of values listed in an error
 
 
-class TransitionRing:
+class TransitionRing(SavedState):
     r"""The newest ``capacity`` transitions of ``num_streams`` streams; the oldest are overwritten.
 
     With ``n_step`` above 1, each transition spans up to n steps (Sutton, 1988): the reward is
@@ -274,7 +273,7 @@ class TransitionRing:
             raise ValueError("nothing was added yet: add transitions before get")
         contents = content.look_up(index, len(self), self._discounts)
         if contents is None:
-            self._refuse_slots(index)
+            self._check_slots(index)
         assert contents is not None
         pointer, reward, terminated, discount = contents
         batch = reward.shape[0]
@@ -322,11 +321,11 @@ class TransitionRing:
         Raises:
             ValueError: if a slot is out of range or empty.
         """
-        self._refuse_slots(index)
+        self._check_slots(index)
         return (self.added - 1 - index.to(self.device, torch.int64)) % self.capacity
 
-    def _refuse_slots(self, index: Tensor) -> None:
-        """Raise a ValueError unless ``index`` holds filled slots only."""
+    def _check_slots(self, index: Tensor) -> None:
+        """Raise ValueError unless ``index`` holds filled slots only."""
         if index.dim() != 1 or index.is_floating_point() or index.dtype is torch.bool:
             raise ValueError(
                 f"index is {list(index.shape)} of {index.dtype}; slots must be [B] integers"
@@ -342,13 +341,14 @@ class TransitionRing:
 
     # -- checkpoint -------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        """Options in which a state must agree."""
         return {**self.size._asdict(), "gamma": self.gamma}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all transitions and open n-step windows on the CPU, without free rows."""
         content = self._content.state_dict(len(self)) if self._content else None
-        return {"kind": KIND, **self._identity(), "added": self.added, "content": content}
+        return {"kind": KIND, **self._settings(), "added": self.added, "content": content}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Validate a state for ``load_state_dict``; changes nothing.
@@ -356,17 +356,7 @@ class TransitionRing:
         Raises:
             ValueError: naming the option that differs, or the damaged field.
         """
-        if state.get("kind") != KIND:
-            raise ValueError(
-                f"the state is of {state.get('kind')!r}, not of a {KIND}: "
-                f"pass the result of {KIND}.state_dict"
-            )
-        for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"the state has {name}={state.get(name)}, this ring {name}={value}: "
-                    "use the same value"
-                )
+        check_settings(state, KIND, **self._settings())
         added, content = state.get("added"), state.get("content")
         if not isinstance(added, int) or added < 0 or (content is None and added):
             raise ValueError(f"the state has added={added!r} and content to match: it is damaged")
@@ -396,15 +386,3 @@ class TransitionRing:
             layouts = layouts_of(state["content"], self.frame_stack)
             self._content = RingStorage(self.size, layouts, self.device)
             self._content.load_state_dict(state["content"], len(self))
-
-    def save(self, path: str | Path) -> None:
-        """Write ``state_dict`` to ``path``, atomically."""
-        save_state(self.state_dict(), path)
-
-    def load(self, path: str | Path) -> None:
-        """Restore a file of ``save``.
-
-        Raises:
-            ValueError: if the file is damaged or of another ring; nothing is changed then.
-        """
-        self.load_state_dict(load_state(path))

@@ -7,7 +7,7 @@ import torch
 from rollout_runs import ragged_groups
 
 from lit_adaptive.core.policy_losses import aggregate_losses
-from lit_adaptive.data.rollouts.minibatches import MinibatchBuilder, StepLayout, micro_batches
+from lit_adaptive.data.rollouts.minibatches import MicroBatchBuilder, StepLayout, micro_batches
 from lit_adaptive.replay import RolloutGroups
 
 
@@ -79,7 +79,7 @@ def test_a_row_holds_the_prompt_and_then_the_completion() -> None:
     groups = ragged_groups()
     trained = torch.ones(10, dtype=torch.bool)
     values = {"doubled": groups.log_probs * 2}
-    builder = MinibatchBuilder(groups, trained, 4, pad=-1, token_values=values)
+    builder = MicroBatchBuilder(groups, trained, 4, pad=-1, token_values=values)
     part = next(iter(micro_batches(groups, trained, StepLayout(1, 1, 1, 0, 1), 0)))
     batch = builder.build(part)
     starts = groups.lengths.cumsum(0) - groups.lengths
@@ -111,7 +111,7 @@ def test_micro_batches_add_up_to_the_update() -> None:
             for part in micro_batches(
                 groups, trained, StepLayout(1, 1, accumulate, rank, ranks), 0
             ):
-                batch = MinibatchBuilder(groups, trained, 4, pad=0, token_values={}).build(part)
+                batch = MicroBatchBuilder(groups, trained, 4, pad=0, token_values={}).build(part)
                 losses = batch["target"].double().square() + 1
                 count = batch["sequence_count" if loss_type == "grpo" else "token_count"]
                 sequence, size = batch["sequence"], len(batch["index"])

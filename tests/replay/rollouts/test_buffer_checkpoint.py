@@ -70,10 +70,10 @@ def test_a_state_is_a_copy() -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"capacity": 7}, "state has capacity=6, this buffer capacity=7"),
-        ({"policy": "uniform"}, "policy='fresh', this buffer policy='uniform'"),
-        ({"alpha": 0.5}, "alpha=0.6, this buffer alpha=0.5"),
-        ({"tau": 5.0}, "tau=500.0, this buffer tau=5.0"),
+        ({"capacity": 7}, "state has capacity=6, this RolloutBuffer capacity=7"),
+        ({"policy": "uniform"}, "policy='fresh', this RolloutBuffer policy='uniform'"),
+        ({"alpha": 0.5}, "alpha=0.6, this RolloutBuffer alpha=0.5"),
+        ({"tau": 5.0}, "tau=500.0, this RolloutBuffer tau=5.0"),
         ({"signal": "learnability"}, "signal='advantage'"),
         ({"deduplicate": False}, "deduplicate=True"),
     ],

@@ -186,7 +186,10 @@ def test_a_loaded_buffer_draws_what_the_saved_one_draws(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": UniformSampler}, "sampler is a PrioritizedSampler, this buffer's a Uniform"),
+        (
+            {"sampler": UniformSampler},
+            "sampler_kind='PrioritizedSampler', this ReplayBuffer sampler_kind='Uniform",
+        ),
         ({"sampler": partial(PrioritizedSampler, alpha=0.5)}, "alpha"),
         ({"capacity": 31}, "capacity=30"),
         ({"n_step": 2}, "n_step=1"),

@@ -60,11 +60,11 @@ def test_a_state_is_a_copy_without_free_rows() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"capacity": 21}, "state has capacity=20, this ring capacity=21"),
-        ({"num_streams": 4}, "state has num_streams=3, this ring num_streams=4"),
-        ({"n_step": 4}, "state has n_step=3, this ring n_step=4"),
-        ({"gamma": 0.5}, "state has gamma=0.9, this ring gamma=0.5"),
-        ({"frame_stack": 1}, "state has frame_stack=2, this ring frame_stack=1"),
+        ({"capacity": 21}, "state has capacity=20, this TransitionRing capacity=21"),
+        ({"num_streams": 4}, "state has num_streams=3, this TransitionRing num_streams=4"),
+        ({"n_step": 4}, "state has n_step=3, this TransitionRing n_step=4"),
+        ({"gamma": 0.5}, "state has gamma=0.9, this TransitionRing gamma=0.5"),
+        ({"frame_stack": 1}, "state has frame_stack=2, this TransitionRing frame_stack=1"),
     ],
 )
 def test_a_state_with_other_options_is_refused(change: dict[str, Any], message: str) -> None:
