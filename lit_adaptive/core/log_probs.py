@@ -87,27 +87,44 @@ def token_log_probs(
         ValueError: naming the argument that is invalid, or targets outside [0, V).
     """
     _check_inputs(hidden, weight, target, bias)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy: use top_k=1)")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap}; it must be above 0, or None: no cap")
-    size = len(weight)
-    if not 0 <= top_k <= size:
-        raise ValueError(f"top_k is {top_k}; it must lie in [0, {size}], the vocabulary's size")
-    tokens, entries = _CPU_TILE if hidden.device.type == "cpu" else _GPU_TILE
+    device = hidden.device.type
+    matmul = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device) and matmul != torch.float64:
+        matmul = torch.get_autocast_dtype(device)
+    tokens, entries = _CPU_TILE if device == "cpu" else _GPU_TILE
     tokens, entries = chunk or tokens, tile or entries
     if tokens < 1 or entries < 1:
         raise ValueError(f"chunk and tile are {chunk} and {tile}; they must be above 0, or None")
-    if keep < 0:
-        raise ValueError(f"keep is {keep}; it is a number of bytes and must be at least 0")
-    matmul = torch.promote_types(hidden.dtype, weight.dtype)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and matmul != torch.float64:
-        matmul = torch.get_autocast_dtype(device)
     config = LogitsConfig(
-        scale, temperature, softcap, entropy, top_k, matmul, tokens, entries, keep
+        scale=scale,
+        temperature=temperature,
+        softcap=softcap,
+        entropy=entropy,
+        top_k=top_k,
+        matmul_dtype=matmul,
+        tile_tokens=tokens,
+        tile_entries=entries,
+        saved_bytes=keep,
     )
+    _check_options(config, len(weight))
     return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, config))
+
+
+def _check_options(config: LogitsConfig, size: int) -> None:
+    if not config.temperature > 0:
+        raise ValueError(
+            f"temperature is {config.temperature}; it must be above 0 (greedy: use top_k=1)"
+        )
+    if config.softcap is not None and not config.softcap > 0:
+        raise ValueError(f"softcap is {config.softcap}; it must be above 0, or None: no cap")
+    if not 0 <= config.top_k <= size:
+        raise ValueError(
+            f"top_k is {config.top_k}; it must lie in [0, {size}], the vocabulary's size"
+        )
+    if config.saved_bytes < 0:
+        raise ValueError(
+            f"keep is {config.saved_bytes}; it is a number of bytes and must be at least 0"
+        )
 
 
 def _check_inputs(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:

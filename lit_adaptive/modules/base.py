@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-Number = Tensor | float
+Scalar = Tensor | float
 
 
 class UpdateStatistics:
@@ -20,14 +20,14 @@ class UpdateStatistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Number, Number]] = {}
-        self._maxima: dict[str, Number] = {}
+        self._sums: dict[str, tuple[Scalar, Scalar]] = {}
+        self._maxima: dict[str, Scalar] = {}
         self._effective: dict[str, tuple[str, str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sums or self._maxima)
 
-    def add_mean(self, name: str, total: Number, count: Number) -> None:
+    def add_mean(self, name: str, total: Scalar, count: Scalar) -> None:
         """Add a micro-batch's sum of a quantity, and the number of its terms."""
         old_total, old_count = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = old_total + total, old_count + count
@@ -116,7 +116,7 @@ class AdaptiveModule(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
-    def _mean_over_ranks(self, *values: Number) -> list[Tensor]:
+    def _mean_over_ranks(self, *values: Scalar) -> list[Tensor]:
         """Mean of each value over the ranks."""
         if self.trainer.world_size == 1:
             return [torch.as_tensor(value).float() for value in values]

@@ -377,6 +377,14 @@ def check_indices(index: Tensor, size: int) -> Tensor:
     return index
 
 
+def check_max_priority(state: dict[str, Any]) -> float:
+    """``max_priority`` of a prioritized sampler's state, which is at least 1 and finite."""
+    highest = float(state["max_priority"])
+    if not 1 <= highest < torch.inf:
+        raise ValueError(f"the state's max_priority is {highest}: it is damaged")
+    return highest
+
+
 def check_inserted(index: Tensor, inserted: Tensor) -> None:
     """Raise ValueError, naming the indices ``[K]`` whose ``inserted`` ``[K]`` is False."""
     if not bool(inserted.all()):

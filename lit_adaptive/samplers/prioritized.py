@@ -8,14 +8,13 @@ Departures from the paper:
      falls, so a new item never has less priority than one inserted before it.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_adaptive.core.prioritized import check_alpha, priority_masses
-from lit_adaptive.samplers.base import check_indices
+from lit_adaptive.samplers.base import check_indices, check_max_priority
 from lit_adaptive.samplers.tree import TreeSampler
 
 
@@ -132,11 +131,9 @@ class PrioritizedSampler(TreeSampler):
         self._check_state(state, alpha=self.alpha)
         inserted: Tensor = state["inserted"]
         mass: Tensor = state["mass"]
-        highest = float(state["max_priority"])
+        highest = check_max_priority(state)
         if len(inserted) != self.size or bool((mass[~inserted] != 0).any()):
             raise ValueError("the state gives mass to items that are not inserted: it is damaged")
-        if not 1 <= highest < math.inf:
-            raise ValueError(f"the state's max_priority is {highest}: it is damaged")
         self._tree.load_state_dict({"capacity": self.size, "mass": mass, "next": 0})
         self._inserted.copy_(inserted)
         self._count = int(inserted.sum())

@@ -13,7 +13,6 @@ Departures from the paper:
      does not know.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -21,7 +20,13 @@ from torch import Tensor
 
 from lit_adaptive.core.kernels import heap
 from lit_adaptive.core.prioritized import priority_masses, rank_priorities
-from lit_adaptive.samplers.base import AdaptiveSampler, Draw, check_indices, check_inserted
+from lit_adaptive.samplers.base import (
+    AdaptiveSampler,
+    Draw,
+    check_indices,
+    check_inserted,
+    check_max_priority,
+)
 
 
 class RankPrioritizedSampler(AdaptiveSampler):
@@ -174,13 +179,12 @@ class RankPrioritizedSampler(AdaptiveSampler):
         """Resume; the state must be of the same size and alpha."""
         self._check_state(state, alpha=self.alpha)
         item = check_indices(state["item"], self.size)
-        priority, highest = state["heap"], float(state["max_priority"])
+        priority, highest = state["heap"], check_max_priority(state)
         parent = (torch.arange(1, len(item)) - 1) // 2
         if not (
             len(set(item.tolist())) == len(item) == len(priority)
             and bool(((priority >= 0) & (priority < torch.inf)).all())
             and bool((priority[parent] >= priority[1:]).all())
-            and 1 <= highest < math.inf
         ):
             raise ValueError(
                 "the state is not a heap of distinct items and priorities: it is damaged"

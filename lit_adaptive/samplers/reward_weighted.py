@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_adaptive.core import reward_weighted as core
+from lit_adaptive.core import reward_weighted
 from lit_adaptive.samplers.base import check_indices
 from lit_adaptive.samplers.tree import TreeSampler
 
@@ -45,9 +45,9 @@ class RewardWeighting:
         schemes = get_args(Scheme)
         if self.scheme not in schemes:
             raise ValueError(f"scheme is {self.scheme!r}; it must be one of {', '.join(schemes)}")
-        core.check_temperature(self.temperature)
+        reward_weighted.check_temperature(self.temperature)
         self._check_scheme_settings()
-        core.check_shares(self._best_shares)
+        reward_weighted.check_shares(self._best_shares)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ValueError(f"threshold is {self.threshold}; it must be finite")
         least = 0.0 if self.scheme == "proportional" else -math.inf
@@ -92,7 +92,7 @@ class RewardWeighting:
     def _best_shares(self) -> list[float]:
         if self.share is not None:
             return [self.share]
-        return list(core.NESTED) if self.shares is None else self.shares
+        return list(reward_weighted.NESTED) if self.shares is None else self.shares
 
     def check_rewards(self, index: Tensor, reward: Tensor) -> None:
         """Check the rewards ``[K]`` of ``index`` ``[K]``.
@@ -101,7 +101,9 @@ class RewardWeighting:
             ValueError: naming the indices whose reward is NaN, infinite, or (under the scheme
                 proportional) negative.
         """
-        core.check_rewards(reward, index=index, nonnegative=self.scheme == "proportional")
+        reward_weighted.check_rewards(
+            reward, index=index, nonnegative=self.scheme == "proportional"
+        )
 
     def fill_unknown(self, reward: Tensor) -> Tensor:
         """Replace NaN in ``reward`` by ``initial``, or else by the mean of the known rewards."""
@@ -130,7 +132,7 @@ class RewardWeighting:
             mass = self._scheme_masses(value, group)
         else:
             mass = unknown.double()
-        return (mass if group is None else core.balance_groups(mass, group)), greatest
+        return (mass if group is None else reward_weighted.balance_groups(mass, group)), greatest
 
     def pointwise_masses(self, reward: Tensor, greatest: float) -> Tensor:
         """Masses of the known rewards ``[K]`` of some members, given the greatest of all."""
@@ -149,22 +151,24 @@ class RewardWeighting:
         if group is None or not self.normalize_groups:
             return self.fill_unknown(reward)
         if self.initial is not None:
-            return core.standardize_rewards(self.fill_unknown(reward), group)
+            return reward_weighted.standardize_rewards(self.fill_unknown(reward), group)
         known = ~reward.isnan()
         value = torch.zeros_like(reward)  # 0 is the mean of every group
-        value[known] = core.standardize_rewards(reward[known], group[known])
+        value[known] = reward_weighted.standardize_rewards(reward[known], group[known])
         return value
 
     def _scheme_masses(self, value: Tensor, group: Tensor | None) -> Tensor:
         if self.scheme == "exponential":
-            return core.exponential_masses(value, temperature=self.temperature, group=group)
+            return reward_weighted.exponential_masses(
+                value, temperature=self.temperature, group=group
+            )
         if self.scheme == "rank":
-            return core.rank_masses(value, temperature=self.temperature, group=group)
+            return reward_weighted.rank_masses(value, temperature=self.temperature, group=group)
         if self.scheme == "proportional":
-            return core.proportional_masses(value)
+            return reward_weighted.proportional_masses(value)
         if self.threshold is not None:
-            return core.threshold_masses(value, threshold=self.threshold)
-        return core.nested_masses(value, shares=self._best_shares, group=group)
+            return reward_weighted.threshold_masses(value, threshold=self.threshold)
+        return reward_weighted.nested_masses(value, shares=self._best_shares, group=group)
 
 
 class RewardWeightedSampler(TreeSampler):
@@ -366,13 +370,7 @@ class RewardWeightedSampler(TreeSampler):
                 infinite, or (under the scheme proportional) negative; or if no sample could be
                 drawn; nothing changes.
         """
-        index = check_indices(index, self.size)
-        if index.shape != priority.shape:
-            raise ValueError(
-                f"index has shape {tuple(index.shape)}, the rewards {tuple(priority.shape)}; "
-                "both must be [K]"
-            )
-        reward = priority.detach().to("cpu", torch.float64)
+        index, reward = self._check_update(index, priority, name="rewards")
         self.weighting.check_rewards(index, reward)
         if not len(index):
             return

@@ -39,7 +39,6 @@ from lit_adaptive.replay.rollouts.groups import RolloutGroups
 from lit_adaptive.replay.rollouts.keep_rule import (
     PrioritySignal,
     base_priorities,
-    check_finite,
     keep_outcomes,
     last_occurrences,
 )
@@ -195,7 +194,7 @@ class RolloutBuffer(SavedState):
             MemoryError: if there is not enough memory. Nothing changes then.
         """
         groups.check()
-        check_finite(groups)
+        groups.check_finite()
         outcome = keep_outcomes(groups, self.tolerance)
         informative = (outcome == INFORMATIVE).nonzero().flatten()
         kept = informative

@@ -232,6 +232,31 @@ class RolloutGroups:
         self._check_counts()
         self._check_lengths()
 
+    def check_finite(self) -> None:
+        """Reject rewards, advantages and log-probabilities that cannot be replayed.
+
+        Raises:
+            ValueError: naming the field and the prompts.
+        """
+        fields = (self.reward, self.advantage, self.log_probs)
+        if all(bool(field.isfinite().all()) for field in fields):
+            return
+        group, owner = self.group, self.sequence
+        scored = ~self.reward.isnan()
+        generated = ~self.demonstration[owner]
+        for name, invalid, of in (
+            ("reward", self.reward.isinf(), group),
+            ("advantage", scored & ~self.advantage.isfinite(), group),
+            ("log_probs", generated & ~self.log_probs.isfinite(), group[owner]),
+        ):
+            if bool(invalid.any()):
+                prompts = self.prompt[torch.unique(of[invalid])][:8].tolist()
+                raise ValueError(
+                    f"{name} of the groups of prompts {prompts} is NaN or infinite; replayed "
+                    "values must be finite: check the reward function or the engine. Nothing was "
+                    "changed"
+                )
+
     def _check_counts(self) -> None:
         for name, minimum in (("size", 1), ("prompt_lengths", 0), ("lengths", 0)):
             value: Tensor = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Which rollout groups are stored, and the priority that each starts with."""
+"""Which rollout groups are stored, of repeated ones which, and the priority each starts with."""
 
 from typing import Literal
 
@@ -42,28 +42,3 @@ def last_occurrences(values: Tensor) -> Tensor:
     last = torch.zeros(int(inverse.max()) + 1 if len(inverse) else 0, dtype=torch.int64)
     positions = torch.arange(len(values))
     return last.scatter_reduce(0, inverse, positions, "amax").sort().values
-
-
-def check_finite(groups: RolloutGroups) -> None:
-    """Reject rewards, advantages and log-probabilities that cannot be replayed.
-
-    Raises:
-        ValueError: naming the field and the prompts.
-    """
-    fields = (groups.reward, groups.advantage, groups.log_probs)
-    if all(bool(field.isfinite().all()) for field in fields):
-        return
-    group, owner = groups.group, groups.sequence
-    scored = ~groups.reward.isnan()
-    generated = ~groups.demonstration[owner]
-    for name, invalid, of in (
-        ("reward", groups.reward.isinf(), group),
-        ("advantage", scored & ~groups.advantage.isfinite(), group),
-        ("log_probs", generated & ~groups.log_probs.isfinite(), group[owner]),
-    ):
-        if bool(invalid.any()):
-            prompts = groups.prompt[torch.unique(of[invalid])][:8].tolist()
-            raise ValueError(
-                f"{name} of the groups of prompts {prompts} is NaN or infinite; replayed values "
-                "must be finite: check the reward function or the engine. Nothing was changed"
-            )

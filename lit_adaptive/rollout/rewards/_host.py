@@ -278,7 +278,7 @@ class _Host:
             evaluation.fail(worker.span, ended if status >= 0 else crashed)
             return
         *lines, worker.buffer = (worker.buffer + received).split(b"\n")
-        reply = next(filter(None, (_parsed(line, worker.task) for line in lines)), None)
+        reply = next(filter(None, (_parse_reply(line, worker.task) for line in lines)), None)
         if reply is not None:
             self.busy.remove(worker)
             self.idle.append(worker)
@@ -294,7 +294,9 @@ class _Host:
         ours, theirs = socket.socketpair()
         sockets = [worker.socket for worker in [*self.idle, *self.busy]]
         unused = [self.requests, self.pool, ours, *sockets]
-        process = get_context("fork").Process(target=_work, args=(self.reward, theirs, unused))
+        process = get_context("fork").Process(
+            target=_run_worker, args=(self.reward, theirs, unused)
+        )
         process.start()
         theirs.close()
         assert process.pid is not None
@@ -317,7 +319,7 @@ class _Host:
         return int(worker.process.exitcode)
 
 
-def _parsed(line: bytes, task: int) -> dict[str, Any] | None:
+def _parse_reply(line: bytes, task: int) -> dict[str, Any] | None:
     """The reply in ``line``, if it is one to ``task``."""
     try:
         number, reply = json.loads(line)
@@ -328,7 +330,7 @@ def _parsed(line: bytes, task: int) -> dict[str, Any] | None:
     return cast("dict[str, Any]", reply)
 
 
-def _work(reward: Reward, host: socket.socket, unused: list[Any]) -> None:
+def _run_worker(reward: Reward, host: socket.socket, unused: list[Any]) -> None:
     """Call the reward for each task of the host."""
     os.setpgid(0, 0)
     if sys.platform == "linux":  # should the host be killed alone
@@ -364,7 +366,7 @@ def run_host(descriptor: int) -> NoReturn:
     requests = pool.makefile("rb")
     host: _Host | None = None
     try:
-        reward = _load(pool, requests)
+        reward = _load_reward(pool, requests)
         host = _Host(reward, pool, requests)
         while True:
             options, pickled = pickle.load(requests)  # noqa: S301  of our own parent
@@ -385,7 +387,7 @@ def run_host(descriptor: int) -> NoReturn:
         os._exit(0)
 
 
-def _load(pool: socket.socket, requests: BinaryIO) -> Reward:
+def _load_reward(pool: socket.socket, requests: BinaryIO) -> Reward:
     signal.alarm(LOAD_LIMIT)  # ends this process, should loading hang and the pool be gone
     try:
         reward: Reward = pickle.load(requests)  # noqa: S301  of our own parent

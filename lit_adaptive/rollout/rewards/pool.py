@@ -299,7 +299,7 @@ class _HostProcess:
             )
         # Also when the pool is collected, and when this process exits.
         files = (self._socket, self._replies)
-        self.close = weakref.finalize(self, _end, self._process, *files, self.owner)
+        self.close = weakref.finalize(self, _end_host, self._process, *files, self.owner)
         self._socket.settimeout(LOAD_LIMIT)
         try:
             problem = self.request(pickled)
@@ -330,7 +330,7 @@ class _HostProcess:
             raise OSError(f"the host process sent {line[:40]!r}") from error
 
 
-def _end(
+def _end_host(
     process: "subprocess.Popen[bytes]", connection: socket.socket, replies: BinaryIO, owner: int
 ) -> None:
     """End a host, and wait until it is gone."""

@@ -104,3 +104,18 @@ def test_a_field_that_does_not_fit_is_named(name: str, value: Any, error: str) -
 def test_select_names_indices_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"no groups \[4, -1\]; indices must lie in \[0, 2\)"):
         joined(random_groups(2)).select(torch.tensor([0, 4, -1]))
+
+
+def test_an_infinite_reward_names_its_prompt() -> None:
+    groups = joined([graded_group(7), graded_group(8) | {"reward": [torch.inf, 0.0]}])
+    with pytest.raises(ValueError, match=r"reward of the groups of prompts \[8\] is NaN or inf"):
+        groups.check_finite()
+
+
+def test_an_advantage_without_reward_may_be_nan() -> None:
+    joined([graded_group(7) | {"reward": [NAN, 0.0], "advantage": [NAN, 0.0]}]).check_finite()
+
+
+def test_a_demonstration_needs_no_log_probs() -> None:
+    group = graded_group(7) | {"demonstration": [True, False], "log_probs": [[NAN], [-1.0]]}
+    joined([group]).check_finite()

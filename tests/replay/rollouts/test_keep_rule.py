@@ -1,6 +1,5 @@
 """Which groups are kept, and their base priorities."""
 
-import pytest
 import torch
 from groups_twin import NAN, graded_group, joined
 from hypothesis import given
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from lit_adaptive.core.advantages import INFORMATIVE, SOLVED
 from lit_adaptive.replay.rollouts.keep_rule import (
     base_priorities,
-    check_finite,
     keep_outcomes,
     last_occurrences,
 )
@@ -36,18 +34,3 @@ def test_last_occurrences_are_ascending(values: list[int]) -> None:
     expected = sorted({value: i for i, value in enumerate(values)}.values())
     position = last_occurrences(torch.tensor(values, dtype=torch.int64))
     assert position.tolist() == expected
-
-
-def test_an_infinite_reward_names_its_prompt() -> None:
-    groups = joined([graded_group(7), graded_group(8) | {"reward": [torch.inf, 0.0]}])
-    with pytest.raises(ValueError, match=r"reward of the groups of prompts \[8\] is NaN or inf"):
-        check_finite(groups)
-
-
-def test_an_advantage_without_reward_may_be_nan() -> None:
-    check_finite(joined([graded_group(7) | {"reward": [NAN, 0.0], "advantage": [NAN, 0.0]}]))
-
-
-def test_a_demonstration_needs_no_log_probs() -> None:
-    group = graded_group(7) | {"demonstration": [True, False], "log_probs": [[NAN], [-1.0]]}
-    check_finite(joined([group]))
