@@ -325,6 +325,10 @@ class PolicyObjective:
         the start of the step; that of replayed tokens is the stored one.
         """
         behavior, sequence = batch["behavior_log_probs"], batch["sequence"]
+        if self.mismatch == "none":
+            return behavior, MismatchWeights(
+                torch.ones_like(behavior), torch.zeros_like(behavior, dtype=torch.bool)
+            )
         weight, changed = mismatch_weights(
             old,
             behavior,
@@ -336,8 +340,6 @@ class PolicyObjective:
             high=self.mismatch_high,
             cap=self.mismatch_high,
         )
-        if self.mismatch == "none":
-            return behavior, MismatchWeights(weight, changed)
         fresh = ((batch["age"] == 0) & ~batch["off_policy"])[sequence]
         weights = MismatchWeights(torch.where(fresh, weight, 1.0), fresh & changed)
         return torch.where(fresh, old, behavior), weights
