@@ -28,7 +28,8 @@ _CANONICAL_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]  # in a CSV column of numbers
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MAX_CLASSES = 1_000_000
-_SHOWN = 5
+_SHOWN = 5  # values in an error
+_WIDTH = 200  # characters of each
 
 
 # Checks ----------------------------------------------------------------------------------------
@@ -58,12 +59,17 @@ def check_rows(
     """
     rows = [row for row, fails in enumerate(bad) if fails]
     if rows:
-        shown = [_python_value(values[row]) for row in rows[:_SHOWN]]
+        shown = ", ".join(_shortened(_python_value(values[row])) for row in rows[:_SHOWN])
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         raise ValueError(
             f"{where} {fault} in rows {[first + row for row in rows[:_SHOWN]]}{more} (from 0), "
-            f"where it is {shown}; correct these rows or leave them out"
+            f"where it is [{shown}]; correct these rows or leave them out"
         )
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2]} ... {text[-_WIDTH // 2 :]}"
 
 
 def check_unique(ids: Column, where: str) -> None:
@@ -140,15 +146,26 @@ def almost_numbers(column: Column) -> Tensor | None:
 
     A single ``?`` or ``1,000`` would otherwise turn a column of numbers into one of strings.
     """
+    bad, number = _read_numbers(column)
+    return bad if int(number.sum()) > int(bad.sum()) > 0 else None
+
+
+def check_numbers(column: Column, where: str) -> None:
+    """Raise a ValueError that names the rows that are no numbers, if others are."""
+    bad, number = _read_numbers(column)
+    if bool(number.any()):
+        check_rows(bad, where, "is not a number", column)
+
+
+def _read_numbers(column: Column) -> tuple[Tensor, Tensor]:
+    """Rows ``[N]`` of strings that are neither numbers nor missing, and rows that are numbers."""
     if not is_text(column.type):
-        return None
+        return torch.zeros(len(column), dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     text = arrow.utf8_trim_whitespace(contiguous(column))
-    number = arrow.match_substring_regex(text, _NUMBER).fill_null(True)
-    bad = torch.from_numpy(
-        np.array(arrow.invert(arrow.or_(number, arrow.is_in(text, pa.array(_MISSING, text.type)))))
-    )
-    known = torch.from_numpy(np.array(arrow.match_substring_regex(text, _NUMBER).fill_null(False)))
-    return bad if int(known.sum()) > int(bad.sum()) > 0 else None
+    number = arrow.match_substring_regex(text, _NUMBER)
+    missing = arrow.is_in(text, pa.array([*_MISSING, None], text.type))
+    bad = arrow.invert(arrow.or_(number.fill_null(True), missing))
+    return torch.from_numpy(np.array(bad)), torch.from_numpy(np.array(number.fill_null(False)))
 
 
 def to_float64(column: Column) -> Tensor | None:
@@ -168,6 +185,7 @@ def feature_matrix(table: Table, names: Sequence[str], source: str) -> Tensor:
         where = f"{name} in {source}"
         values = _to_vectors(table[name], where)
         if values is None:
+            check_numbers(table[name], where)
             raise ValueError(
                 f"{where} is of type {table[name].type}; features are numeric. Numeric columns are "
                 f"{numeric_columns(table)}"

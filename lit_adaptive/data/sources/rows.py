@@ -5,6 +5,7 @@ Everything becomes a ``datasets.Dataset``: files are converted to Arrow once, ca
 CSV file stay strings; those of a JSON file are never parsed as dates.
 """
 
+import codecs
 import hashlib
 import json
 import warnings
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 from lit_adaptive.data.sources.columns import (
     Ids,
     MapDataset,
+    check_numbers,
     check_rows,
     ids_from_arrow,
     is_numeric,
@@ -43,7 +45,9 @@ _BUILDERS = {
     ".json": "json",
     ".jsonl": "json",
     ".parquet": "parquet",
+    ".tsv": "csv",
 }
+_DELIMITERS = ",;\t|"
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _JSON_CHUNK = 1 << 26  # bytes of a JSON file from which `datasets` infers the types
 
@@ -69,9 +73,20 @@ class Rows(NamedTuple):
         """The named columns of the rows ``[n]`` int64, one dictionary for each row."""
         if not columns:
             return [{} for _ in rows]
-        values = self.dataset.select_columns([*columns])[rows]
+        try:
+            values = self.dataset.select_columns([*columns])[rows]
+        except (OverflowError, ValueError):  # Python's dates end with the year 9999
+            values = {name: self._take_column(rows, name) for name in columns}
         by_row = zip(*(values[name] for name in columns), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in by_row]
+
+    def _take_column(self, rows: Any, name: str) -> list[Any]:
+        """The values of a column, with the integer of each date that Python has not."""
+        one = self.dataset.select_columns([name])
+        if not pa.types.is_temporal(one.features.arrow_schema.field(name).type):
+            values: list[Any] = one[rows][name]
+            return values
+        return [_date_or_integer(value) for value in one.with_format("arrow")[rows][name]]
 
     def column(self, name: str) -> Any:
         """One column as an Arrow array; values of several types as JSON."""
@@ -84,22 +99,41 @@ class Rows(NamedTuple):
             check_rows(values.is_null().to_pylist(), where, "is missing", values)
 
 
+def _date_or_integer(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return value.value
+
+
 def numeric_column(rows: Rows, name: str) -> Tensor:
     """A column of numbers, or of strings that are all numbers: ``[N]`` float64, NaN where missing.
 
     Raises:
-        ValueError: if there is no such column, or it is not numeric.
+        ValueError: if there is no such column, or it is not numeric (naming the rows, if others
+            hold numbers).
     """
     names = rows.dataset.column_names
-    values = to_float64(parse_numbers(rows.column(name))) if name in names else None
-    if values is None:
-        numeric = [
-            column for column in names if is_numeric(parse_numbers(rows.column(column)).type)
-        ]
-        raise ValueError(
-            f"{rows.source} has no column {name!r} of numbers; its numeric columns are {numeric}"
-        )
-    return values
+    column = _unquoted(rows, name) if name in names else None
+    values = None if column is None else to_float64(parse_numbers(column))
+    if values is not None:
+        return values
+    if column is not None:
+        check_numbers(column, f"{name} in {rows.source}")
+    numeric = [each for each in names if is_numeric(parse_numbers(rows.column(each)).type)]
+    raise ValueError(
+        f"{rows.source} has no column {name!r} of numbers; its numeric columns are {numeric}"
+    )
+
+
+def _unquoted(rows: Rows, name: str) -> Any:
+    """A column as an Arrow array, with the digits of numbers among values of several types."""
+    from datasets import Json
+
+    if not isinstance(rows.dataset.features[name], Json):
+        return rows.column(name)
+    values = rows.dataset[name][:]
+    return pa.array([None if value is None else str(value) for value in values], pa.large_string())
 
 
 def row_ids(rows: Rows, column: str | None, kept: Any) -> Ids:
@@ -122,9 +156,11 @@ class HubRows(Dataset[dict[str, Any]]):
     """Rows of a Hugging Face dataset or of files, with all columns.
 
     Args:
-        path: file (``.csv``, ``.jsonl``, ``.json``, ``.parquet`` or ``.arrow``, optionally
-            compressed), glob pattern, folder of files, folder that ``save_to_disk`` wrote, or name
-            on the hub, which is downloaded once and then read offline.
+        path: file (``.csv``, ``.tsv``, ``.jsonl``, ``.json``, ``.parquet`` or ``.arrow``,
+            optionally compressed, texts in UTF-8), glob pattern, folder of files, folder that
+            ``save_to_disk`` wrote, or name on the hub, which is downloaded once and then read
+            offline. A row of a file that lacks a column of other files holds None there. The
+            delimiter of a ``.csv`` file whose header has no comma may be a semicolon, tab or bar.
         name: configuration of a dataset that has several.
         split: such as ``train`` or ``test``, also a part such as ``train[:10%]``. A folder that
             ``save_to_disk`` wrote of a dataset without a named split has any split.
@@ -184,28 +220,66 @@ def _rows_of(source: Any) -> Rows:
 
         dataset: Any = ArrowDataset(InMemoryTable(table))
     else:
-        dataset = _from_items(_checked_items(_items(source, name), name))
+        dataset = _from_items(_checked_items(_items(source, name), name), name)
     return Rows(dataset, name, dataset._fingerprint, in_memory=True)
 
 
-def _from_items(items: Iterable[dict[str, Any]]) -> Any:
+def _from_items(items: Iterable[dict[str, Any]], source: str) -> Any:
     """Dictionaries as a ``datasets.Dataset``, with None where one lacks a column."""
-    from datasets import Dataset as ArrowDataset
-    from datasets import Json
-
     rows = list(items)
     names = dict.fromkeys(column for row in rows for column in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
+    try:
+        return _to_arrow(columns)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        pass  # such as tuples or arrays beside lists
+    columns = {name: _without_arrays(values) for name, values in columns.items()}
+    for name, values in columns.items():
+        try:
+            _to_arrow({name: values})
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+            for number, value in enumerate(values):
+                _check_text(value, f"row {number} (from 0) of {source}, {name}")
+            raise ValueError(f"{name} in {source} cannot be stored: {error}") from error
+    return _to_arrow(columns)
+
+
+def _to_arrow(columns: dict[str, list[Any]]) -> Any:
+    from datasets import Dataset as ArrowDataset
+    from datasets import Json
+
     features: Any = ArrowDataset.from_dict(columns, on_mixed_types="use_json").features
     mixed = [name for name, feature in features.items() if _holds_json(feature)]
-    for name in mixed:  # encoded here, for `datasets` would take strings for JSON
-        columns[name] = [
+    columns = columns | {  # encoded here, for `datasets` would take strings for JSON
+        name: [
             None if value is None else json.dumps(value, default=_plain) for value in columns[name]
         ]
+        for name in mixed
+    }
     dataset: Any = ArrowDataset.from_dict(columns)
     for name in mixed:
         dataset = dataset.cast_column(name, Json())
     return dataset
+
+
+def _without_arrays(value: Any) -> Any:
+    """``value`` with lists for tuples and arrays, at any depth."""
+    if isinstance(value, dict):
+        return {name: _without_arrays(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(item) for item in value]
+    return _without_arrays(value.tolist()) if hasattr(value, "shape") else value
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Raise a ValueError if a value holds half of a surrogate pair, which Arrow cannot store."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the text holds {error.object[error.start]!r}, half of a surrogate pair and "
+            "no character: remove it, or write U+FFFD instead"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -290,9 +364,10 @@ def _load(path: str, name: str | None, split: str) -> Rows:
             else:
                 dataset = datasets.load_dataset(path, name, split=split)
     except Exception as error:  # readers of formats raise what they like
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+        names = [path, *map(str, _files(path))]
+        if isinstance(error, ValueError) and str(error).startswith(tuple(names)):
             raise
-        raise ValueError(_explanation(path, error)) from error
+        raise ValueError(_explanation(path, split, error)) from error
     return Rows(dataset, f"{path} ({split})", dataset._fingerprint)
 
 
@@ -323,26 +398,19 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
         "cache_dir": str(Path(config.HF_DATASETS_CACHE) / "lit_adaptive" / key),
     }
 
-    def build(**options: Any) -> Any:
-        builder = datasets.load_dataset_builder(**arguments, **options)
-        builder.download_and_prepare()
-        return builder.as_dataset(split=split)
-
     kind: Any = datasets.load_dataset_builder(**arguments)
     reader = type(kind).__module__.rpartition(".")[2]  # such as datasets.packaged_modules.csv.csv
-    if reader == "csv":
-        from pandas.errors import ParserWarning
-
-        strings = _strings(kind.config.data_files)
-        with warnings.catch_warnings(action="error", category=ParserWarning):  # a long row
-            dataset = build(features=strings, keep_default_na=False, index_col=False)
-    elif reader == "json":
-        options = {"chunksize": _JSON_CHUNK, "parse_agent_traces": False}
-        dataset = build(**options)
-        if split in kind.config.data_files and _is_altered(dataset.features):
-            dataset = _from_items(_json_items(kind.config.data_files[split]))
+    files: dict[str, list[str]] = kind.config.data_files
+    several = sum(map(len, files.values())) > 1
+    if reader == "csv" and several and not _same_headers(files):
+        dataset = _read_apart(reader, arguments, files, split)
     else:
-        dataset = build()
+        try:
+            dataset = _read(reader, arguments, files, split)
+        except Exception:
+            if not several or split.partition("[")[0] not in files:
+                raise
+            dataset = _read_apart(reader, arguments, files, split)
     return Rows(
         dataset,
         f"{path} ({split})" if folder else path,
@@ -352,18 +420,98 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
     )
 
 
+def _read(reader: str, arguments: dict[str, Any], files: dict[str, list[str]], split: str) -> Any:
+    """The rows of files of the same columns."""
+    import datasets
+
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        names, delimiter = _header(next(iter(files.values()))[0])
+        strings = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"features": strings, "keep_default_na": False, "index_col": False}
+        options["sep"] = delimiter
+    elif reader == "json":
+        options = {"chunksize": _JSON_CHUNK, "parse_agent_traces": False}
+    from pandas.errors import ParserWarning
+
+    with warnings.catch_warnings(action="error", category=ParserWarning):  # a long row of a CSV
+        builder = datasets.load_dataset_builder(**arguments, **options)
+        builder.download_and_prepare()
+    dataset: Any = builder.as_dataset(split=split)
+    if reader == "json":
+        dataset.data.table.validate(full=True)  # the reader accepts texts that are not UTF-8
+        if _is_altered(dataset.features):
+            return _read_apart(reader, arguments, files, split)
+    return dataset
+
+
+def _read_apart(
+    reader: str, arguments: dict[str, Any], files: dict[str, list[str]], split: str
+) -> Any:
+    """The rows of files whose columns or types differ, with None where a file lacks a column."""
+    import datasets
+
+    whole: dict[str, Any] = {}
+    for name, paths in files.items():
+        if reader == "json":
+            whole[name] = _from_items(_json_items(paths), ", ".join(paths))
+            continue
+        own = arguments | {"path": reader, "name": None}
+        whole[name] = _joined(
+            {
+                path: _read(reader, own | {"data_files": {name: [path]}}, {name: [path]}, name)
+                for path in paths
+            }
+        )
+    sizes = {name: len(rows) for name, rows in whole.items()}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    return datasets.concatenate_datasets(
+        [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )
+
+
+def _joined(parts: dict[str, Any]) -> Any:
+    """The rows of several files, each column in the type that holds the values of all files."""
+    import datasets
+
+    schemas: dict[str, Any] = {}
+    for path, part in parts.items():
+        for field in part.features.arrow_schema:
+            one = pa.schema([pa.field(field.name, field.type)])
+            known = schemas.get(field.name, one)
+            try:
+                schemas[field.name] = pa.unify_schemas([known, one], promote_options="permissive")
+            except pa.ArrowTypeError as error:
+                raise ValueError(
+                    f"{path}: the column {field.name!r} is of type {field.type}, but of type "
+                    f"{known.field(0).type} in the files before: give it one type in all files"
+                ) from error
+    aligned: list[Any] = []
+    for part in parts.values():
+        for name, schema in schemas.items():
+            fields = part.features.arrow_schema
+            if name in part.column_names and fields.field(name).type != schema.field(0).type:
+                feature = datasets.Features.from_arrow_schema(schema)[name]
+                part = part.cast_column(name, feature)  # noqa: PLW2901
+        aligned.append(part)
+    return datasets.concatenate_datasets(aligned)
+
+
+def _files(path: str) -> list[Path]:
+    """The files that ``path`` names: those of a folder, those that match a pattern, or itself."""
+    root = Path(path)
+    if root.is_dir():
+        return sorted(file for file in root.rglob("*") if file.is_file())
+    matches = glob(path, recursive=True) if has_magic(path) else [path]  # noqa: PTH207
+    return [Path(file) for file in sorted(matches)]
+
+
 def _state(path: str) -> str:
     """Changes with any change of a file: `datasets` goes by its path and modification time alone.
 
     The time of the last change of a file's status cannot be set back, unlike that of its content.
     """
-    root = Path(path)
-    if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.is_file())
-    else:
-        matches = glob(path, recursive=True) if has_magic(path) else [path]  # noqa: PTH207
-        files = [Path(file) for file in sorted(matches)]
-    facts: list[Any] = [(str(file.resolve()), *_facts(file)) for file in files]
+    facts: list[Any] = [(str(file.resolve()), *_facts(file)) for file in _files(path)]
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -372,19 +520,31 @@ def _facts(file: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _strings(data_files: Any) -> Any:
-    """Features of a CSV file of which no value is parsed."""
+def _header(file: str) -> tuple[list[str], str]:
+    """The names of a CSV file's columns, and its delimiter."""
     import csv
 
-    import datasets
-
-    first = next(iter(data_files.values()))[0]
-    with _opened(first) as lines:
-        names = next(csv.reader(lines), [])
+    tabs = ".tsv" in [suffix.lower() for suffix in Path(file).suffixes]
+    with _opened(file) as lines:
+        line = lines.readline()
+        delimiter = "\t" if tabs else next((mark for mark in _DELIMITERS if mark in line), ",")
+        names = next(
+            csv.reader([line, *lines] if line.count('"') % 2 else [line], delimiter=delimiter), []
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"more than one column is named {twice}; rename them")
-    return datasets.Features({name: datasets.Value("string") for name in names})
+        raise ValueError(f"{file}: more than one column is named {twice}; rename them")
+    if "" in names:
+        raise ValueError(
+            f"{file}: column {names.index('')} (from 0) has no name; name it, or leave it out "
+            "(pandas: to_csv(index=False))"
+        )
+    return names, delimiter
+
+
+def _same_headers(files: dict[str, list[str]]) -> bool:
+    headers = [_header(file) for paths in files.values() for file in paths]
+    return len({(frozenset(names), delimiter) for names, delimiter in headers}) == 1
 
 
 def _is_altered(features: Any) -> bool:
@@ -421,25 +581,30 @@ def _named_split(loaded: Any, split: str, path: str) -> Any:
     return loaded[split] if isinstance(loaded, dict) else loaded
 
 
-def _explanation(path: str, error: Exception) -> str:
-    if ".jsonl" in Path(path).suffixes and Path(path).is_file():
-        line = _bad_line(path)
-        if line is not None:
-            return line
+def _explanation(path: str, split: str, error: Exception) -> str:
+    files, module = _files(path), _module(path)
+    if module is not None and has_magic(path) and not files:
+        return f"{path} matches no file: give the path of a file, a glob pattern or a folder"
+    for file in files:
+        fault = _text_fault(file) if file.is_file() else None
+        if fault is not None:
+            return fault
     cause = error
     while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     if "corresponds to no data" in str(cause):
         return f"{path} has no rows; it must have at least one"
-    if _module(path) is not None and Path(path).exists():
-        message = f"{path} cannot be read as {''.join(Path(path).suffixes)}: {cause}"
-        if _module(path) == "json":
+    if files and str(cause).startswith(("Unknown split", "Unrecognized instruction")):
+        return f"{path} has no split {split!r}: {cause}"
+    if module is not None and files and files[0].exists():
+        message = f"{path} cannot be read as {''.join(Path(path).suffixes)}: {str(cause).strip()}"
+        if module == "json" and isinstance(cause, pa.ArrowException | TypeError):
             message += (
                 f"; if a column changes its type after the first {_JSON_CHUNK >> 20} MiB, or "
                 "begins there, write the file as .parquet"
             )
         return message
-    if _module(path) is not None and not has_magic(path):
+    if module is not None:
         return f"{path} is not there: give the path of a file, a glob pattern or a folder"
     return (
         f"{path!r} cannot be loaded: it must be a file, a glob pattern, a folder of files, a "
@@ -448,18 +613,54 @@ def _explanation(path: str, error: Exception) -> str:
     )
 
 
+def _text_fault(file: Path) -> str | None:
+    """What is wrong with the first bad line of a CSV or JSON file; None if nothing is."""
+    try:
+        if _module(str(file)) in ("csv", "json") and (fault := _not_utf8(file)):
+            return fault
+        if ".jsonl" in [suffix.lower() for suffix in file.suffixes]:
+            return _bad_line(str(file))
+    except ValueError as error:
+        return str(error)
+    except (OSError, EOFError):  # a damaged archive
+        return None
+    return None
+
+
+def _not_utf8(file: Path) -> str | None:
+    import fsspec
+
+    with fsspec.open(str(file), "rb", compression="infer") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                wide = line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                encoding = "utf-16" if wide else "latin1"
+                return (
+                    f"line {number} of {file} is not UTF-8 (byte {line[error.start]:#04x}): "
+                    f"convert the file, such as by iconv -f {encoding} -t utf-8 {file}"
+                )
+    return None
+
+
 def _bad_line(path: str) -> str | None:
-    """The first line of a JSON Lines file that is not an object; None if all are."""
+    """What is wrong with the first bad line of a JSON Lines file; None if nothing is."""
     empty = True
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            if empty and line.lstrip().startswith("["):  # an array, which is read as .json
+                return None
             empty = False
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 return f"line {number} of {path} is not JSON: {error}"
             if not isinstance(row, dict):
-                return f"line {number} of {path} is not a JSON object but {line.strip()!r}"
+                shown = line.strip()[:40]
+                return f"line {number} of {path} is not a JSON object but {shown!r}"
+            for column, value in row.items():
+                _check_text(value, f"line {number} of {path}, {column}")
     return f"{path} has no rows; it must have at least one" if empty else None

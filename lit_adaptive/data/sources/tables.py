@@ -17,6 +17,7 @@ from lit_adaptive.data.sources.columns import (
     Table,
     almost_numbers,
     check_columns,
+    check_numbers,
     check_rows,
     class_targets,
     feature_matrix,
@@ -133,6 +134,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         values = to_float64(self._table[name])
         where = f"{name} in {self.source}"
         if values is None:
+            check_numbers(self._table[name], where)
             raise ValueError(
                 f"{where} is of type {self._table[name].type}, not numeric; numeric columns are "
                 f"{numeric_columns(self._table)}"

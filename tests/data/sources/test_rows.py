@@ -3,17 +3,19 @@
 import gzip
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import csv, parquet
 
-from lit_adaptive.data import Arithmetic, DemonstrationDataset, HubRows
+from lit_adaptive.data import Arithmetic, DemonstrationDataset, HubRows, PromptDataset
 from lit_adaptive.data.sources import rows
 from lit_adaptive.data.sources.rows import load_rows
 from lit_adaptive.data.text import tokenization
@@ -107,14 +109,24 @@ def test_arithmetic_is_a_source_with_ids_and_numbers() -> None:
         ("a.parquet", "x", "cannot be read as .parquet"),
         ("a.csv", "", "is empty and has no rows"),
         ("a.csv", "a,a\n1,2", r"more than one column is named \['a'\]"),
+        ("a.csv", ",a\n1,2", r"a\.csv: column 0 \(from 0\) has no name; name it, or leave it out"),
+        ("a.csv", b"prompt\na \xe9", r"line 2 of .*a\.csv is not UTF-8 .*iconv -f latin1"),
+        ("a.csv", "prompt".encode("utf-16"), r"line 1 of .*a\.csv is not UTF-8 .*iconv -f utf-16"),
+        ("a.jsonl", b'{"prompt": "a \xe9"}', r"line 1 of .*a\.jsonl is not UTF-8"),
+        (
+            "a.jsonl",
+            '{"x": "a"}\n{"x": "\\ud800"}',
+            r"line 2 of .*a\.jsonl, x: .*surrogate.*U\+FFFD",
+        ),
+        ("a.jsonl", '"' + "x" * 9999 + '"', r"line 1 of .* is not a JSON object but '\"x{39}'$"),
         ("a.jsonl", "\n", "has no rows"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    name: str, text: str | None, words: str, tmp_path: Path
+    name: str, text: str | bytes | None, words: str, tmp_path: Path
 ) -> None:
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(ValueError, match=words):
         DemonstrationDataset(str(tmp_path / name), TOKENIZER)
 
@@ -252,3 +264,100 @@ def test_values_of_several_types_and_dates_stay_what_they_are(kind: str, tmp_pat
         source = tmp_path / "rows.jsonl"
         source.write_text("\n".join(map(json.dumps, mixed)))
     assert load_rows(source).dataset[:] == {"prompt": values, "day": ["2020-01-01"] * len(values)}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
+def test_the_delimiter_is_that_of_the_header(delimiter: str, suffix: str, tmp_path: Path) -> None:
+    delimiter = "\t" if suffix == ".tsv" else delimiter
+    text = f"\ufeffprompt{delimiter}answer\na b{delimiter}3 4\n".encode()
+    file = tmp_path / f"rows{suffix}"
+    file.write_bytes(gzip.compress(text) if suffix.endswith(".gz") else text)
+    assert load_rows(file).dataset[:] == {"prompt": ["a b"], "answer": ["3 4"]}
+
+
+def test_a_byte_order_mark_and_an_array_in_jsonl_are_read(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text('\ufeff[{"prompt": "a"}, {"prompt": "b"}]')
+        assert load_rows(tmp_path / name).dataset["prompt"][:] == ["a", "b"]
+
+
+def _write_parts(folder: Path, kind: str, parts: list[list[dict[str, Any]]]) -> None:
+    for number, part in enumerate(parts):
+        file, table = folder / f"{number}.{kind}", pa.Table.from_pylist(part)
+        if kind == "jsonl":
+            file.write_text("\n".join(map(json.dumps, part)))
+        elif kind == "json":
+            file.write_text(json.dumps(part))
+        elif kind == "csv":
+            csv.write_csv(table, file)
+        elif kind == "parquet":
+            parquet.write_table(table, file)
+        else:
+            with pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+
+
+@pytest.mark.parametrize("named", ["pattern", "folder"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_a_file_that_lacks_a_column_of_others_holds_none_there(
+    kind: str, named: str, tmp_path: Path
+) -> None:
+    first, second = [{"x": "a", "y": "b"}, {"x": "c", "y": "d"}], [{"z": "f", "x": "e"}]
+    _write_parts(tmp_path, kind, [first, second])
+    path = str(tmp_path / f"*.{kind}") if named == "pattern" else str(tmp_path)
+    columns = {"x": ["a", "c", "e"], "y": ["b", "d", None], "z": [None, None, "f"]}
+    assert load_rows(path).dataset[:] == columns
+    part = HubRows(path, split="train[1:]")
+    assert [part[i] for i in range(2)] == [
+        {name: values[i] for name, values in columns.items()} for i in (1, 2)
+    ]
+
+
+def test_files_whose_types_differ_keep_their_values_or_are_named(tmp_path: Path) -> None:
+    for kind, values in (("parquet", (1, 2.5)), ("jsonl", (1, 2.5)), ("jsonl", (1, "x"))):
+        _write_parts(tmp_path, kind, [[{"x": value}] for value in values])
+        assert load_rows(str(tmp_path / f"*.{kind}")).dataset["x"][:] == [*values]
+    _write_parts(tmp_path, "parquet", [[{"x": 1}], [{"x": "y"}]])
+    words = r"1\.parquet: the column 'x' is of type string, but of type int64 in the files before"
+    with pytest.raises(ValueError, match=words):
+        load_rows(str(tmp_path / "*.parquet"))
+
+
+def test_a_pattern_without_files_and_an_unknown_split_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\*\.csv matches no file"):
+        load_rows(str(tmp_path / "*.csv"))
+    _write_parts(tmp_path, "jsonl", [[{"x": 1}]])
+    for split in ("test", "train[:x]"):
+        with pytest.raises(ValueError, match=f"0.jsonl has no split '{re.escape(split)}'"):
+            HubRows(str(tmp_path / "0.jsonl"), split=split)
+
+
+def test_lists_may_hold_arrays_and_surrogates_are_named() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    items = [{"x": "text"}, {"x": tuple(messages)}, {"x": np.array(messages, dtype=object)}]
+    assert load_rows(items).dataset["x"][:] == ["text", messages, messages]
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\) of list, x: .*'\\ud800'"):
+        load_rows([{"x": "a"}, {"x": "b\ud800"}])
+    with pytest.raises(ValueError, match=r"x in list cannot be stored: .*<object"):
+        load_rows([{"x": object()}])
+
+
+def test_a_date_beyond_the_year_9999_does_not_matter_in_an_unused_column() -> None:
+    table = pa.table({"prompt": ["a"], "day": pa.array([2**55], pa.timestamp("ms"))})
+    assert PromptDataset(table).texts(torch.arange(1)) == [{"prompt": "a", "day": 2**55}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list"])
+def test_a_number_that_is_none_is_named_by_row(kind: str, tmp_path: Path) -> None:
+    items: Any = [{"prompt": "a", "completion": "b", "reward": r} for r in (1, "oops", 2)]
+    source: Any = items
+    if kind == "jsonl":
+        source = tmp_path / "a.jsonl"
+        source.write_text("\n".join(map(json.dumps, items)))
+    elif kind == "csv":
+        source = tmp_path / "a.csv"
+        source.write_text("prompt,completion,reward\na,b,1\na,b,oops\na,b,2\n")
+    words = r"reward in .* is not a number in rows \[1\] \(from 0\), where it is \['oops'\]"
+    with pytest.raises(ValueError, match=words):
+        DemonstrationDataset(source).column("reward")
