@@ -221,19 +221,24 @@ def collect_fresh_rollouts(
         spread = has_spread(groups.reward, groups.group, len(groups))
         informative = torch.cat([informative, spread])
         lacking = count - int(informative.sum())
-    metrics = RewardScores.cat(scores).metrics() | metrics
     groups = RolloutGroups.cat(rounds)
-    order = torch.arange(len(groups))
-    if refill:
+    chosen = _choose_groups(informative, count, refilled=refill > 0, drop=drop)
+    prompt_tokens = (groups.prompt_lengths * groups.size).sum()
+    metrics |= {
+        "filter/rounds": float(len(rounds)),
+        "filter/dropped": float(len(groups) - len(chosen)),
+        "num_tokens": float(prompt_tokens + groups.lengths.sum()),
+    }
+    return FreshRollouts(groups, chosen, RewardScores.cat(scores).metrics() | metrics)
+
+
+def _choose_groups(informative: Tensor, count: int, *, refilled: bool, drop: bool) -> Tensor:
+    """The groups ``[C]`` to train on, at most ``count``; with refills informative ones first."""
+    order = torch.arange(len(informative))
+    if refilled:
         order = torch.argsort((~informative).int(), stable=True)
     chosen = order[:count]
-    if drop:
-        chosen = chosen[informative[chosen]]
-    metrics["filter/rounds"] = float(len(rounds))
-    metrics["filter/dropped"] = float(len(groups) - len(chosen))
-    prompt_tokens = (groups.prompt_lengths * groups.size).sum()
-    metrics["num_tokens"] = float(prompt_tokens + groups.lengths.sum())
-    return FreshRollouts(groups, chosen, metrics)
+    return chosen[informative[chosen]] if drop else chosen
 
 
 def _gather_ranks(
