@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lit_adaptive.data.fingerprint import data_changes, data_fingerprint
 from lit_adaptive.data.sampled import Batch, Normalize, SampledDataModule, ServedBatches
 from lit_adaptive.data.seeding import derive_seed, seeded
 from lit_adaptive.data.sources.columns import MapDataset
@@ -22,6 +25,7 @@ from lit_adaptive.samplers import (
 )
 
 Collate = Callable[[list[Any]], Any]
+OnChangedData = Literal["error", "warn"]
 
 
 class _Fetch(Dataset[Any]):
@@ -65,7 +69,7 @@ class AdaptiveDataModule(SampledDataModule):
     ``gather(index)`` (returns a collated batch at once, which is faster, for items that are not
     random), ``column(name)`` (a numeric column), ``ids`` (one per sample, for files of scores), and
     for samplers that need them ``groups`` (``[N]`` integers, the group of each sample) and
-    ``lengths`` (``[N]``, the length of each sample).
+    ``lengths`` (``[N]``, the length of each sample), and ``content()`` (see ``data_fingerprint``).
 
     Args:
         dataset: training set with ``__len__`` and ``__getitem__`` whose items are dictionaries or
@@ -87,6 +91,8 @@ class AdaptiveDataModule(SampledDataModule):
         beta: see ``SampledDataModule``.
         normalize: see ``SampledDataModule``.
         collate: makes a batch of a list of items.
+        on_changed_data: on resuming with a training set whose rows differ from the checkpoint's,
+            raise an error, or ``warn`` and go on.
         seed: seed of the sampler; by default that of ``seed_everything``.
 
     Raises:
@@ -110,6 +116,7 @@ class AdaptiveDataModule(SampledDataModule):
         beta: float = 1.0,
         normalize: Normalize = "none",
         collate: Collate = default_collate,
+        on_changed_data: OnChangedData = "error",
         seed: int | None = None,
     ) -> None:
         size = _length(dataset)
@@ -133,8 +140,11 @@ class AdaptiveDataModule(SampledDataModule):
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         if num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
+        if on_changed_data not in ("error", "warn"):
+            raise ValueError(f"on_changed_data is {on_changed_data!r}; it must be error or warn")
         self.num_workers = num_workers
         self.collate = collate
+        self.on_changed_data = on_changed_data
         self.sampler = sampler(size)
         self.sampler.reseed(self.seed)
         if difficulty is not None:
@@ -151,6 +161,49 @@ class AdaptiveDataModule(SampledDataModule):
             self.sampler.set_lengths(self._dataset_attribute("lengths", "each sample's length"))
         if scores is not None:
             self._warm_start(scores)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return data_fingerprint(self.dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's state, the position in the epoch, and the data's fingerprint."""
+        return super().state_dict() | {"data": self._fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue drawing as if the run had never stopped; does nothing outside of training.
+
+        Raises:
+            ValueError: if the training set is not the checkpoint's (see ``on_changed_data``).
+        """
+        if self._fitting():
+            self._check_data(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _check_data(self, state_dict: dict[str, Any]) -> bool:
+        """Whether the training set's rows are the checkpoint's.
+
+        Raises:
+            ValueError: if they are not, unless ``on_changed_data`` is ``warn`` and their number is.
+        """
+        if "data" not in state_dict:
+            return True
+        changes = data_changes(state_dict["data"], self._fingerprint)
+        if changes is None:
+            return True
+        name = getattr(self.dataset, "source", type(self.dataset).__name__)
+        message = f"the training data ({name}) are not those of the checkpoint: {changes}"
+        if state_dict["data"]["size"] != self.sampler.size:
+            raise ValueError(
+                f"{message}. The sampler's state is of those rows: resume with them, or start a "
+                "new run"
+            )
+        if self.on_changed_data == "error":
+            raise ValueError(
+                f"{message}: resume with that data, or set on_changed_data: warn to go on"
+            )
+        rank_zero_warn(message)
+        return False
 
     def _dataset_attribute(self, name: str, meaning: str) -> Tensor:
         """An attribute ``[N]`` of the dataset that the sampler needs."""

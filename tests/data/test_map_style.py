@@ -263,7 +263,7 @@ def test_a_missing_or_textual_difficulty_is_rejected(tmp_path: Path) -> None:
 def test_resuming_with_another_dataset_size_is_rejected() -> None:
     state = AdaptiveDataModule(PAIRS, AdaptiveBatchSampler).state_dict()
     shorter = TensorDataset(torch.arange(19.0), torch.arange(19))
-    with pytest.raises(ValueError, match="size is 20, this sampler's is 19"):
+    with pytest.raises(ValueError, match=r"there are 19 rows, and were 20. The sampler's state"):
         AdaptiveDataModule(shorter, AdaptiveBatchSampler).load_state_dict(state)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lit_adaptive.core.shares import share_count
 from lit_adaptive.data.language import LanguageDataModule
+from lit_adaptive.data.map_style import OnChangedData
 from lit_adaptive.data.rollouts.collect import (
     FreshRollouts,
     RolloutCollector,
@@ -128,6 +129,8 @@ class RolloutDataModule(LanguageDataModule):
         difficulty: see ``AdaptiveDataModule``.
         scores: see ``AdaptiveDataModule``.
         eval_batch_size: prompts per batch in validation, test and prediction.
+        on_changed_data: on resuming with prompts or columns that differ from the checkpoint's,
+            raise an error, or ``warn`` and go on with an empty replay buffer.
         seed: seed of everything random; by default that of ``seed_everything``.
 
     Attributes:
@@ -167,6 +170,7 @@ class RolloutDataModule(LanguageDataModule):
         difficulty: str | None = None,
         scores: str | None = None,
         eval_batch_size: int | None = None,
+        on_changed_data: OnChangedData = "error",
         seed: int | None = None,
     ) -> None:
         super().__init__(
@@ -179,6 +183,7 @@ class RolloutDataModule(LanguageDataModule):
             difficulty=difficulty,
             scores=scores,
             eval_batch_size=eval_batch_size,
+            on_changed_data=on_changed_data,
             seed=seed,
         )
         self.sampling = sampling or SamplingParams()
@@ -463,6 +468,7 @@ class RolloutDataModule(LanguageDataModule):
             "next_step": self._next_step,
             "served": self._served,
             "counters": dict(self.counters),
+            "data": self._fingerprint,
             "day": self.dataset.day,
         }
 
@@ -470,11 +476,12 @@ class RolloutDataModule(LanguageDataModule):
         """Continue as if the run had never stopped; does nothing outside of training."""
         if not self._fitting():
             return
+        same_data = self._check_data(state_dict)
         self.set_day(state_dict.get("day"))
         if self.replay is not None and self.trainer is not None:
             self._set_replay_fingerprint(self.trainer.lightning_module)
         self.sampler.load_state_dict(state_dict["sampler"])
-        if self.replay is not None and state_dict["replay"] is not None:
+        if self.replay is not None and state_dict["replay"] is not None and same_data:
             self.replay.load_state_dict(state_dict["replay"])
         step = state_dict["step"]
         self.step = None if step is None else RolloutStep.from_state_dict(step)

@@ -15,6 +15,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -91,6 +92,13 @@ class Rows(NamedTuple):
     def column(self, name: str) -> Any:
         """One column as an Arrow array; values of several types as JSON."""
         return self.dataset.select_columns([name]).with_format("arrow")[:][name]
+
+    def content(self, kept: Any) -> Iterator[tuple[str, Any]]:
+        """Each column of the rows ``kept`` ``[n]`` int64, as an Arrow array."""
+        everything = np.array_equal(kept, np.arange(len(self.dataset)))
+        for name in self.dataset.column_names:
+            column = self.column(name)
+            yield name, column if everything else column.take(pa.array(kept))
 
     def check_present(self, columns: Sequence[str]) -> None:
         """Raise a ValueError that names the rows in which one of ``columns`` is missing."""

@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,6 +110,13 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         if self._texts is not None:
             item["text"] = self._texts[row % len(self)].as_py()
         return item
+
+    def content(self) -> Iterator[tuple[str, Any]]:
+        """The columns that identify the rows: all but images."""
+        columns = {name: self._table[name] for name in self._table.column_names}
+        if isinstance(self.inputs, Tensor):
+            columns["input"] = self.inputs
+        yield from columns.items()
 
     def gather(self, index: Tensor) -> dict[str, Any]:
         """The collated batch of the rows ``index`` ``[B]`` int64, each in ``[0, N)``."""

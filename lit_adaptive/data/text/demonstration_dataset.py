@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -268,6 +268,10 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
     def ids(self) -> Ids:
         """One for each sample, all different: strings, or ``[N]`` int64."""
         return row_ids(self._source_rows, self._id, self._rows)
+
+    def content(self) -> Iterator[tuple[str, Any]]:
+        """All columns of the source, which identify the rows."""
+        return self._source_rows.content(self._rows)
 
     @cached_property
     def fingerprint(self) -> str:

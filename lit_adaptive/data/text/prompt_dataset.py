@@ -1,7 +1,7 @@
 """Prompts to answer: their tokens, and the columns that rewards read."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
@@ -177,6 +177,10 @@ class PromptDataset(Dataset[dict[str, Any]]):
     def ids(self) -> Ids:
         """One for each row, all different: strings, or ``[N]`` int64."""
         return row_ids(self._source_rows, self._id, self._rows)
+
+    def content(self) -> Iterator[tuple[str, Any]]:
+        """All columns of the source, which identify the rows."""
+        return self._source_rows.content(self._rows)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -231,7 +231,7 @@ def test_a_column_may_hold_text_late_or_come_late() -> None:
     rows[15]["note"] = "x"
     rows[16]["late"] = 1.0
     dataset = DemonstrationDataset(rows, TOKENIZER)
-    with pytest.raises(ValueError, match="no column 'note' of numbers"):
+    with pytest.raises(ValueError, match=r"note in list is not a number in rows \[15\]"):
         dataset.column("note")
     with pytest.raises(ValueError, match=r"late in list is missing .* rows \[0, 1, 2, 3, 4\]"):
         dataset.column("late")
