@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_adaptive.core.log_probs import TokenLogProbs
 from lit_adaptive.core.segments import segment_mean
+from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.language.policy import PolicyModule
 from lit_adaptive.modules.language.recipes import CausalLM
 from lit_adaptive.modules.objective import ObjectiveOutput, PolicyObjective
@@ -95,22 +96,15 @@ class GRPO(PolicyModule):
         self.reference: Reference = reference
         self._step_metrics: dict[str, float] = {}
 
-    def configure_model(self) -> None:
-        """Build the model, and the frozen reference if there is a KL to it."""
-        if self.language is not None:
-            return
-        self.language = self.build()
-        if self.language.has_dropout:
+    def _build_companions(self) -> list[LanguageModel]:
+        """The frozen reference, if there is a KL to it."""
+        if self.policy.has_dropout:
             rank_zero_warn(
                 "the model has dropout, so the ratio to the behavior policy is random and not 1 "
                 "on fresh rollouts: set the dropout of the model and its lora to 0"
             )
-        models = [self.language]
-        if self.objective.kl_beta > 0 and self.reference == "frozen":
-            models.append(self._build_frozen())
-        if self.device_mesh is not None:
-            for model in models:
-                model.shard(self.device_mesh["data_parallel"])
+        needs_reference = self.objective.kl_beta > 0 and self.reference == "frozen"
+        return [self._build_frozen()] if needs_reference else []
 
     # Called by the datamodule --------------------------------------------------------------------
 

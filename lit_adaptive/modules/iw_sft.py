@@ -156,21 +156,16 @@ class IWSFT(PolicyModule):
         "batch.target": "use lit_adaptive.data.DemonstrationsDataModule",
     }
 
-    def configure_model(self) -> None:
-        """Build the model, and the frozen reference and the moving average if they are used."""
-        if self.language is not None:
-            return
-        self.language = self.build()
-        models = [self.language]
+    def _build_companions(self) -> list[LanguageModel]:
+        """The frozen reference and the moving average, if they are used."""
+        models: list[LanguageModel] = []
         if self.objective == "iw" and self.reference == "frozen":
             models.append(self._build_frozen())
         if self.objective == "iw" and self.q_decay is not None:
             self.average = self.build().requires_grad_(requires_grad=False)
-            self.average.load_state_dict(self.language.state_dict())  # adapters are random
+            self.average.load_state_dict(self.policy.state_dict())  # adapters are random
             models.append(self.average)
-        if self.device_mesh is not None:
-            for model in models:
-                model.shard(self.device_mesh["data_parallel"])
+        return models
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, and update the moving average."""

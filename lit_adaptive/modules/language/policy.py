@@ -5,6 +5,7 @@ evaluates on validation and test sets, and configures the optimizer. ``GRPO`` an
 training step.
 """
 
+from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,20 @@ class PolicyModule(EvaluatedModule):
     def attention_cost_ratio(self) -> float | None:
         """See ``probes.attention_cost_ratio``; None if prompts cannot be shared."""
         return self.policy.attention_cost_ratio
+
+    def configure_model(self) -> None:
+        """Build the model and those beside it; shard them where the strategy does."""
+        if self.language is not None:
+            return
+        self.language = self.build()
+        models = [self.language, *self._build_companions()]
+        if self.device_mesh is not None:
+            for model in models:
+                model.shard(self.device_mesh["data_parallel"])
+
+    @abstractmethod
+    def _build_companions(self) -> list[LanguageModel]:
+        """Build the models beside the trained one: its reference, or its moving average."""
 
     def build(self) -> LanguageModel:
         """A new language model with the weights that training starts from."""
@@ -382,10 +397,7 @@ class PolicyModule(EvaluatedModule):
             metric.reset()
 
     def _updated_on_any_rank(self, metric: MeanMetric) -> bool:
-        updated = torch.tensor(float(metric.update_called), device=self.device)
-        if self.trainer.world_size > 1:
-            updated = self.trainer.strategy.reduce(updated, reduce_op="sum")
-        return bool(updated > 0)
+        return bool(self._reduce(torch.tensor(float(metric.update_called)), "sum") > 0)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Greedy completions of the prompts that count; ``callbacks.CompletionWriter`` writes them.
