@@ -75,7 +75,7 @@ class TransitionRing(SavedState):
         self.gamma = float(gamma)
         self.device = torch.device(device)
         self.added = 0
-        self._content: RingStorage | None = None
+        self._storage: RingStorage | None = None
         self._powers = self.gamma ** np.arange(n_step + 1, dtype=np.float64)
         self._discounts = torch.from_numpy(self._powers).float().to(self.device)
         self._all_streams = self._rows = np.arange(num_streams)
@@ -92,22 +92,22 @@ class TransitionRing(SavedState):
     @property
     def nbytes(self) -> int:
         """Bytes of all memory, free rows included; 0 before the first ``add``."""
-        return self._content.nbytes if self._content else 0
+        return self._storage.nbytes if self._storage else 0
 
     @property
     def bookkeeping_nbytes(self) -> int:
         """Bytes beyond the transitions' own data."""
-        return self._content.bookkeeping_nbytes if self._content else 0
+        return self._storage.bookkeeping_nbytes if self._storage else 0
 
     @property
     def num_frames(self) -> int:
         """Number of allocated frames; near ``capacity`` while next observations are shared."""
-        return len(self._content.pool) if self._content else 0
+        return len(self._storage.pool) if self._storage else 0
 
     @property
     def frames_used(self) -> int:
         """Number of stored frames."""
-        return self._content.pool.used if self._content else 0
+        return self._storage.pool.used if self._storage else 0
 
     # -- adding -----------------------------------------------------------------------------------
 
@@ -143,15 +143,15 @@ class TransitionRing(SavedState):
                 or infinite, or a stream does not exist. Nothing is changed then.
         """
         streams = self._all_streams if stream is None else read_streams(stream, self.num_streams)
-        content = self._content
+        storage = self._storage
         layouts = (
-            content.layouts if content else first_layouts(observation, action, self.frame_stack)
+            storage.layouts if storage else first_layouts(observation, action, self.frame_stack)
         )
         step = observation, action, reward, next_observation, terminated, truncated
         steps = read_steps(step, streams, layouts, self.device)
-        if content is None:
-            content = self._content = RingStorage(self.size, layouts, self.device)
-        return self._record(content, steps)
+        if storage is None:
+            storage = self._storage = RingStorage(self.size, layouts, self.device)
+        return self._record(storage, steps)
 
     def end_episode(self, stream: Any = None) -> Tensor:
         """Truncate the running episodes of some streams at their latest observation.
@@ -168,53 +168,53 @@ class TransitionRing(SavedState):
             ValueError: if a stream does not exist.
         """
         streams = self._all_streams if stream is None else read_streams(stream, self.num_streams)
-        content = self._content
-        if content is None:
+        storage = self._storage
+        if storage is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         closed = compiled.end(
             streams,
-            content.pool.references,
-            content.slots,
-            content.streams,
+            storage.pool.references,
+            storage.slots,
+            storage.streams,
             self.added,
-            content.output,
+            storage.output,
         )
-        self._take_actions(content, closed)
-        return self._written(content, closed)
+        self._take_actions(storage, closed)
+        return self._written(storage, closed)
 
-    def _record(self, content: RingStorage, steps: StreamSteps) -> Tensor:
+    def _record(self, storage: RingStorage, steps: StreamSteps) -> Tensor:
         """Record one validated step of each stream; returns the written slots."""
         frames = steps.stream.size * self.frame_stack
-        content.pool.reserve(2 * frames)
+        storage.pool.reserve(2 * frames)
         observed = [as_bytes(leaf, frames) for leaf in steps.observation]
         arrived = [as_bytes(leaf, frames) for leaf in steps.next_observation]
         closed, seen, new = compiled.record(
-            self._compare(content, steps, observed, arrived),
-            content.pool.references,
-            content.slots,
-            content.streams,
+            self._compare(storage, steps, observed, arrived),
+            storage.pool.references,
+            storage.slots,
+            storage.streams,
             self._powers,
             self.added,
-            content.output,
+            storage.output,
         )
-        kept, (_, _, _, row, source) = content.pool.frames.bytes, content.output
+        kept, (_, _, _, row, source) = storage.pool.frames.bytes, storage.output
         if seen:
             write_rows(kept, row[0, :seen], source[0, :seen], observed)
         if new:
             write_rows(kept, row[1, :new], source[1, :new], arrived)
-        self._keep_actions(content, steps, closed)
-        return self._written(content, closed)
+        self._keep_actions(storage, steps, closed)
+        return self._written(storage, closed)
 
     def _compare(
-        self, content: RingStorage, steps: StreamSteps, observed: list[Bytes], arrived: list[Bytes]
+        self, storage: RingStorage, steps: StreamSteps, observed: list[Bytes], arrived: list[Bytes]
     ) -> compiled.StepFrames:
         """Compare frames with those already stored."""
         batch = steps.stream.size
         shape = (batch, self.frame_stack)
-        latest = content.streams.latest
+        latest = storage.streams.latest
         if steps.stream is not self._all_streams:
             latest = latest[steps.stream]
-        known = equal_rows(content.pool.frames.bytes, latest.ravel(), observed).reshape(shape)
+        known = equal_rows(storage.pool.frames.bytes, latest.ravel(), observed).reshape(shape)
         repeated = moved = self._none[:batch]
         if self.frame_stack > 1:
             after = self._after[:batch].ravel()
@@ -226,31 +226,31 @@ class TransitionRing(SavedState):
             steps.stream, known, repeated, moved, steps.reward, steps.terminated, steps.truncated
         )
 
-    def _keep_actions(self, content: RingStorage, steps: StreamSteps, closed: int) -> None:
+    def _keep_actions(self, storage: RingStorage, steps: StreamSteps, closed: int) -> None:
         """Store actions with their windows, or in their slots if ``n_step`` is 1."""
         actions = [as_bytes(leaf, steps.stream.size) for leaf in steps.action]
         rows = self._rows[: steps.stream.size]
         if self.n_step == 1:
             kept = min(closed, self.capacity)
             write_rows(
-                content.action.bytes, content.output.slot[:kept], rows[closed - kept :], actions
+                storage.action.bytes, storage.output.slot[:kept], rows[closed - kept :], actions
             )
         else:
-            opened = content.output.opened[: steps.stream.size]
-            write_rows(content.window_action.bytes, opened, rows, actions)
-            self._take_actions(content, closed)
+            opened = storage.output.opened[: steps.stream.size]
+            write_rows(storage.window_action.bytes, opened, rows, actions)
+            self._take_actions(storage, closed)
 
-    def _take_actions(self, content: RingStorage, closed: int) -> None:
+    def _take_actions(self, storage: RingStorage, closed: int) -> None:
         """Copy actions from closed windows to their slots."""
         kept = min(closed, self.capacity)
-        slot, window = content.output.slot[:kept], content.output.window[:kept]
-        write_rows(content.action.bytes, slot, window, content.window_action.bytes)
+        slot, window = storage.output.slot[:kept], storage.output.window[:kept]
+        write_rows(storage.action.bytes, slot, window, storage.window_action.bytes)
 
-    def _written(self, content: RingStorage, closed: int) -> Tensor:
+    def _written(self, storage: RingStorage, closed: int) -> Tensor:
         """Count the transitions and publish the written slots."""
-        slot = torch.from_numpy(content.output.slot[: min(closed, self.capacity)].copy())
+        slot = torch.from_numpy(storage.output.slot[: min(closed, self.capacity)].copy())
         self.added += closed
-        return content.publish(slot)
+        return storage.publish(slot)
 
     # -- serving ----------------------------------------------------------------------------------
 
@@ -268,27 +268,27 @@ class TransitionRing(SavedState):
         Raises:
             ValueError: if a slot is out of range or empty, or nothing was added yet.
         """
-        content = self._content
-        if content is None:
+        storage = self._storage
+        if storage is None:
             raise ValueError("nothing was added yet: add transitions before get")
-        contents = content.look_up(index, len(self), self._discounts)
-        if contents is None:
+        slots = storage.look_up(index, len(self), self._discounts)
+        if slots is None:
             self._check_slots(index)
-        assert contents is not None
-        pointer, reward, terminated, discount = contents
+        assert slots is not None
+        pointer, reward, terminated, discount = slots
         batch = reward.shape[0]
         stack = () if self.frame_stack == 1 else (self.frame_stack,)
         before, after = [], []
-        for leaf in content.pool.frames.gather(pointer):
+        for leaf in storage.pool.frames.gather(pointer):
             both = leaf.view(2, batch, *stack, *leaf.shape[1:])
             before.append(both[0])
             after.append(both[1])
-        actions = content.action.gather(index.to(self.device))
+        actions = storage.action.gather(index.to(self.device))
         return {
-            "observation": content.layouts.observation.unflatten(before),
-            "action": content.layouts.action.unflatten(actions),
+            "observation": storage.layouts.observation.unflatten(before),
+            "action": storage.layouts.action.unflatten(actions),
             "reward": reward,
-            "next_observation": content.layouts.observation.unflatten(after),
+            "next_observation": storage.layouts.observation.unflatten(after),
             "terminated": terminated,
             "discount": discount,
         }
@@ -347,7 +347,7 @@ class TransitionRing(SavedState):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all transitions and open n-step windows on the CPU, without free rows."""
-        content = self._content.state_dict(len(self)) if self._content else None
+        content = self._storage.state_dict(len(self)) if self._storage else None
         return {"kind": KIND, **self._settings(), "added": self.added, "content": content}
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -364,7 +364,7 @@ class TransitionRing(SavedState):
             return
         check_state(content, self.size, min(added, self.capacity))
         state_layouts = layouts_of(content, self.frame_stack)
-        ring_layouts = self._content.layouts if self._content else ()
+        ring_layouts = self._storage.layouts if self._storage else ()
         for layout, state_layout in zip(ring_layouts, state_layouts, strict=False):
             if not layout.fits(state_layout):
                 raise ValueError(
@@ -380,9 +380,9 @@ class TransitionRing(SavedState):
             ValueError: as ``check_state``; nothing is changed then.
         """
         self.check_state(state)
-        self._content = None  # before new memory is taken
+        self._storage = None  # before new memory is taken
         self.added = int(state["added"])
         if state["content"] is not None:
             layouts = layouts_of(state["content"], self.frame_stack)
-            self._content = RingStorage(self.size, layouts, self.device)
-            self._content.load_state_dict(state["content"], len(self))
+            self._storage = RingStorage(self.size, layouts, self.device)
+            self._storage.load_state_dict(state["content"], len(self))

@@ -205,9 +205,9 @@ def test_unequal_bits_are_never_shared() -> None:
 
 def _frames_pointed_to(ring: TransitionRing) -> list[int]:
     """References to each frame, counted from slots, open windows and streams."""
-    content = ring._content
-    streams = content.streams
-    rows = [content.slots.pointer[: len(ring)].ravel(), streams.latest.ravel()]
+    storage = ring._storage
+    streams = storage.streams
+    rows = [storage.slots.pointer[: len(ring)].ravel(), streams.latest.ravel()]
     for s in range(ring.num_streams):
         at = (streams.begin[s] + np.arange(streams.open[s])) % ring.n_step
         rows.append(streams.first[s, at].ravel())
@@ -236,7 +236,7 @@ def test_reference_counts_match_the_references(capacity: int, frame_stack: int) 
         sizes.append(ring.num_frames)
         if t % 10 == 0:
             pointers = _frames_pointed_to(ring)
-            references = ring._content.pool.references.counts
+            references = ring._storage.pool.references.counts
             assert [max(count, 0) for count in references.tolist()] == pointers
             assert ring.frames_used == np.count_nonzero(pointers)
     assert sizes[-1] == sizes[1500]

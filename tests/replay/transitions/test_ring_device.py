@@ -64,9 +64,9 @@ def test_the_same_steps_give_the_same_ring(
         _assert_equal(there, here)
         assert_same(there.state_dict(), here.state_dict())
         assert there.frames_used == here.frames_used
-    pool = there._content.pool
+    pool = there._storage.pool
     assert isinstance(pool.frames.bytes[0], torch.Tensor)
-    assert there._content.served[1].data_ptr() != there._content.slots.reward.ctypes.data
+    assert there._storage.served[1].data_ptr() != there._storage.slots.reward.ctypes.data
 
 
 def test_a_checkpoint_moves_between_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
