@@ -20,7 +20,15 @@ _NOISE = re.compile(
 _VALUE = re.compile(r"\.? (Got value|Given value): .*$")
 _CALLABLE = re.compile(r"Type .*? expects a function or a callable class: ")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
+_DATA_FILE = re.compile(r"Config file loop detected: (\S+) ->|Expected a path but (\S+) either not")
+_CONFIG_SUFFIXES = (".yaml", ".yml")
 _CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
+
+
+_FILE_RULE = (
+    "{name} is a file, and this option takes a class: give the class, and the file as its option "
+    "(such as TableDataset and its path, or DemonstrationDataset or PromptDataset and its source)"
+)
 
 
 def shorten(message: str) -> str:
@@ -30,6 +38,11 @@ def shorten(message: str) -> str:
     for number, line in enumerate(lines):
         if _NOISE.match(line) or not line.strip():
             continue
+        if file := _DATA_FILE.search(line):
+            name = file[1] or file[2]
+            if not name.endswith(_CONFIG_SUFFIXES):
+                kept.append("  " * min(len(kept), 3) + _FILE_RULE.format(name=name))
+                break
         text = re.sub(r"^\s*(- )?", "", _CALLABLE.sub("", _VALUE.sub("", line)))
         kept.append("  " * min(len(kept), 3) + text + _suggestion(lines[: number + 1]))
     return "\n".join(kept)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lit_adaptive.data.fingerprint import data_changes, data_fingerprint
 from lit_adaptive.data.sampled import Batch, Normalize, SampledDataModule, ServedBatches
 from lit_adaptive.data.seeding import derive_seed, seeded
-from lit_adaptive.data.sources.columns import MapDataset
+from lit_adaptive.data.sources.columns import DRAW_KEYS, MapDataset
 from lit_adaptive.data.sources.scores import aligned_scores, read_scores, write_scores
 from lit_adaptive.samplers import (
     AdaptiveSampler,
@@ -278,10 +278,10 @@ class AdaptiveDataModule(SampledDataModule):
     @staticmethod
     def _named(batch: Any) -> Batch:
         if isinstance(batch, dict):
-            if taken := sorted(_RESERVED & batch.keys()):
+            if taken := sorted(DRAW_KEYS & batch.keys()):
                 raise ValueError(
                     f"the dataset's items have {taken}, which the datamodule adds to each batch "
-                    f"({', '.join(sorted(_RESERVED))}): rename these keys in the dataset"
+                    f"({', '.join(sorted(DRAW_KEYS))}): rename these keys in the dataset"
                 )
             return batch
         if isinstance(batch, (list, tuple)) and len(batch) == 2:
@@ -387,7 +387,6 @@ class AdaptiveDataModule(SampledDataModule):
 
 
 _ONE = torch.ones(1, dtype=torch.bool)
-_RESERVED = frozenset({"index", "probability", "weight", "counted", "scored"})
 
 
 def _check_same_columns(dataset: Any, evaluated: Any, name: str) -> None:

@@ -18,6 +18,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
         ("--data.scores=/nowhere.csv", ["/nowhere.csv is not there"]),
         ("--data.batch_sise=3", ["AdaptiveDataModule", "mean 'batch_size'?"]),
         ("--data.dataset.splitt=test", ["LongTailedDigits", "mean 'split'?", "imbalance"]),
+        ("--data.dataset=/etc/passwd", ["/etc/passwd is a file, and", "TableDataset and its path"]),
         ("--data.sampler=Adaptive", ['"sampler"', "Adaptive"]),
         ("--model.network.hidden=x", ["Dense", '"hidden"']),
         ("--nonsense=3", ["unrecognized arguments: --nonsense=3"]),
@@ -36,6 +37,28 @@ def test_an_error_names_the_option_and_a_suggestion_in_few_lines(
     assert len(message.splitlines()) <= 8
     for noise in ("Union subtypes", "NoneType", "Namespace(", "Traceback", "usage:"):
         assert noise not in message
+
+
+@pytest.mark.parametrize(
+    "text", ["root:secret:0\n", "x,y\nsecret,1\n", "class_path: secret\n", "secret"]
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.txt"])
+def test_a_file_in_place_of_a_dataset_is_named_without_its_content(
+    text: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, overlay = tmp_path / name, tmp_path / "overlay.yaml"
+    file.write_text(text)
+    overlay.write_text(
+        "data:\n  class_path: lit_adaptive.data.AdaptiveDataModule\n"
+        f"  init_args:\n    dataset: {file}\n"
+    )
+    for option in (f"--data.dataset={file}", f"--config={overlay}"):
+        with pytest.raises(SystemExit):
+            AdaptiveCLI(["fit", "--config", str(CONFIG), f"--runs={tmp_path}", option])
+        message = capsys.readouterr().err
+        assert f"{file} is a file, and this option takes a class" in message
+        assert "secret" not in message
+        assert "Errno" not in message
 
 
 def test_a_short_message_is_unchanged() -> None:

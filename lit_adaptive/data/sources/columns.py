@@ -24,6 +24,9 @@ Column: TypeAlias = Any
 DataType: TypeAlias = Any
 arrow: Any = compute
 
+DRAW_KEYS = frozenset({"index", "probability", "weight", "counted", "scored"})
+"""Keys that a datamodule adds to each batch; a dataset must not have them."""
+
 _CANONICAL_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]  # in a CSV column of numbers
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"

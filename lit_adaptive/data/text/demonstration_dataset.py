@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import Ids, check_columns, check_rows
+from lit_adaptive.data.sources.columns import DRAW_KEYS, Ids, check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, Turns, resolve_tokenizer
 from lit_adaptive.data.text.packing import Counts, collate_packed, left_pad_ragged, ranges
@@ -39,6 +39,10 @@ from lit_adaptive.data.text.tokenization import (
 from lit_adaptive.rollout.rewards.base import RESERVED_COLUMNS
 
 _EMPTY, _DROPPED, _SHORTENED, _UNFINISHED = 1, 2, 4, 8  # flags of a row
+_BATCH_KEYS = DRAW_KEYS | {
+    *("input_ids", "position_ids", "target", "position", "sequence", "ref_log_probs"),
+    *("prompt_ids", "prompt_mask"),
+}
 _REMEDY = "raise max_length, or set overlong to truncate_left, truncate_right or drop"
 
 
@@ -163,6 +167,12 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"columns are {list(columns)}, and {reserved} are names of a reward's own "
                 "arguments: rename them"
+            )
+        taken = [name for name in columns if name in _BATCH_KEYS]
+        if taken:
+            raise ValueError(
+                f"columns are {list(columns)}, and {taken} are names of a batch's own fields: "
+                "rename them in the data"
             )
         left_out = {*spec.roles, *RESERVED_COLUMNS}
         self._other_columns = [name for name in names if name not in left_out]

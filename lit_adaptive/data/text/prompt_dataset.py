@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.sources.columns import Ids, check_columns, check_rows
+from lit_adaptive.data.sources.columns import DRAW_KEYS, Ids, check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
 from lit_adaptive.data.text.packing import Counts, left_pad_ragged
@@ -37,6 +37,8 @@ from lit_adaptive.rollout.models.tokenizers import decode_completions, stop_toke
 from lit_adaptive.rollout.rewards.base import RESERVED_COLUMNS
 
 PromptLengthPolicy = Literal["truncate_left", "drop", "error"]
+
+_BATCH_KEYS = DRAW_KEYS | {"prompt_ids", "prompt_mask"}
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
@@ -104,6 +106,12 @@ class PromptDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"{self.source} has columns {reserved}, which are names of a reward's own "
                 "arguments: rename them"
+            )
+        taken = [name for name in names if name in _BATCH_KEYS and name not in read]
+        if taken:
+            raise ValueError(
+                f"{self.source} has columns {taken}, which are names of a batch's own fields: "
+                "rename or remove them"
             )
         self._id = id if id in names else None
         self._other_columns = [name for name in names if name not in read]

@@ -15,12 +15,14 @@ from rollout_runs import (
     fit_rollouts,
     rollout_data,
 )
+from tiny_language import fit
 
 from callbacks import RolloutReplay
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
-from lit_adaptive.modules import ConfiguredLM, PolicyObjective
+from lit_adaptive.modules import GRPO, ConfiguredLM, PolicyObjective
 from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.generation import SamplingParams
+from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 from lit_adaptive.rollout.rewards.scorer import Scorer
 
 pytestmark = [
@@ -330,3 +332,25 @@ def test_groups_without_any_signal_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"group_size is 1.*advantage.*0"):
         fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(scale="none"))
     fit_rollouts(rollout_data(group_size=1), objective=PolicyObjective(advantage="signs"))
+
+
+def test_the_replay_buffers_fingerprint_changes_with_config_and_tokenizer() -> None:
+    def fingerprint(characters: str = "0123456789+-*=", **options: Any) -> str | None:
+        dataset = PromptDataset(Arithmetic(size=6), character_tokenizer(characters))
+        data = RolloutDataModule(
+            dataset, batch_size=2, group_size=2, sampling=SamplingParams(2),
+            rewards=Scorer([EvenLength()], workers=0), replay=RolloutBuffer(4),
+        )  # fmt: skip
+        model = ConfiguredLM(hidden_size=16, layers=1, heads=2, seed=0, options=options)
+        fit(GRPO(model), data, RolloutReplay(), max_steps=1)
+        assert data.replay is not None
+        return data.replay.fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint()
+    changed = (
+        fingerprint(rope_theta=77.0),
+        fingerprint(rms_norm_eps=0.1),
+        fingerprint("0123456789+-*= "),
+    )
+    assert len({first, *changed}) == 4

@@ -248,3 +248,19 @@ def test_reference_log_probs_fit_or_are_refused() -> None:
         dataset.set_reference(torch.zeros(3))
     dataset.set_reference(torch.zeros(int(dataset.offsets[-1])))
     assert "ref_log_probs" not in dataset.subset(torch.tensor([0])).gather(torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("input_ids", "position_ids", "target", "position", "sequence", "ref_log_probs"),
+        *("prompt_ids", "prompt_mask", "index", "probability", "weight", "counted", "scored"),
+    ],
+)
+def test_a_column_named_as_a_field_of_the_batch_is_rejected_if_requested(name: str) -> None:
+    rows = [{"prompt": "a", "completion": "b", name: "V"}]
+    words = rf"columns are \['{name}'\], and \['{name}'\] are names of a batch's own fields"
+    with pytest.raises(ValueError, match=words):
+        DemonstrationDataset(rows, TOKENIZER, columns=[name], prompts=True)
+    batch = DemonstrationDataset(rows, TOKENIZER, prompts=True).gather(torch.tensor([0]))
+    assert batch.get(name) != ["V"]

@@ -150,3 +150,12 @@ def test_a_repeated_id_is_refused_at_once() -> None:
     rows = [{"prompt": "1+1=", "id": 3}] * 2
     with pytest.raises(ValueError, match=r"id in list holds .* more than once"):
         PromptDataset(rows, "characters")
+
+
+@pytest.mark.parametrize("name", ["prompt_ids", "prompt_mask", "index", "weight", "counted"])
+def test_a_column_named_as_a_field_of_the_batch_is_rejected(name: str) -> None:
+    words = rf"has columns \['{name}'\], .* a batch's own fields: rename or remove them"
+    with pytest.raises(ValueError, match=words):
+        PromptDataset([{"prompt": "a", name: "V"}])
+    batch = PromptDataset([{"prompt": "a", "target": "V"}]).gather(torch.tensor([0]))
+    assert batch["target"] == ["V"]  # a reward's own column
