@@ -8,6 +8,7 @@ from callbacks.beta_anneal import BetaAnneal
 from callbacks.completion_table import CompletionTable
 from callbacks.completion_writer import CompletionWriter
 from callbacks.curriculum_progress import CurriculumProgress
+from callbacks.difficulty_refresh import DifficultyRefresh
 from callbacks.entropy_guard import EntropyGuard
 from callbacks.episode_evaluation import EpisodeEvaluation
 from callbacks.keep_scores import KeepScores
@@ -36,6 +37,7 @@ __all__ = [
     "CompletionTable",
     "CompletionWriter",
     "CurriculumProgress",
+    "DifficultyRefresh",
     "EntropyGuard",
     "EpisodeEvaluation",
     "KeepScores",

@@ -11,7 +11,7 @@ from callbacks._run_files import local_run_directory
 from lit_adaptive.core.freshness import learnability
 from lit_adaptive.data.sources.scores import write_scores
 
-PrioritySignal = Literal["learnability", "failure", "spread"]
+PrioritySignal = Literal["learnability", "failure", "spread", "pass_rate"]
 
 
 class PromptStatistics(Callback):
@@ -30,9 +30,11 @@ class PromptStatistics(Callback):
             which the squared gradient of a group is proportional (Sun et al., 2025,
             arXiv:2506.05316, theorem 1); ``failure`` is 1 - p, which prefers hard prompts (Kimi
             k1.5); ``spread`` is the standard deviation of the latest group's rewards, the only
-            signal for rewards outside [0, 1].
+            signal for rewards outside [0, 1]; ``pass_rate`` is the mean reward of the latest group,
+            for ``DifficultySampler`` and ``GRESOSampler``, which keep statistics of their own.
         decay: decay rate of the mean, in [0, 1).
-        epsilon: constant added to each priority, so that every prompt can be drawn; above 0.
+        epsilon: constant added to each priority (not to pass rates), so that every prompt can be
+            drawn; above 0.
         file: file name in the run's directory that ends in ``.csv`` or ``.parquet``; None writes
             no file.
 
@@ -92,9 +94,9 @@ class PromptStatistics(Callback):
         step = data.finished_step
         if step is None:
             return
-        prompt, deviation = self._observe(step.fresh)
+        prompt, latest, deviation = self._observe(step.fresh)
         if data.sampler.learns and len(prompt):
-            data.update({"index": prompt}, self._priority(prompt, deviation))
+            data.update({"index": prompt}, self._priority(prompt, latest, deviation))
         log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if log_interval and trainer.global_step % log_interval == 0:
             known = self.mean[~self.mean.isnan()]
@@ -103,15 +105,16 @@ class PromptStatistics(Callback):
                 metrics["train/prompts/mean_reward"] = float(known.mean())
             pl_module.log_dict(metrics)
 
-    def _observe(self, fresh: Any) -> tuple[Tensor, Tensor]:
+    def _observe(self, fresh: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Update means and visits from groups.
 
         Returns:
-            Prompts whose mean changed ``[k]``, and the standard deviation of the rewards of the
-            latest group of each ``[k]``.
+            Prompts whose mean changed ``[k]``, and mean and standard deviation of the rewards of
+            the latest group of each ``[k]``.
         """
         group_mean = fresh.mean_reward.float()
         group_deviation = learnability(fresh.reward, fresh.group, len(fresh)).sqrt().float()
+        latest: dict[int, float] = {}
         deviation: dict[int, float] = {}
         for group, prompt in enumerate(fresh.prompt.tolist()):
             self.visits[prompt] += 1
@@ -120,10 +123,13 @@ class PromptStatistics(Callback):
                 continue
             first = mean != mean
             self.mean[prompt] = new if first else self.decay * mean + (1 - self.decay) * new
-            deviation[prompt] = float(group_deviation[group])
-        return torch.tensor([*deviation], dtype=torch.int64), torch.tensor([*deviation.values()])
+            latest[prompt], deviation[prompt] = new, float(group_deviation[group])
+        prompts = torch.tensor([*latest], dtype=torch.int64)
+        return prompts, torch.tensor([*latest.values()]), torch.tensor([*deviation.values()])
 
-    def _priority(self, prompt: Tensor, deviation: Tensor) -> Tensor:
+    def _priority(self, prompt: Tensor, latest: Tensor, deviation: Tensor) -> Tensor:
+        if self.signal == "pass_rate":
+            return latest.double()
         if self.signal == "spread":
             return deviation.double() + self.epsilon
         mean = self.mean[prompt]

@@ -230,7 +230,39 @@ def expected_signal(
     chance = (
         torch.tensor(ways, dtype=torch.float64) * p**correct * (1 - p) ** (group_size - correct)
     )
-    return chance @ signal
+    return torch.mv(chance, signal)
+
+
+# Prediction ---------------------------------------------------------------------------------------
+
+
+def attention_pass_rates(query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
+    r"""Pass rates of prompts as attention-weighted means of those of reference prompts: ``[B]``.
+
+    :math:`\hat p_q = \sum_i a_i p_i` with :math:`a = \mathrm{softmax}(z_q \cdot z_i / \sqrt{h})`.
+    DOTS, section 4.1, there of difficulties.
+
+    Args:
+        query: ``[B, h]``, features of the prompts.
+        reference: ``[K, h]``, features of the reference prompts.
+        pass_rate: ``[K]`` in [0, 1], observed pass rates of the references; or ``[B, K]``, if each
+            row has a policy of its own.
+    """
+    attention = torch.softmax(query @ reference.T / query.shape[1] ** 0.5, dim=-1)
+    return (attention * pass_rate).sum(-1)
+
+
+def calibrated_logits(pass_rate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    r"""Logits :math:`w\,\mathrm{logit}(\hat p) + b` of calibrated pass rates: ``[B]``.
+
+    Platt scaling, DOTS, section 4.1. Pass rates are first limited to [1e-4, 1 - 1e-4].
+
+    Args:
+        pass_rate: ``[B]`` in [0, 1].
+        scale: w, scalar or ``[B]``, above 0.
+        shift: b, scalar or ``[B]``.
+    """
+    return scale * torch.logit(pass_rate, eps=1e-4) + shift
 
 
 # Estimates of pass rates --------------------------------------------------------------------------

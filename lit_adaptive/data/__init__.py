@@ -7,6 +7,7 @@ from lit_adaptive.data.datasets.text_classification import EncodedText, TaskQues
 from lit_adaptive.data.demonstrations import DemonstrationsDataModule
 from lit_adaptive.data.language import LanguageDataModule
 from lit_adaptive.data.map_style import AdaptiveDataModule
+from lit_adaptive.data.pass_rates import PassRateDataModule
 from lit_adaptive.data.rollouts.datamodule import RolloutDataModule
 from lit_adaptive.data.sampled import SampledDataModule
 from lit_adaptive.data.sources.rows import HubRows
@@ -27,6 +28,7 @@ __all__ = [
     "HubRows",
     "LanguageDataModule",
     "LongTailedDigits",
+    "PassRateDataModule",
     "PromptDataset",
     "ReasoningTask",
     "RolloutDataModule",

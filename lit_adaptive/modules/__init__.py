@@ -3,6 +3,7 @@
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
+from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor, PassRateModule
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.iw_sft import IWSFT
@@ -23,11 +24,13 @@ __all__ = [
     "Classifier",
     "ConfiguredLM",
     "Dense",
+    "DifficultyPredictor",
     "LanguageModel",
     "LoRA",
     "MinAtarConv",
     "NatureConv",
     "Optimization",
+    "PassRateModule",
     "PolicyModule",
     "PolicyObjective",
     "PretrainedLM",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lit_adaptive.rollout.engines.transformers import TransformersEngine
     from lit_adaptive.rollout.environments.streams import EnvironmentStep, EnvironmentStreams
     from lit_adaptive.rollout.generation import Completions, Decode, SamplingParams
+    from lit_adaptive.rollout.models.embeddings import SentenceEncoder
     from lit_adaptive.rollout.models.pretrained import ModelSource
     from lit_adaptive.rollout.models.tokenizers import EndOfTurn
     from lit_adaptive.rollout.rewards.base import AnswerReward, Reward, RewardOutputError
@@ -35,6 +36,7 @@ _MODULES = {
     "engines.transformers": ("TransformersEngine",),
     "environments.streams": ("EnvironmentStep", "EnvironmentStreams"),
     "generation": ("Completions", "Decode", "SamplingParams"),
+    "models.embeddings": ("SentenceEncoder",),
     "models.pretrained": ("ModelSource",),
     "models.tokenizers": ("EndOfTurn",),
     "rewards.base": ("AnswerReward", "Reward", "RewardOutputError"),
@@ -75,6 +77,7 @@ __all__ = [
     "RewardScores",
     "SamplingParams",
     "Scorer",
+    "SentenceEncoder",
     "TransformersEngine",
     "VerlReward",
     "WeightedReward",

@@ -150,7 +150,8 @@ class DifficultySampler(AdaptiveSampler):
         """Make a new selection at the next draw."""
         # Selected, and not served yet.
         self._selection = Draw(torch.empty(0, dtype=torch.int64), torch.empty(0).double())
-        self._drawn: list[int] = []  # selected in this window, served or not
+        self._selected = False  # whether this window has its selection
+        self._drawn: list[int] = []  # in this window: selected, served or not, or left out
         self._steps = 0  # of this window
 
     def leave_out(self, index: Tensor) -> None:
@@ -210,8 +211,10 @@ class DifficultySampler(AdaptiveSampler):
                 f"batch_size is {batch_size}, but only {self.count} prompts can be drawn without "
                 "replacement: lower it, or add prompts"
             )
-        if not self._drawn:
-            self._selection = self._select(min(self.window * batch_size, self.count))
+        if not self._selected:
+            left = self.count - len(self._drawn)
+            self._selection = self._select(min(self.window * batch_size, left))
+            self._selected = True
         draw, self._selection = (
             Draw(*(part[:batch_size] for part in self._selection)),
             Draw(*(part[batch_size:] for part in self._selection)),
@@ -300,6 +303,7 @@ class DifficultySampler(AdaptiveSampler):
             "inserted": self._inserted.clone(),
             "selection": self._selection.index.clone(),
             "probability": self._selection.probability.clone(),
+            "selected": self._selected,
             "drawn": torch.tensor(self._drawn, dtype=torch.int64),
             "steps": self._steps,
             "alpha": self.alpha,
@@ -312,6 +316,7 @@ class DifficultySampler(AdaptiveSampler):
         super().load_state_dict(state)
         self._inserted = state["inserted"].clone()
         self._selection = Draw(state["selection"].clone(), state["probability"].clone())
+        self._selected = bool(state["selected"])
         self._drawn = state["drawn"].tolist()
         self._steps = int(state["steps"])
         if self.track_reward:

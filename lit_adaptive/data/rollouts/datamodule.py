@@ -22,13 +22,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.advantages import has_spread
 from lit_adaptive.core.shares import share_count
 from lit_adaptive.data.language import LanguageDataModule
 from lit_adaptive.data.map_style import OnChangedData
 from lit_adaptive.data.rollouts.collect import (
     FreshRollouts,
     RolloutCollector,
+    collect_draw,
     collect_fresh_rollouts,
+    count_tokens,
 )
 from lit_adaptive.data.rollouts.metrics import step_metrics
 from lit_adaptive.data.rollouts.minibatches import MicroBatchBuilder, StepLayout, compute_prescores
@@ -42,9 +45,9 @@ from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
-from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
+from lit_adaptive.samplers import Draw, SamplerFactory, ShuffledSampler
 
-_SERVE, _FRESH, _DEAL, _REPLAY = range(4)  # random streams
+_SERVE, _FRESH, _DEAL, _REPLAY, _REFERENCE = range(5)  # random streams
 
 
 @dataclass
@@ -54,7 +57,8 @@ class RolloutStep:
     Attributes:
         number: number of the step, from 0; also the policy's version.
         groups: groups that are trained on: fresh ones, then replayed ones.
-        fresh: all groups that were generated for this step, whether trained on or not.
+        fresh: all groups that were generated for this step, whether trained on or not; those of
+            ``RolloutDataModule.roll_out`` first.
         keys: ``[replayed]`` int64, keys of the replayed groups in the replay buffer.
         position: number of micro-batches served.
         token_values: values per token ``[K]`` of ``groups``, computed before the first update.
@@ -118,6 +122,8 @@ class RolloutDataModule(LanguageDataModule):
         replay_beta: strength of the correction of the replay buffer's sampling bias, in [0, 1];
             1 corrects fully.
         drop_uninformative: leave out groups whose rewards are all equal (DAPO).
+        replace_uninformative: fill the places of groups that were left out with replayed groups
+            (POPO, arXiv:2606.01281), as far as the buffer has them.
         refill: how many times more prompts may be drawn to replace uninformative groups.
         mask_truncated: do not train on completions that reached ``max_new_tokens``; their rewards
             stay in the baseline.
@@ -162,6 +168,7 @@ class RolloutDataModule(LanguageDataModule):
         replay_fraction: float = 0.0,
         replay_beta: float = 0.0,
         drop_uninformative: bool = False,
+        replace_uninformative: bool = False,
         refill: int = 0,
         mask_truncated: bool = False,
         overlong_cache: int = 0,
@@ -196,6 +203,7 @@ class RolloutDataModule(LanguageDataModule):
         self.replay_fraction = replay_fraction
         self.replay_beta = replay_beta
         self.drop_uninformative = drop_uninformative
+        self.replace_uninformative = replace_uninformative
         self.refill = refill
         self.mask_truncated = mask_truncated
         self.overlong_cache = overlong_cache
@@ -208,6 +216,8 @@ class RolloutDataModule(LanguageDataModule):
         self.step: RolloutStep | None = None
         self.counters = {"generated_tokens": 0.0, "rollouts": 0.0, "num_tokens": 0.0}
         self._next_step = 0
+        self._ahead = RolloutGroups.empty()  # rolled out before the next step
+        self._train_ahead = True
         self._served = 0  # micro-batches of this epoch
         self._resumed = False
         self._attached: Any = None
@@ -245,6 +255,12 @@ class RolloutDataModule(LanguageDataModule):
                 f"replay_fraction is {self.replay_fraction}, but there is no replay buffer: set "
                 "replay to a lit_adaptive.replay.RolloutBuffer, or replay_fraction to 0"
             )
+        if self.replace_uninformative and (self.replay is None or not self.drop_uninformative):
+            raise ValueError(
+                "replace_uninformative is true, which fills the places of groups that were left "
+                "out: set drop_uninformative to true and replay to a "
+                "lit_adaptive.replay.RolloutBuffer"
+            )
         if self.overlong_cache > self.sampling.max_new_tokens:
             raise ValueError(
                 f"overlong_cache is {self.overlong_cache}; completions have at most "
@@ -258,10 +274,12 @@ class RolloutDataModule(LanguageDataModule):
         """See ``lit_adaptive.contract``."""
         keys = {"behavior_log_probs", "advantage", "age", "off_policy", "position", "target"}
         keys |= {"input_ids", "position_ids", "sequence", "index", "weight", "probability"}
-        attributes = ("step", "finished_step", "sampler", "beta", "tokenizer", "texts")
+        attributes = ("step", "finished_step", "roll_out", "sampler", "beta", "tokenizer", "texts")
         names = {f"batch.{key}" for key in keys} | {f"data.{name}" for name in attributes}
         if self.replay is not None:
             names.add("data.replay")
+        if hasattr(self.sampler, "set_prediction"):
+            names.add("data.predictions")
         if self.sampler.learns:
             names |= {"data.update", "data.write_scores"}
         if self.sampler.follows_progress:
@@ -271,7 +289,8 @@ class RolloutDataModule(LanguageDataModule):
     @property
     def needs(self) -> frozenset[str]:
         """See ``lit_adaptive.contract``."""
-        duty = {"duty.rollout_replay"} if self.replay_fraction > 0 else set[str]()
+        replays = self.replay_fraction > 0 or self.replace_uninformative
+        duty = {"duty.rollout_replay"} if replays else set[str]()
         return super().needs | {"model.advantages"} | duty
 
     remedies: ClassVar[dict[str, str]] = {
@@ -297,6 +316,12 @@ class RolloutDataModule(LanguageDataModule):
         super().setup(stage)
         if stage != "fit" or self.trainer is None:
             return
+        size: int | None = getattr(self.sampler, "group_size", None)
+        if size not in (None, self.group_size):
+            raise ValueError(
+                f"group_size is {self.group_size}, but {size} in the sampler, which counts the "
+                "rollouts behind each pass rate: give both the same"
+            )
         module: Any = self.trainer.lightning_module
         size = self.group_size
         try:
@@ -385,11 +410,7 @@ class RolloutDataModule(LanguageDataModule):
 
     def _begin_step(self, layout: StepLayout) -> RolloutStep:
         """Collect the next step, and compute the per-token values that its updates need."""
-        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        if self._attached is not module:
-            self.engine.attach(module)
-            self._attached = module
-            self._set_replay_fingerprint(module)
+        module = self._attach()
         step, self._next_step = self._compose_step(module, layout), self._next_step + 1
         names = module.required_prescores(layout.minibatches * layout.inner_epochs)
         if names:
@@ -401,6 +422,58 @@ class RolloutDataModule(LanguageDataModule):
             step.token_values = module.postprocess_prescores(prescores)
         return step
 
+    def _attach(self) -> Any:
+        """The module in training, after the engine has been connected to it."""
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        if self._attached is not module:
+            self.engine.attach(module)
+            self._attached = module
+            self._set_replay_fingerprint(module)
+        return module
+
+    @property
+    def next_version(self) -> int:
+        """Version of the policy that generates the next step: the number of that step."""
+        return self._next_step
+
+    def roll_out(
+        self, index: Tensor, *, train: bool = True
+    ) -> tuple[RolloutGroups, dict[str, float]]:
+        """Complete and score prompts between two steps; all ranks must call it together.
+
+        Their tokens are counted, and the next step has them in ``fresh``.
+
+        Args:
+            index: ``[K]`` int64, distinct prompts, the same on every rank.
+            train: let the next step train on the informative groups in place of other fresh ones.
+
+        Returns:
+            Their groups, in this order, and timings and counts by name.
+        """
+        module, layout = self._attach(), self.layout
+        self.engine.sync(self._next_step)
+        uniform = torch.full((len(index),), 1 / self.sampler.size, dtype=torch.float64)
+        groups, metrics, _ = collect_draw(
+            self._collector(module),
+            Draw(index, uniform),
+            torch.ones(len(index)),
+            version=self._next_step,
+            seed=self._seed(_REFERENCE, self._next_step),
+            rank=layout.rank,
+            world_size=layout.world_size,
+        )
+        metrics["num_tokens"] = count_tokens(groups)
+        for name in self.counters:
+            self.counters[name] += metrics[name]
+        self._ahead, self._train_ahead = RolloutGroups.cat([self._ahead, groups]), train
+        return groups, metrics
+
+    def _take_ahead(self, count: int) -> tuple[RolloutGroups, Tensor]:
+        """Groups that ``roll_out`` made, and at most ``count`` informative ones among them."""
+        groups, self._ahead = self._ahead, RolloutGroups.empty()
+        spread = has_spread(groups.reward, groups.group, len(groups))
+        return groups, spread.nonzero().flatten()[: count * self._train_ahead]
+
     def _compose_step(self, module: Any, layout: StepLayout) -> RolloutStep:
         """Fresh groups, and replayed ones if the buffer holds enough."""
         total, number = self.batch_size * layout.world_size, self._next_step
@@ -410,35 +483,31 @@ class RolloutDataModule(LanguageDataModule):
             self.replay.expire(number)
         if self.replay is None or len(self.replay) < replayed:
             replayed = 0
-        fresh = self._collect_fresh(module, layout, total - replayed)
-        trained_fresh = len(fresh.chosen)
-        groups, keys = fresh.groups.select(fresh.chosen), torch.empty(0, dtype=torch.int64)
+        ahead, informative = self._take_ahead(total - replayed)
+        fresh = self._collect_fresh(module, layout, total - replayed - len(informative))
+        generated = RolloutGroups.cat([ahead, fresh.groups])
+        groups = generated.select(torch.cat([informative, fresh.chosen + len(ahead)]))
+        trained_fresh, keys = len(groups), torch.empty(0, dtype=torch.int64)
+        if self.replace_uninformative and self.replay is not None:
+            missing = total - replayed - trained_fresh
+            replayed += min(missing, len(self.replay) - replayed)
         if replayed:
             assert self.replay is not None
             draw = self.replay.draw(replayed, version=number, beta=self.replay_beta)
             keys, groups = draw.key, RolloutGroups.cat([groups, draw.groups])
             groups.weight[trained_fresh:] *= draw.weight.float()
         for name in self.counters:
-            self.counters[name] += fresh.metrics.pop(name)
-        metrics = step_metrics(fresh.groups, groups, trained_fresh, number, self.replay)
+            self.counters[name] += fresh.metrics.pop(name, 0.0)
+        drawn = fresh.groups if len(fresh.groups) else generated
+        metrics = step_metrics(drawn, groups, trained_fresh, number, self.replay)
         metrics = fresh.metrics | metrics | self.counters
-        return RolloutStep(number, groups, fresh.groups, keys, metrics=metrics)
+        return RolloutStep(number, groups, generated, keys, metrics=metrics)
 
     def _collect_fresh(self, module: Any, layout: StepLayout, count: int) -> FreshRollouts:
         """``count`` fresh groups over all ranks, by the policy as it is now."""
         self.engine.sync(self._next_step)
-        collector = RolloutCollector(
-            self.dataset,
-            self.engine,
-            self.scorer,
-            self.sampling,
-            self.group_size,
-            self.demonstrations,
-            self.overlong_cache,
-            module.advantages,
-        )
         return collect_fresh_rollouts(
-            collector,
+            self._collector(module),
             self.sampler,
             count,
             refill=self.refill,
@@ -448,6 +517,18 @@ class RolloutDataModule(LanguageDataModule):
             seed=self._seed(_FRESH, self._next_step),
             rank=layout.rank,
             world_size=layout.world_size,
+        )
+
+    def _collector(self, module: Any) -> RolloutCollector:
+        return RolloutCollector(
+            self.dataset,
+            self.engine,
+            self.scorer,
+            self.sampling,
+            self.group_size,
+            self.demonstrations,
+            self.overlong_cache,
+            module.advantages,
         )
 
     # State ---------------------------------------------------------------------------------------
@@ -466,6 +547,8 @@ class RolloutDataModule(LanguageDataModule):
             "replay": None if self.replay is None else self.replay.state_dict(),
             "step": None if self.step is None else self.step.state_dict(),
             "next_step": self._next_step,
+            "ahead": self._ahead.state_dict(),
+            "train_ahead": self._train_ahead,
             "served": self._served,
             "counters": dict(self.counters),
             "data": self._fingerprint,
@@ -483,6 +566,8 @@ class RolloutDataModule(LanguageDataModule):
         self.sampler.load_state_dict(state_dict["sampler"])
         if self.replay is not None and state_dict["replay"] is not None and same_data:
             self.replay.load_state_dict(state_dict["replay"])
+        self._ahead = RolloutGroups.from_state_dict(state_dict["ahead"])
+        self._train_ahead = bool(state_dict["train_ahead"])
         step = state_dict["step"]
         self.step = None if step is None else RolloutStep.from_state_dict(step)
         self._next_step, self._served = int(state_dict["next_step"]), int(state_dict["served"])

@@ -1,0 +1,401 @@
+"""Difficulty of all prompts, predicted from a few that are rolled out."""
+
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+
+from callbacks._run_files import local_run_directory
+from lit_adaptive.core.advantages import has_spread
+from lit_adaptive.core.difficulty import (
+    adaptive_difficulty,
+    calibration_error,
+    selection_precision,
+)
+from lit_adaptive.core.systematic import uniform_sample
+from lit_adaptive.data.seeding import derive_seed, reseed
+from lit_adaptive.modules import PolicyModule
+from lit_adaptive.modules.base import evaluation_mode
+from lit_adaptive.modules.difficulty_predictor import (
+    DifficultyPredictor,
+    embed_prompts,
+    load_predictor,
+    predictor_loss,
+)
+from lit_adaptive.replay import RolloutGroups
+from lit_adaptive.report.difficulty import draw_difficulty
+from lit_adaptive.rollout import SentenceEncoder
+from lit_adaptive.rollout.models.embeddings import cached_embeddings
+
+_STREAM = 0x44F15  # of the datamodule's seed
+_BINS = 20
+_LEAST = 4  # observations that a predictor can be trained on or judged by
+
+
+class Observations(NamedTuple):
+    """Prompts and their observed pass rates.
+
+    Attributes:
+        index: ``[K]`` int64.
+        pass_rate: ``[K]`` float32 in [0, 1].
+    """
+
+    index: Tensor  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
+    pass_rate: Tensor
+
+    @classmethod
+    def of(cls, groups: RolloutGroups) -> "Observations":
+        """The groups that have rewards; demonstrations do not count."""
+        own = ~groups.demonstration
+        difficulty = adaptive_difficulty(groups.reward[own], groups.group[own], len(groups))
+        known = ~difficulty.isnan()
+        return cls(groups.prompt[known], (1 - difficulty[known]).float())
+
+    @classmethod
+    def cat(cls, parts: "list[Observations]") -> "Observations":
+        """All observations; ``parts`` may be empty."""
+        if not parts:
+            return cls(torch.empty(0, dtype=torch.int64), torch.empty(0))
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+
+class DifficultyRefresh(Callback):
+    """Predicts the pass rate of every prompt, and hands the predictions to the sampler.
+
+    Every ``every_n_steps`` steps some prompts, drawn uniformly, are rolled out as *references* by
+    the policy as it is then. A predictor (``modules.DifficultyPredictor``) learns from these and
+    from the steps' own rollouts, and predicts all prompts. DOTS (Sun et al., 2025,
+    arXiv:2506.05316), algorithm 1, lines 3 to 6.
+
+    Where this departs from the paper:
+      1. The predictor learns during the run from its own rollouts (``updates``), instead of before
+         it from the pass rates of a dozen other models (``weights``); both can be combined.
+      2. The informative references are trained on in the next step (the paper's appendix A.1; its
+         code throws them away).
+
+    Logs ``train/difficulty/*`` after each refresh: ``pearson``, ``spearman``, ``calibration``
+    (mean gap over ten bins) and ``precision`` (of the prompts predicted nearest to one half, the
+    share whose pass rate lies in [0.125, 0.875]) beside ``precision_bound`` and
+    ``precision_random``, each of one half of the references predicted from the other half before
+    the predictor learns from them; ``informative`` (share of informative references) and
+    ``reference_tokens`` (generated for references so far).
+
+    Needs: ``data.predictions`` (``RolloutDataModule`` with a ``DifficultySampler``),
+        ``data.roll_out`` and ``data.finished_step``.
+    Changes: the sampler's predictions, and the next step's fresh groups. Writes
+        ``difficulty.png`` at the end.
+
+    Args:
+        every_n_steps: steps between refreshes, above 0; the paper's mu. The sampler's ``window``
+            should be the same.
+        references: prompts rolled out at each refresh, over all ranks; the paper's K. With 0 the
+            groups of the latest steps serve as references.
+        train_on_references: train on informative references.
+        encoder: gives the embedding of a prompt; by default the policy's own hidden states, as
+            they are at the first refresh.
+        hidden_size: width of the predictor's adapters, above 0; 896 in the paper.
+        learning_rate: of the predictor's Adam, above 0; 1e-3 in the paper.
+        updates: steps of the predictor's Adam at each refresh, at least 0.
+        memory: number of latest refreshes whose observations the predictor learns from, above 0.
+        weights: checkpoint of ``modules.PassRateModule`` to start from, of the same encoder and
+            ``hidden_size``.
+        cache_dir: folder in which an encoder's embeddings are kept; None: nowhere.
+        file: name of the picture, which ends in ``.png``; None for none.
+
+    Raises:
+        ValueError: naming the argument that is out of range; in training, if ``references``
+            exceeds the number of prompts, rewards are outside [0, 1], or a checkpoint is of
+            another encoder.
+    """
+
+    needs = frozenset({"data.predictions", "data.roll_out", "data.finished_step"})
+    provides: frozenset[str] = frozenset()
+    remedies = {  # noqa: RUF012
+        "data.predictions": "set data.sampler to lit_adaptive.samplers.DifficultySampler",
+        "data.roll_out": "use lit_adaptive.data.RolloutDataModule",
+    }
+
+    def __init__(
+        self,
+        every_n_steps: int = 2,
+        references: int = 256,
+        *,
+        train_on_references: bool = True,
+        encoder: SentenceEncoder | None = None,
+        hidden_size: int = 256,
+        learning_rate: float = 1e-3,
+        updates: int = 20,
+        memory: int = 16,
+        weights: str | None = None,
+        cache_dir: str | None = None,
+        file: str | None = "difficulty.png",
+    ) -> None:
+        for name, value, least in (
+            ("every_n_steps", every_n_steps, 1),
+            ("references", references, 0),
+            ("hidden_size", hidden_size, 1),
+            ("updates", updates, 0),
+            ("memory", memory, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError(f"weights is {weights!r}, which is not a file")
+        if file is not None and Path(file).suffix != ".png":
+            raise ValueError(f"file is {file!r}; it must end in .png")
+        self.every_n_steps, self.references = every_n_steps, references
+        self.train_on_references, self.encoder = train_on_references, encoder
+        self.hidden_size, self.learning_rate = hidden_size, learning_rate
+        self.updates, self.weights = updates, weights
+        self.cache_dir, self.file = cache_dir, file
+        self.predictor: DifficultyPredictor | None = None
+        self.optimizer: torch.optim.Adam | None = None
+        self.embeddings = torch.empty(0)
+        self.reference_tokens = 0.0
+        self._window: list[Observations] = []  # of the steps since the last refresh
+        self._memory: deque[tuple[Observations, Observations]] = deque(maxlen=memory)
+        self._refreshed = -1  # version of the last refresh
+        self._metrics: dict[str, float] = {}  # to be logged
+        self._pool: list[Tensor] = []  # histogram of the estimates after each refresh
+        self._drawn: list[Tensor] = []  # histogram of the pass rates of each step
+        self._restored: dict[str, Any] | None = None
+
+    # Hooks ---------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the number of references."""
+        size: int = trainer.datamodule.sampler.size  # type: ignore[attr-defined]
+        if self.references > size:
+            raise ValueError(
+                f"references is {self.references}, but there are {size} prompts: lower it"
+            )
+        if not isinstance(pl_module, PolicyModule) and self.encoder is None:
+            raise ValueError(
+                f"{type(pl_module).__name__} has no hidden states of prompts: set encoder to "
+                "lit_adaptive.rollout.SentenceEncoder"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the predictor of a resumed run."""
+        if self._restored is not None:
+            self._build(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the first refresh, after all warm-ups and before the first prompts are drawn."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.predictor is None:
+            self._build(trainer, pl_module)
+        if data.next_version == 0 and self._refreshed < 0:
+            self._refresh(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Observe a finished step, and refresh the predictions when it is time."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        step = data.finished_step
+        if step is None:
+            return
+        observed = Observations.of(step.fresh)
+        self._window.append(observed)
+        self._drawn.append(_histogram(observed.pass_rate))
+        last = trainer.global_step >= trainer.estimated_stepping_batches
+        if data.next_version % self.every_n_steps == 0 and not last:
+            self._refresh(trainer, pl_module)
+        if self._metrics:
+            pl_module.log_dict(self._metrics)
+            self._metrics = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what was predicted and what was drawn over time."""
+        if self.file is not None and trainer.is_global_zero and self._drawn:
+            path = local_run_directory(trainer) / self.file
+            draw_difficulty(self._pool, self._drawn, self.every_n_steps, path)
+
+    # Refresh -------------------------------------------------------------------------------------
+
+    def _build(self, trainer: Trainer, module: Any) -> None:
+        """Compute the embeddings, and create or restore the predictor."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        restored, self._restored = self._restored, None
+        if restored is not None and restored["embeddings"] is not None:
+            self.embeddings = restored["embeddings"]
+        else:
+            self.embeddings = self._embed(trainer, module)
+        with isolate_rng():
+            reseed(derive_seed(data.seed, _STREAM))
+            predictor = DifficultyPredictor(self.embeddings.shape[1], self.hidden_size)
+        if self.weights is not None:
+            load_predictor(predictor, self.weights)
+        self.predictor = predictor.to(module.device)
+        self.optimizer = torch.optim.Adam(predictor.parameters(), lr=self.learning_rate)
+        if restored is not None:
+            predictor.load_state_dict(restored["predictor"])
+            self.optimizer.load_state_dict(restored["optimizer"])
+
+    def _embed(self, trainer: Trainer, module: Any) -> Tensor:
+        """Embeddings of all prompts ``[N, F]``; each rank computes its share."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        size, ranks = data.sampler.size, trainer.world_size
+        # Equal shares, since ranks of a sharded model must call it equally often.
+        share = torch.arange(trainer.global_rank, -(-size // ranks) * ranks, ranks) % size
+        if self.encoder is None:
+            with evaluation_mode(module.policy), trainer.precision_plugin.forward_context():
+                vectors = embed_prompts(module.policy, data.dataset.tokens(share))
+            vectors = vectors.half()  # they are part of the checkpoint
+        else:
+            texts = [row["prompt"] for row in data.dataset.texts(share)]
+            vectors = cached_embeddings(self.cache_dir, self.encoder.key, texts, self.encoder)
+        if ranks > 1:
+            gathered = module.all_gather(vectors.to(module.device)).cpu()  # [W, n, F]
+            vectors = gathered.transpose(0, 1).reshape(-1, vectors.shape[1])[:size]
+        return vectors
+
+    def _refresh(self, trainer: Trainer, module: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        version = data.next_version
+        generator = torch.Generator().manual_seed(derive_seed(data.seed, _STREAM, version))
+        observed = Observations.cat(self._window)
+        references = self._observe_references(data, generator) if self.references else observed
+        if self._memory:  # what was observed since belongs to the references before
+            self._memory[-1] = (self._memory[-1][0], observed)
+        if len(references.index) >= _LEAST and version > 0:
+            self._metrics |= self._judge(references, data.sampler.alpha)
+        self._memory.append((references, Observations.cat([])))
+        with isolate_rng():
+            reseed(derive_seed(data.seed, _STREAM, version, 1))
+            self._learn(generator)
+        if len(references.index):
+            assert self.predictor is not None  # built before the first refresh
+            predicted = self.predictor.predict(
+                self.embeddings, self.embeddings[references.index], references.pass_rate
+            )
+            data.sampler.set_prediction(trainer.strategy.broadcast(predicted))
+        if self.references:
+            data.sampler.leave_out(references.index)
+        self._pool.append(_histogram(data.sampler.pass_rates()))
+        self._window, self._refreshed = [], version
+
+    def _observe_references(self, data: Any, generator: torch.Generator) -> Observations:
+        index = uniform_sample(data.sampler.size, self.references, generator)
+        groups, metrics = data.roll_out(index, train=self.train_on_references)
+        self.reference_tokens += metrics["generated_tokens"]
+        spread = has_spread(groups.reward, groups.group, len(groups))
+        self._metrics["train/difficulty/informative"] = float(spread.float().mean())
+        self._metrics["train/difficulty/reference_tokens"] = self.reference_tokens
+        return Observations.of(groups)
+
+    def _judge(self, references: Observations, alpha: float) -> dict[str, float]:
+        """Predict each half of the references from the other half."""
+        half = len(references.index) // 2
+        first = Observations(*(value[:half] for value in references))
+        second = Observations(*(value[half:] for value in references))
+        predicted = torch.cat([self._predict(first, second), self._predict(second, first)]).float()
+        true = references.pass_rate
+        metrics = {"calibration": calibration_error(predicted, true)}
+        if float(true.std()) > 0 and float(predicted.std()) > 0:
+            metrics["pearson"] = float(pearson_corrcoef(predicted, true))
+            metrics["spearman"] = float(spearman_corrcoef(predicted, true))
+        precision = selection_precision(predicted, true, max(len(true) // 4, 1), alpha=alpha)
+        names = ("precision", "precision_bound", "precision_random")
+        metrics |= dict(zip(names, precision, strict=True))
+        return {f"train/difficulty/{name}": value for name, value in metrics.items()}
+
+    def _predict(self, query: Observations, reference: Observations) -> Tensor:
+        assert self.predictor is not None  # built before the first refresh
+        vectors = self.embeddings
+        return self.predictor.predict(
+            vectors[query.index], vectors[reference.index], reference.pass_rate
+        )
+
+    def _learn(self, generator: torch.Generator) -> None:
+        """Train the predictor: of a refresh in memory, predict one part from another."""
+        assert self.predictor is not None  # built before the first refresh
+        assert self.optimizer is not None
+        device = next(self.predictor.parameters()).device
+        usable = [parts for parts in self._memory if len(parts[0].index) >= _LEAST]
+        if not usable:
+            return
+        for _ in range(self.updates):
+            place = int(torch.randint(len(usable), (), generator=generator))
+            references, later = usable[place]
+            order = torch.randperm(len(references.index), generator=generator)
+            known, asked = order[: len(order) // 2], order[len(order) // 2 :]
+            query = Observations.cat(
+                [Observations(references.index[asked], references.pass_rate[asked]), later]
+            )
+            loss = predictor_loss(
+                self.predictor,
+                self.embeddings[query.index].float().to(device),
+                query.pass_rate.to(device),
+                self.embeddings[references.index[known]].float().to(device),
+                references.pass_rate[known].to(device),
+            )
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+
+    # State ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Predictor, optimizer, observations and what the picture shows."""
+        if self.predictor is None or self.optimizer is None:
+            return self._restored or {}
+        return {
+            "encoder": self._encoder_key,
+            "embeddings": self.embeddings if self.encoder is None else None,
+            "predictor": self.predictor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "window": [tuple(each) for each in self._window],
+            "memory": [tuple(map(tuple, parts)) for parts in self._memory],
+            "refreshed": self._refreshed,
+            "reference_tokens": self.reference_tokens,
+            "metrics": dict(self._metrics),
+            "pool": list(self._pool),
+            "drawn": list(self._drawn),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume; the predictor is restored when training starts.
+
+        Raises:
+            ValueError: if the checkpoint's embeddings are of another encoder.
+        """
+        if not state_dict:
+            return
+        if state_dict["encoder"] != self._encoder_key:
+            raise ValueError(
+                f"the checkpoint's embeddings are of {state_dict['encoder']!r}, this run's of "
+                f"{self._encoder_key!r}: resume with the encoder that was saved"
+            )
+        self._restored = state_dict
+        self._window = [Observations(*each) for each in state_dict["window"]]
+        self._memory.extend(
+            (Observations(*first), Observations(*later)) for first, later in state_dict["memory"]
+        )
+        self._refreshed = state_dict["refreshed"]
+        self.reference_tokens = state_dict["reference_tokens"]
+        self._metrics = dict(state_dict["metrics"])
+        self._pool, self._drawn = list(state_dict["pool"]), list(state_dict["drawn"])
+
+    @property
+    def _encoder_key(self) -> str:
+        return "the policy's hidden states" if self.encoder is None else self.encoder.key
+
+
+def _histogram(pass_rate: Tensor) -> Tensor:
+    """Number of pass rates in each of 20 bins from 0 to 1."""
+    return torch.histc(pass_rate.float(), _BINS, 0.0, 1.0)

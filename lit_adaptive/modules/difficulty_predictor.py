@@ -1,0 +1,235 @@
+r"""A predictor of pass rates from a few reference prompts: DOTS (arXiv:2506.05316), section 4.1.
+
+A frozen encoder gives the embedding of each prompt; an adapter turns it into features; attention
+over the reference prompts averages their pass rates; and a calibration that depends on the mean
+and standard deviation of these gives the prediction. Since the pass rates of the references are
+those of the policy as it is now, the predictor serves policies that it was never trained on.
+
+Departures from the paper:
+  1. It predicts pass rates, as the authors' code, not difficulties; the two add up to 1.
+  2. Query and reference adapters start equal, so that attention starts as similarity of prompts;
+     and the calibration starts as the identity. Online training begins from few observations.
+  3. The standard deviation is that of the population and the scale multiplies, as in the paper;
+     the code uses n - 1 and divides. Its linear regression on the references' own predictions,
+     which attend to themselves, is left out.
+"""
+
+import math
+import pickle
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+
+from lit_adaptive.core.difficulty import (
+    attention_pass_rates,
+    calibrated_logits,
+    calibration_error,
+)
+from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.optimization import learning_rate_schedule
+
+CALIBRATION_WIDTH = 10
+
+
+class DifficultyPredictor(nn.Module):
+    """Adapters, attention and calibration: from embeddings to logits of pass rates.
+
+    Args:
+        embedding_size: numbers in an embedding, above 0.
+        hidden_size: width h of the adapters, above 0; 896 in the paper.
+        dropout: dropout probability, in [0, 1); 0.1 in the paper.
+
+    Raises:
+        ValueError: naming the argument that is out of its range.
+    """
+
+    def __init__(self, embedding_size: int, hidden_size: int = 256, dropout: float = 0.1) -> None:
+        super().__init__()
+        for name, value in (("embedding_size", embedding_size), ("hidden_size", hidden_size)):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
+        self.embedding_size = embedding_size
+        self.query = _adapter(embedding_size, hidden_size, dropout)
+        self.reference = _adapter(embedding_size, hidden_size, dropout)
+        self.reference.load_state_dict(self.query.state_dict())
+        last = nn.Linear(CALIBRATION_WIDTH, 2)
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([math.log(math.e - 1), 0.0]))  # scale 1, shift 0
+        self.calibration = nn.Sequential(nn.Linear(2, CALIBRATION_WIDTH), nn.ReLU(), last)
+
+    def forward(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
+        """Logits of the pass rates of prompts: ``[B]``.
+
+        Args:
+            query: ``[B, F]``, embeddings of the prompts.
+            reference: ``[K, F]``, embeddings of the reference prompts.
+            pass_rate: ``[K]`` in [0, 1], their observed pass rates; or ``[B, K]``.
+        """
+        return self._logits(self.query(query), self.reference(reference), pass_rate)
+
+    def _logits(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
+        base = attention_pass_rates(query, reference, pass_rate)
+        statistics = torch.stack([pass_rate.mean(-1), pass_rate.std(-1, correction=0)], dim=-1)
+        scale, shift = self.calibration(statistics).unbind(-1)
+        return calibrated_logits(base, nn.functional.softplus(scale), shift.tanh())
+
+    @torch.no_grad()
+    def predict(
+        self, query: Tensor, reference: Tensor, pass_rate: Tensor, *, rows: int = 8192
+    ) -> Tensor:
+        """Pass rates of prompts, without dropout: ``[B]`` float64, on the CPU.
+
+        Args:
+            query: ``[B, F]``, embeddings of the prompts, of any floating type and on any device.
+            reference: ``[K, F]``, embeddings of the reference prompts, likewise.
+            pass_rate: ``[K]`` in [0, 1], observed.
+            rows: prompts at once.
+        """
+        device, training = next(self.parameters()).device, self.training
+        self.eval()
+        features = self.reference(reference.float().to(device))
+        rate = pass_rate.float().to(device)
+        logits = [
+            self._logits(self.query(part.float().to(device)), features, rate).cpu()
+            for part in torch.split(query, rows)
+        ]
+        self.train(training)
+        return torch.cat(logits).double().sigmoid()
+
+
+def _adapter(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(inputs),
+        *(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout)),
+        *(nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout)),
+        nn.Linear(hidden, hidden),
+        nn.LayerNorm(hidden),
+    )
+
+
+@torch.no_grad()
+def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int = 64) -> Tensor:
+    """Mean of a language model's last hidden states over the tokens of each prompt.
+
+    Args:
+        language: the model, in evaluation mode.
+        prompts: tokens of each prompt, ``[L_i]``, at least one.
+        rows: prompts read at once.
+
+    Returns:
+        ``[N, F]`` float32, on the CPU.
+    """
+    device = next(language.parameters()).device
+    body = getattr(language.base, language.base.base_model_prefix)
+    vectors: list[Tensor] = []
+    for start in range(0, len(prompts), rows):
+        part = [prompt.long() for prompt in prompts[start : start + rows]]
+        ids = nn.utils.rnn.pad_sequence(part, batch_first=True).to(device)
+        lengths = torch.tensor([len(prompt) for prompt in part], device=device)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        hidden = body(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        total = (hidden.float() * mask[:, :, None]).sum(1)
+        vectors.append((total / lengths[:, None]).cpu())
+    return torch.cat(vectors)
+
+
+def predictor_loss(
+    predictor: DifficultyPredictor,
+    query: Tensor,
+    target: Tensor,
+    reference: Tensor,
+    pass_rate: Tensor,
+) -> Tensor:
+    """Binary cross-entropy with soft labels, as the paper trains the predictor; a scalar.
+
+    Args:
+        predictor: the predictor.
+        query: ``[B, F]``, embeddings of prompts.
+        target: ``[B]`` in [0, 1], their pass rates.
+        reference: ``[K, F]``, embeddings of reference prompts.
+        pass_rate: ``[K]`` or ``[B, K]`` in [0, 1], theirs.
+    """
+    logits = predictor(query, reference, pass_rate)
+    return nn.functional.binary_cross_entropy_with_logits(logits, target)
+
+
+class PassRateModule(LightningModule):
+    """Trains a ``DifficultyPredictor`` on the pass rates of several policies.
+
+    Logs ``train/loss``, and on validation policies and prompts ``val/loss``, ``val/pearson``,
+    ``val/spearman`` and ``val/calibration`` (means over the policies). The predictor starts
+    ``callbacks.DifficultyRefresh(weights=...)``.
+
+    Args:
+        embedding_size: numbers in an embedding; 384 for all-MiniLM-L6-v2.
+        hidden_size: width of the adapters; 896 in the paper.
+        dropout: dropout probability; 0.1 in the paper.
+        learning_rate: peak of Adam's learning rate, above 0, which rises over 100 steps (at most a
+            tenth of training) and then falls linearly to 0; 1e-3 in the paper.
+
+    Raises:
+        ValueError: naming the argument that is out of its range.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int = 384,
+        *,
+        hidden_size: int = 256,
+        dropout: float = 0.1,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
+        self.predictor = DifficultyPredictor(embedding_size, hidden_size, dropout)
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of ``PassRateDataModule``."""
+        loss = predictor_loss(self.predictor, **batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Compare predictions for one policy with its pass rates."""
+        logits = self.predictor(batch["query"], batch["reference"], batch["pass_rate"])
+        predicted, target = logits.sigmoid(), batch["target"]
+        values: dict[str, Tensor | float] = {
+            "loss": nn.functional.binary_cross_entropy_with_logits(logits, target),
+            "pearson": pearson_corrcoef(predicted, target),
+            "spearman": spearman_corrcoef(predicted, target),
+            "calibration": calibration_error(predicted, target),
+        }
+        for name, value in values.items():
+            self.log(f"val/{name}", value, prog_bar=name == "pearson", batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """Adam with a linear schedule."""
+        steps = self.trainer.estimated_stepping_batches
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        schedule = learning_rate_schedule(optimizer, "linear", min(100 / steps, 0.1), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load_predictor(predictor: DifficultyPredictor, path: str) -> None:
+    """Load the weights of a checkpoint of ``PassRateModule``.
+
+    Raises:
+        ValueError: if the file is not such a checkpoint, or its sizes are others.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "predictor."
+        predictor.load_state_dict({name.removeprefix(prefix): v for name, v in state.items()})
+    except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"weights is {path!r}, which is no checkpoint of lit_adaptive.modules.PassRateModule "
+            f"with the same embeddings and hidden_size: {error}"
+        ) from error
