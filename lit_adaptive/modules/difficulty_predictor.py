@@ -114,7 +114,7 @@ def _adapter(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 @torch.no_grad()
-def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int = 64) -> Tensor:
+def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int = 256) -> Tensor:
     """Mean of a language model's last hidden states over the tokens of each prompt.
 
     Args:

@@ -184,6 +184,10 @@ DATA_OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "replay_fraction": (0.5, {}),
     "replay_beta": (1.0, REPLAY | {"policy": "prioritized"}),
     "drop_uninformative": (True, {"rewards": Scorer([Signs()], workers=0)}),
+    "replace_uninformative": (
+        True,
+        {"drop_uninformative": True, "rewards": Scorer([Signs()], workers=0)},
+    ),
     "refill": (2, {"drop_uninformative": True, "rewards": Scorer([Signs()], workers=0)}),
     "mask_truncated": (True, {}),
     "overlong_cache": (4, {}),
