@@ -2,7 +2,7 @@
 
     python benchmarks/dots.py [--seeds 5] [--jobs 2] [--steps 160] [--methods GRPO,"DOTS online"]
 
-A tiny Llama (0.5 M parameters) answers sums, differences and products from a pool of 30,000 that
+A tiny Llama (0.5 M parameters) answers sums, differences and products from a pool of 20,000 that
 spans trivial to hopeless. For each seed it is warmed up once (supervised, on correct answers of up
 to two digits); every method continues from there with 32 groups of 8 rollouts per step.
 
@@ -64,8 +64,8 @@ from lit_adaptive.samplers import (
     PrioritizedSampler,
 )
 
-POOL: dict[str, Any] = {"size": 30_000, "digits": 3, "operators": "+-*"}
-WARMUP: dict[str, Any] = {"size": 19_900, "digits": 2, "operators": "+-*"}
+POOL: dict[str, Any] = {"size": 20_000, "digits": 3, "operators": "+-*"}
+WARMUP: dict[str, Any] = {"size": 12_000, "digits": 2, "operators": "+-*"}
 MEASURE_EVERY, PROMPTS, SAMPLES, CANDIDATES = 20, 512, 4, 2048
 SAMPLING = SamplingParams(8)
 

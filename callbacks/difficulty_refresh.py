@@ -38,7 +38,7 @@ _BINS = 20
 _LEAST = 4  # observations that a predictor can be trained on or judged by
 
 
-class Observations(NamedTuple):
+class _Observations(NamedTuple):
     """Prompts and their observed pass rates.
 
     Attributes:
@@ -50,7 +50,7 @@ class Observations(NamedTuple):
     pass_rate: Tensor
 
     @classmethod
-    def of(cls, groups: RolloutGroups) -> "Observations":
+    def of(cls, groups: RolloutGroups) -> "_Observations":
         """The groups that have rewards; demonstrations do not count."""
         own = ~groups.demonstration
         difficulty = adaptive_difficulty(groups.reward[own], groups.group[own], len(groups))
@@ -58,7 +58,7 @@ class Observations(NamedTuple):
         return cls(groups.prompt[known], (1 - difficulty[known]).float())
 
     @classmethod
-    def cat(cls, parts: "list[Observations]") -> "Observations":
+    def cat(cls, parts: "list[_Observations]") -> "_Observations":
         """All observations; ``parts`` may be empty."""
         if not parts:
             return cls(torch.empty(0, dtype=torch.int64), torch.empty(0))
@@ -160,8 +160,8 @@ class DifficultyRefresh(Callback):
         self.optimizer: torch.optim.Adam | None = None
         self.embeddings = torch.empty(0)
         self.reference_tokens = 0.0
-        self._window: list[Observations] = []  # of the steps since the last refresh
-        self._memory: deque[tuple[Observations, Observations]] = deque(maxlen=memory)
+        self._window: list[_Observations] = []  # of the steps since the last refresh
+        self._memory: deque[tuple[_Observations, _Observations]] = deque(maxlen=memory)
         self._refreshed = -1  # version of the last refresh
         self._metrics: dict[str, float] = {}  # to be logged
         self._pool: list[Tensor] = []  # histogram of the estimates after each refresh
@@ -209,7 +209,7 @@ class DifficultyRefresh(Callback):
         step = data.finished_step
         if step is None:
             return
-        observed = Observations.of(step.fresh)
+        observed = _Observations.of(step.fresh)
         self._window.append(observed)
         self._drawn.append(_histogram(observed.pass_rate))
         last = trainer.global_step >= trainer.estimated_stepping_batches
@@ -268,13 +268,13 @@ class DifficultyRefresh(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         version = data.next_version
         generator = torch.Generator().manual_seed(derive_seed(data.seed, _STREAM, version))
-        observed = Observations.cat(self._window)
+        observed = _Observations.cat(self._window)
         references = self._observe_references(data, generator) if self.references else observed
         if self._memory:  # what was observed since belongs to the references before
             self._memory[-1] = (self._memory[-1][0], observed)
         if len(references.index) >= _LEAST and version > 0:
             self._metrics |= self._judge(references, data.sampler.alpha)
-        self._memory.append((references, Observations.cat([])))
+        self._memory.append((references, _Observations.cat([])))
         with isolate_rng():
             reseed(derive_seed(data.seed, _STREAM, version, 1))
             self._learn(generator)
@@ -289,20 +289,20 @@ class DifficultyRefresh(Callback):
         self._pool.append(_histogram(data.sampler.pass_rates()))
         self._window, self._refreshed = [], version
 
-    def _observe_references(self, data: Any, generator: torch.Generator) -> Observations:
+    def _observe_references(self, data: Any, generator: torch.Generator) -> _Observations:
         index = uniform_sample(data.sampler.size, self.references, generator)
         groups, metrics = data.roll_out(index, train=self.train_on_references)
         self.reference_tokens += metrics["generated_tokens"]
         spread = has_spread(groups.reward, groups.group, len(groups))
         self._metrics["train/difficulty/informative"] = float(spread.float().mean())
         self._metrics["train/difficulty/reference_tokens"] = self.reference_tokens
-        return Observations.of(groups)
+        return _Observations.of(groups)
 
-    def _judge(self, references: Observations, alpha: float) -> dict[str, float]:
+    def _judge(self, references: _Observations, alpha: float) -> dict[str, float]:
         """Predict each half of the references from the other half."""
         half = len(references.index) // 2
-        first = Observations(*(value[:half] for value in references))
-        second = Observations(*(value[half:] for value in references))
+        first = _Observations(*(value[:half] for value in references))
+        second = _Observations(*(value[half:] for value in references))
         predicted = torch.cat([self._predict(first, second), self._predict(second, first)]).float()
         true = references.pass_rate
         metrics = {"calibration": calibration_error(predicted, true)}
@@ -314,7 +314,7 @@ class DifficultyRefresh(Callback):
         metrics |= dict(zip(names, precision, strict=True))
         return {f"train/difficulty/{name}": value for name, value in metrics.items()}
 
-    def _predict(self, query: Observations, reference: Observations) -> Tensor:
+    def _predict(self, query: _Observations, reference: _Observations) -> Tensor:
         assert self.predictor is not None  # built before the first refresh
         vectors = self.embeddings
         return self.predictor.predict(
@@ -334,8 +334,8 @@ class DifficultyRefresh(Callback):
             references, later = usable[place]
             order = torch.randperm(len(references.index), generator=generator)
             known, asked = order[: len(order) // 2], order[len(order) // 2 :]
-            query = Observations.cat(
-                [Observations(references.index[asked], references.pass_rate[asked]), later]
+            query = _Observations.cat(
+                [_Observations(references.index[asked], references.pass_rate[asked]), later]
             )
             loss = predictor_loss(
                 self.predictor,
@@ -382,9 +382,9 @@ class DifficultyRefresh(Callback):
                 f"{self._encoder_key!r}: resume with the encoder that was saved"
             )
         self._restored = state_dict
-        self._window = [Observations(*each) for each in state_dict["window"]]
+        self._window = [_Observations(*each) for each in state_dict["window"]]
         self._memory.extend(
-            (Observations(*first), Observations(*later)) for first, later in state_dict["memory"]
+            (_Observations(*first), _Observations(*later)) for first, later in state_dict["memory"]
         )
         self._refreshed = state_dict["refreshed"]
         self.reference_tokens = state_dict["reference_tokens"]

@@ -50,6 +50,16 @@ REQUIRED = {
     "Rollout Replay (GRPO-RR)",
     "Prioritized rollout replay",
     "Freshness-aware rollout replay",
+    "DOTS",
+    "DOTS with Rollout Replay",
+    "MoPPS",
+    "DPS",
+    "AdaRFT",
+    "GRESO",
+    "Prompt statistics",
+    "Static curriculum",
+    "Dynamic sampling",
+    "POPO's replacement",
 }
 
 
@@ -173,6 +183,13 @@ def test_config_differs_from_its_baseline_only_in_the_idea(method: Method) -> No
 IDEA = ("data.init_args.sampler", "data.init_args.replay", "model.init_args.objective")
 # What a method needs beside a sampler, a replay or an objective.
 MORE = {
+    "grpo_adarft": {"data.init_args.difficulty"},
+    "grpo_static_curriculum": {"data.init_args.difficulty"},
+    "grpo_dynamic_sampling": {"data.init_args.drop_uninformative", "data.init_args.refill"},
+    "grpo_popo": {
+        "data.init_args.drop_uninformative",
+        "data.init_args.replace_uninformative",
+    },
     "iw_sft": {f"model.init_args.{name}" for name in ("ratio", "level", "temperature")},
     "iw_sft_paper": {
         f"model.init_args.{name}" for name in ("ratio", "level", "temperature", "clamp")

@@ -109,14 +109,14 @@ class PassRateDataModule(LightningDataModule):
         pairs: Any = torch.cartesian_prod(self._train, self._prompts)
         return DataLoader(pairs, self.batch_size, shuffle=True, collate_fn=self._with_references)
 
-    def _validation(self, policy: Tensor) -> Batch:
-        chosen = self._pool[: self.references]
+    def _validation(self, policies: list[Tensor]) -> Batch:
+        chosen, (policy,) = self._pool[: self.references], policies
         return self._batch(policy.repeat(len(self._val_prompts)), self._val_prompts, chosen)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """One batch per policy: the prompts kept for validation."""
         policies: Any = self._val
-        return DataLoader(policies, batch_size=None, collate_fn=self._validation)
+        return DataLoader(policies, batch_size=1, collate_fn=self._validation)
 
 
 def _rate_matrix(dataset: PromptDataset, table: RowSource) -> tuple[list[str], Tensor]:

@@ -28,7 +28,7 @@ from lit_adaptive.core.difficulty import (
     calibrated_logits,
     calibration_error,
 )
-from lit_adaptive.modules.language_model import LanguageModel
+from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.optimization import learning_rate_schedule
 
 CALIBRATION_WIDTH = 10
