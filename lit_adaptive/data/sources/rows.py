@@ -7,6 +7,7 @@ CSV file stay strings; those of a JSON file are never parsed as dates.
 
 import codecs
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -48,6 +49,7 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".tsv": "csv",
 }
+_NO_SPLIT = ("Unknown split", "Unrecognized instruction")  # errors of `datasets`
 _DELIMITERS = ",;\t|"
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _JSON_CHUNK = 1 << 26  # bytes of a JSON file from which `datasets` infers the types
@@ -185,8 +187,7 @@ class HubRows(Dataset[dict[str, Any]]):
         return len(self.rows.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self.rows.dataset[index]
-        return row
+        return self.rows.take([index], self.rows.dataset.column_names)[0]
 
 
 def load_rows(source: Any) -> Rows:
@@ -392,8 +393,8 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
     import datasets
     from datasets import config
 
-    folder = Path(path).is_dir()
-    module = None if folder else _module(path)
+    folder, matches = Path(path).is_dir(), _files(path)
+    module = None if folder else _module(str(matches[0]) if has_magic(path) and matches else path)
     if not folder and module is None:
         raise ValueError(f"{path} ends in {Path(path).suffix!r}; it must be one of {[*_BUILDERS]}")
     if not folder and not has_magic(path) and not Path(path).is_file():
@@ -415,8 +416,8 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
     else:
         try:
             dataset = _read(reader, arguments, files, split)
-        except Exception:
-            if not several or split.partition("[")[0] not in files:
+        except Exception as error:
+            if not several or str(error).startswith(_NO_SPLIT):
                 raise
             dataset = _read_apart(reader, arguments, files, split)
     return Rows(
@@ -465,16 +466,18 @@ def _read_apart(
             whole[name] = _from_items(_json_items(paths), ", ".join(paths))
             continue
         own = arguments | {"path": reader, "name": None}
-        whole[name] = _joined(
-            {
-                path: _read(reader, own | {"data_files": {name: [path]}}, {name: [path]}, name)
-                for path in paths
-            }
-        )
+        parts: dict[str, Any] = {}
+        for path in paths:
+            one = {name: [path]}
+            try:
+                parts[path] = _read(reader, own | {"data_files": one}, one, name)
+            except Exception as error:
+                raise ValueError(f"{path} cannot be read: {_cause(error)}") from error
+        whole[name] = _joined(parts)
     sizes = {name: len(rows) for name, rows in whole.items()}
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    pieces = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     return datasets.concatenate_datasets(
-        [whole[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        [whole[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
     )
 
 
@@ -534,11 +537,16 @@ def _header(file: str) -> tuple[list[str], str]:
 
     tabs = ".tsv" in [suffix.lower() for suffix in Path(file).suffixes]
     with _opened(file) as lines:
-        line = lines.readline()
-        delimiter = "\t" if tabs else next((mark for mark in _DELIMITERS if mark in line), ",")
-        names = next(
-            csv.reader([line, *lines] if line.count('"') % 2 else [line], delimiter=delimiter), []
-        )
+        text = next((line for line in lines if line.strip()), "")
+        while text.count('"') % 2 and (line := lines.readline()):  # a name of several lines
+            text += line
+    headers = {
+        mark: next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])
+        for mark in ("\t" if tabs else _DELIMITERS)
+    }
+    several = [mark for mark, names in headers.items() if len(names) > 1]
+    delimiter = several[0] if several else next(iter(headers))
+    names = headers[delimiter]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{file}: more than one column is named {twice}; rename them")
@@ -597,12 +605,10 @@ def _explanation(path: str, split: str, error: Exception) -> str:
         fault = _text_fault(file) if file.is_file() else None
         if fault is not None:
             return fault
-    cause = error
-    while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
+    cause = _cause(error)
     if "corresponds to no data" in str(cause):
         return f"{path} has no rows; it must have at least one"
-    if files and str(cause).startswith(("Unknown split", "Unrecognized instruction")):
+    if files and str(cause).startswith(_NO_SPLIT):
         return f"{path} has no split {split!r}: {cause}"
     if module is not None and files and files[0].exists():
         message = f"{path} cannot be read as {''.join(Path(path).suffixes)}: {str(cause).strip()}"
@@ -619,6 +625,12 @@ def _explanation(path: str, split: str, error: Exception) -> str:
         "folder that save_to_disk wrote, or a name on the Hugging Face hub. "
         f"{type(cause).__name__}: {cause}"
     )
+
+
+def _cause(error: Exception) -> Exception:
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _text_fault(file: Path) -> str | None:

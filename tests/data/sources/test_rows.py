@@ -177,16 +177,24 @@ def test_messages_keep_their_keys_and_their_order(tmp_path: Path) -> None:
     assert load_rows(tmp_path / "rows.parquet").dataset["messages"][:] == [talks[0]] * 2
 
 
-def test_a_file_of_the_same_size_and_time_but_another_content_is_read_anew(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("named", ["file", "folder", "pattern"])
+def test_a_file_of_the_same_size_and_time_but_another_content_is_read_anew(
+    named: str, cached: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    file = folder / "rows.jsonl"
+    path = {"file": file, "folder": folder, "pattern": folder / "*.jsonl"}[named]
+    cache_dir = tmp_path / "cache" if cached else None
     times = (1_000_000_000, 1_000_000_000)
     tokens = []
     for prompt in ("1", "2"):
         file.write_text(json.dumps({"prompt": prompt, "completion": "x"}))
         os.utime(file, ns=times)
-        rows_of_file = load_rows(file)
-        assert rows_of_file.dataset["prompt"][:] == [prompt]
-        tokens.append(DemonstrationDataset(str(file)).gather(torch.tensor([0]))["input_ids"])
+        assert load_rows(path).dataset["prompt"][:] == [prompt]
+        dataset = DemonstrationDataset(str(path), cache_dir=cache_dir)
+        tokens.append(dataset.gather(torch.tensor([0]))["input_ids"])
     assert not tokens[0].equal(tokens[1])
 
 
@@ -276,6 +284,17 @@ def test_the_delimiter_is_that_of_the_header(delimiter: str, suffix: str, tmp_pa
     assert load_rows(file).dataset[:] == {"prompt": ["a b"], "answer": ["3 4"]}
 
 
+def test_the_delimiter_is_not_looked_for_in_quotes_or_blank_lines(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    for text, columns in (
+        ('\n"a,b";c\n1;2\n', {"a,b": ["1"], "c": ["2"]}),
+        ('"a\nb",c;d\n1,2\n', {"a\nb": ["1"], "c;d": ["2"]}),
+        ("text\nx;y\n", {"text": ["x;y"]}),
+    ):
+        file.write_text(text)
+        assert load_rows(file).dataset[:] == columns
+
+
 def test_a_byte_order_mark_and_an_array_in_jsonl_are_read(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.json"):
         (tmp_path / name).write_text('\ufeff[{"prompt": "a"}, {"prompt": "b"}]')
@@ -324,6 +343,25 @@ def test_files_whose_types_differ_keep_their_values_or_are_named(tmp_path: Path)
         load_rows(str(tmp_path / "*.parquet"))
 
 
+def test_splits_of_different_columns_are_read_together_and_a_bad_file_is_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train.jsonl").write_text('{"x": 1}')
+    (tmp_path / "test.jsonl").write_text('{"y": 2}')
+    both = HubRows(str(tmp_path), split="train+test")
+    assert [both[0], both[1]] == [{"x": 1, "y": None}, {"x": None, "y": 2}]
+    (tmp_path / "0.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "1.csv.gz").write_bytes(gzip.compress(b"y;x\n4;3\n"))
+    assert load_rows(str(tmp_path / "*.csv*")).dataset[:] == {"x": ["1", "3"], "y": ["2", "4"]}
+    (tmp_path / "1.csv").write_text("x,y\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"^\S*1\.csv cannot be read: Length of header"):
+        load_rows(str(tmp_path / "*.csv"))
+    (tmp_path / "1.parquet").write_text("no parquet")
+    parquet.write_table(pa.table({"x": [1]}), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match=r"^\S*1\.parquet cannot be read: Parquet"):
+        load_rows(str(tmp_path / "*.parquet"))
+
+
 def test_a_pattern_without_files_and_an_unknown_split_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\*\.csv matches no file"):
         load_rows(str(tmp_path / "*.csv"))
@@ -343,9 +381,11 @@ def test_lists_may_hold_arrays_and_surrogates_are_named() -> None:
         load_rows([{"x": object()}])
 
 
-def test_a_date_beyond_the_year_9999_does_not_matter_in_an_unused_column() -> None:
+def test_a_date_beyond_the_year_9999_does_not_matter_in_an_unused_column(tmp_path: Path) -> None:
     table = pa.table({"prompt": ["a"], "day": pa.array([2**55], pa.timestamp("ms"))})
     assert PromptDataset(table).texts(torch.arange(1)) == [{"prompt": "a", "day": 2**55}]
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert HubRows(str(tmp_path / "a.parquet"))[0] == {"prompt": "a", "day": 2**55}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "list"])
