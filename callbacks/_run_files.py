@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lit_adaptive.files import write_atomically
 
@@ -19,6 +19,22 @@ def run_directory(trainer: Trainer) -> Path:
 def csv_logger(trainer: Trainer) -> CSVLogger | None:
     """The first CSV logger."""
     return next((each for each in trainer.loggers if isinstance(each, CSVLogger)), None)
+
+
+def image_loggers(trainer: Trainer) -> list[Logger]:
+    """The loggers that take images."""
+    return [each for each in trainer.loggers if isinstance(each, (WandbLogger, TensorBoardLogger))]
+
+
+def log_image(logger: Logger, name: str, path: Path, step: int) -> None:
+    """Log a PNG to one of the ``image_loggers``."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key=name, images=[str(path)], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        writer: Any = logger.experiment
+        writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
 
 def local_run_directory(trainer: Trainer) -> Path:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks._run_files import csv_logger
+from callbacks._run_files import csv_logger, image_loggers, log_image
 from lit_adaptive.report.curves import draw_learning_curve
 
 
 class LearningCurve(Callback):
     """Draws ``learning_curve.png`` from the run's ``metrics.csv`` when training ends or fails.
+
+    Every ``WandbLogger`` and ``TensorBoardLogger`` gets it too.
 
     Needs: the CSV logger that every ``lit-adaptive`` run has; without one it does nothing.
     Changes: nothing.
@@ -25,7 +27,10 @@ class LearningCurve(Callback):
         logger.save()
         metrics = Path(logger.log_dir) / "metrics.csv"
         if metrics.is_file():
-            draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
+            picture = metrics.with_name("learning_curve.png")
+            draw_learning_curve(metrics, picture)
+            for each in image_loggers(trainer):
+                log_image(each, "learning_curve", picture, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the whole run."""

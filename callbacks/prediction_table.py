@@ -8,13 +8,15 @@ from torch import Tensor
 
 from callbacks._ranks import gather_rows
 from callbacks._run_files import run_directory, sample_id
+from lit_adaptive.report.samples import class_name
 
 
 class PredictionTable(Callback):
     """Writes ``predictions.csv`` at the end of ``lit-adaptive predict``, in the dataset's order.
 
     One row per sample, over all ranks: ``id``, ``predicted`` (class), ``probability`` of that class
-    and ``target``.
+    and ``target``. Classes are named as in the ``classes`` of the dataset, if it has them, or else
+    numbered.
 
     Needs: nothing of a training; ``predict_step`` returns ``index``, ``predicted`` and
         ``probability``, as ``lit_adaptive.modules.Classifier`` does.
@@ -55,9 +57,12 @@ class PredictionTable(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         ids: Any = getattr(data.evaluated_dataset, "ids", None)
+        # The training set's, in whose order the model predicts; the evaluated set may lack some.
+        classes: Any = getattr(data.dataset, "classes", None)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "predicted", "probability", "target"])
             for index, predicted, probability, target in sorted(rows):
-                writer.writerow([sample_id(ids, index), predicted, f"{probability:.6g}", target])
+                row = sample_id(ids, index), class_name(classes, predicted)
+                writer.writerow([*row, f"{probability:.6g}", class_name(classes, target)])

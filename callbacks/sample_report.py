@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import pad
 
 from callbacks._ranks import gather_over_ranks
-from callbacks._run_files import csv_logger
+from callbacks._run_files import csv_logger, image_loggers, log_image
 from lit_adaptive.report.samples import (
     BINS,
     SampleRecord,
@@ -37,13 +36,13 @@ class SampleReport(Callback):
     The figure shows draws by class, draws against the last loss, the sampling distribution over
     time, and the hardest and most drawn samples as images, texts or numbers. The table has every
     sample's class, draws, last loss and relative probability N P(i). Both go into the CSV logger's
-    directory, and the figure to every ``WandbLogger`` as ``sample_report``.
+    directory, and the figure to every ``WandbLogger`` and ``TensorBoardLogger``.
 
     Samples are counted as the training step of each rank gets them, after a selector such as
     ``OHEMSelector``. Their class is ``batch["target"]`` if that is ``[B]`` integers; for samples
-    never drawn, the dataset's ``targets`` if it has them. The samples shown are read from
-    ``trainer.datamodule.dataset`` with the random state restored afterwards. A checkpoint holds 16
-    bytes per sample.
+    never drawn, the dataset's ``targets`` if it has them. Its name is that of the dataset's
+    ``classes``. The samples shown are read from ``trainer.datamodule.dataset`` with the random
+    state restored afterwards. A checkpoint holds 16 bytes per sample.
 
     Needs: ``data.sampler``; ``batch.index`` ``[B]``; ``training_step`` returns ``signal.losses``
     ``[B]``.
@@ -251,8 +250,8 @@ class SampleReport(Callback):
         if not trainer.is_global_zero:
             return
         self._absorb()
-        wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if csv_logger(trainer) is None and not wandb:
+        loggers = image_loggers(trainer)
+        if csv_logger(trainer) is None and not loggers:
             return
         with _figure_folder(trainer) as folder:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -268,10 +267,8 @@ class SampleReport(Callback):
                     examples=self.examples,
                     fetch=None if dataset is None else dataset.__getitem__,
                 )
-            for logger in wandb:
-                logger.log_image(
-                    key="sample_report", images=[str(folder / name)], step=trainer.global_step
-                )
+            for logger in loggers:
+                log_image(logger, "sample_report", folder / name, trainer.global_step)
 
     def _record(self, probability: Tensor, dataset: Any) -> SampleRecord:
         return SampleRecord(
@@ -281,6 +278,7 @@ class SampleReport(Callback):
             relative_probability=probability.detach().cpu() * len(probability),
             epochs=torch.tensor(self._epochs, dtype=torch.int64),
             histogram=self._histogram(),
+            classes=getattr(dataset, "classes", None),
         )
 
 

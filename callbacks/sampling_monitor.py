@@ -1,5 +1,6 @@
 """Metrics of the sampler."""
 
+import math
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ class SamplingMonitor(Callback):
 
     Args:
         every_n_steps: optimizer steps between two measurements, above 0, rounded up to steps that
-            are logged; by default ten times the trainer's ``log_every_n_steps``. A measurement is
-            O(N).
+            are logged; by default ten times the trainer's ``log_every_n_steps``, but at most a
+            tenth of the training. A measurement is O(N).
 
     Raises:
         ValueError: if ``every_n_steps`` is out of range.
@@ -42,6 +43,14 @@ class SamplingMonitor(Callback):
             raise ValueError(f"every_n_steps is {every_n_steps}; it must be above 0, or null")
         self.every_n_steps = every_n_steps
         self._drawn = torch.zeros(0, dtype=torch.bool)
+        self._interval = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Round the interval up to steps that are logged; 0 if none is."""
+        log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        steps = trainer.estimated_stepping_batches
+        interval = self.every_n_steps or math.ceil(max(1, min(10 * log_interval, steps / 10)))
+        self._interval = log_interval and log_interval * -(-interval // log_interval)
 
     def on_train_batch_end(
         self,
@@ -59,11 +68,7 @@ class SamplingMonitor(Callback):
             self._drawn = torch.zeros(data.sampler.size, dtype=torch.bool)
         gathered = gather_over_ranks({"index": index}, trainer, pl_module)
         self._drawn[gathered["index"].cpu()] = True
-        log_interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not log_interval:
-            return
-        interval = self.every_n_steps or 10 * log_interval
-        if trainer.global_step % (log_interval * -(-interval // log_interval)) == 0:
+        if self._interval and trainer.global_step % self._interval == 0:
             metrics = self._measure(data, index, batch["weight"].detach().cpu())
             for name, value in metrics.items():
                 in_bar = name in _IN_PROGRESS_BAR

@@ -98,6 +98,23 @@ def newest_checkpoint(runs: Path) -> Path | None:
     return max(complete, key=_modified, default=None)
 
 
+def best_checkpoint(checkpoint: Path) -> Path | None:
+    """The best checkpoint by a monitor when ``checkpoint`` was saved; None if there is none."""
+    for state in _load_state(checkpoint)["callbacks"].values():
+        if isinstance(state, dict) and state.get("best_model_score") is not None:
+            best = Path(state["best_model_path"])
+            best = best if best.exists() else checkpoint.with_name(best.name)  # the run was moved
+            return best if best.exists() else None
+    return None
+
+
+def _load_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint, or what a sharded one holds beside the shards."""
+    file = checkpoint / METADATA if checkpoint.is_dir() else checkpoint
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return state
+
+
 def _is_complete(path: Path) -> bool:
     return (path / METADATA).is_file() if path.is_dir() else path.stat().st_size > 0
 
@@ -114,9 +131,7 @@ def continue_metrics(checkpoint: Path, logger: CSVLogger) -> None:
     metrics = checkpoint.parent.parent / "metrics.csv"
     if not metrics.is_file() or not logger.experiment:
         return
-    file = checkpoint / METADATA if checkpoint.is_dir() else checkpoint
-    state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    steps = int(state["global_step"])
+    steps = int(_load_state(checkpoint)["global_step"])
     with metrics.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     kept = [{k: v for k, v in row.items() if v} for row in rows if int(row["step"]) < steps]

@@ -1,4 +1,4 @@
-"""Short messages for errors in a config.
+"""Short messages for errors in a config, and a short ``--help``.
 
 jsonargparse tries a value against every possible type and reports all failures together with the
 whole value. The relevant part is the line that names the option, and the options that exist.
@@ -9,26 +9,25 @@ import importlib
 import inspect
 import re
 import sys
+from argparse import Action
 from typing import Any, NoReturn
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
-    r"^\s*(Does not validate against any of the Union subtypes|Subtypes: |Errors:\s*$"
+    r"^\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:\s*$"
     r"|- Expected a <class 'NoneType'>|Given value type: |Given value: )"
 )
 _VALUE = re.compile(r"\.? (Got value|Given value): .*$")
 _CALLABLE = re.compile(r"Type .*? expects a function or a callable class: ")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
-_DATA_FILE = re.compile(r"Config file loop detected: (\S+) ->|Expected a path but (\S+) either not")
-_CONFIG_SUFFIXES = (".yaml", ".yml")
-_CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
-
-
-_FILE_RULE = (
-    "{name} is a file, and this option takes a class: give the class, and the file as its option "
-    "(such as TableDataset and its path, or DemonstrationDataset or PromptDataset and its source)"
+_MISSING_CLASS = re.compile(
+    r"module '([\w.]+)' has no attribute '(\w+)'|Expected a dot import path string: ()(\w+)"
 )
+_PATH = re.compile(r"^\s*(- )?Expected a path but .* either not accessible or invalid$")
+_TRAINER_OPTION = re.compile(r"trainer\.\w+|ckpt_path|weights_only")
+_CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
 
 
 def shorten(message: str) -> str:
@@ -36,16 +35,43 @@ def shorten(message: str) -> str:
     kept: list[str] = []
     lines = message.splitlines()
     for number, line in enumerate(lines):
-        if _NOISE.match(line) or not line.strip():
+        if _NOISE.match(line) or not line.strip() or (_PATH.match(line) and len(lines) > 2):
             continue
-        if file := _DATA_FILE.search(line):
-            name = file[1] or file[2]
-            if not name.endswith(_CONFIG_SUFFIXES):
-                kept.append("  " * min(len(kept), 3) + _FILE_RULE.format(name=name))
-                break
         text = re.sub(r"^\s*(- )?", "", _CALLABLE.sub("", _VALUE.sub("", line)))
-        kept.append("  " * min(len(kept), 3) + text + _suggestion(lines[: number + 1]))
+        text += _suggestion(lines[: number + 1]) + _class_suggestion(line)
+        if text not in (each.strip() for each in kept):
+            kept.append("  " * min(len(kept), 3) + text)
     return "\n".join(kept)
+
+
+def _class_suggestion(line: str) -> str:
+    """For the name of a class that does not exist: the closest names, with their packages."""
+    missing = _MISSING_CLASS.search(line)
+    if missing is None:
+        return ""
+    module, name = missing.group(1) or "", missing.group(2) or missing.group(4)
+    paths = {
+        each.rpartition(".")[2].lower(): each
+        for each in [*_public_classes(module), *(p for m in _PACKAGES for p in _public_classes(m))]
+    }
+    closest = difflib.get_close_matches(name.lower(), paths, n=3, cutoff=0.7)
+    return f": did you mean {' or '.join(paths[each] for each in closest)}?" if closest else ""
+
+
+_PACKAGES = (
+    *("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.loggers"),
+    *("lightning.pytorch.callbacks", "lit_adaptive.rollout", "lit_adaptive.data"),
+    *("lit_adaptive.samplers", "lit_adaptive.modules", "callbacks"),
+)
+"""Where configs take classes from; of two classes with one name the last is suggested."""
+
+
+def _public_classes(module: str) -> list[str]:
+    try:
+        names = vars(importlib.import_module(module)) if module else {}
+    except ImportError:
+        return []
+    return [f"{module}.{name}" for name, value in names.items() if inspect.isclass(value)]
 
 
 def _suggestion(lines: list[str]) -> str:
@@ -96,8 +122,30 @@ def raised_by_package(error: BaseException) -> bool:
     return name.split(".")[0] in ("lit_adaptive", "callbacks")
 
 
+class _ShortHelpFormatter(DefaultHelpFormatter):
+    """Shows a usage of one line, and the first sentence on each of Lightning's options."""
+
+    def add_usage(
+        self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None
+    ) -> None:
+        """Leave out the list of all options, which follows with their descriptions."""
+        complete = "%(prog)s" if prefix == "" else "%(prog)s [options]"  # "": part of another one
+        super().add_usage(usage or complete, actions, groups, prefix)
+
+    def _expand_help(self, action: Action) -> str:
+        text: str = super()._expand_help(action)
+        if _TRAINER_OPTION.fullmatch(action.dest) is None:
+            return text
+        description, mark, types = text.rpartition(" (type: ")
+        first = re.split(r"(?<=\.)\s", description.replace("e.g. ", "such as "), maxsplit=1)[0]
+        return first + mark + types.partition(", known subclasses: ")[0].rstrip(")") + ")"
+
+
 class ShortErrorParser(LightningArgumentParser):
-    """A parser with short error messages."""
+    """A parser with short error messages and a short help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_ShortHelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the shortened message and exit."""

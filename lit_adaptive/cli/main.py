@@ -6,12 +6,15 @@ It adds to LightningCLI:
      sampler that learns.
   3. Options on the command line override the hyperparameters of ``--ckpt_path``.
   4. Parts that do not fit together are rejected before training (``contract``).
-  5. Errors in a config are reported in a few lines (``cli.errors``).
+  5. Callbacks that tell a sampler what it does not learn are left out, with a warning.
+  6. Errors in a config are reported in a few lines (``cli.errors``).
 """
 
 import json
+import math
 import os
 import pickle
+import re
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -31,12 +35,14 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
 from lit_adaptive.cli.checkpoints import (
     AtomicTrainer,
     ResumedOptions,
+    best_checkpoint,
     continue_metrics,
     newest_checkpoint,
 )
@@ -102,7 +108,7 @@ class AdaptiveCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
-            parser_kwargs={"version": f"lit-adaptive {__version__}"},
+            parser_kwargs={"version": __version__, "prog": "lit-adaptive"},
             args=args,
         )
 
@@ -113,10 +119,12 @@ class AdaptiveCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build all parts; report an error of a part without its traceback."""
+        if error := _device_error(self.config[str(self.subcommand)].trainer):
+            self.parser.error(error)
         try:
             super().instantiate_classes()
-        except (ValueError, ModuleNotFoundError) as error:
-            self.parser.error(str(root_cause(error)), error)
+        except (ValueError, ModuleNotFoundError, MisconfigurationException) as cause:
+            self.parser.error(str(root_cause(cause)), cause)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; report an error of the configuration that shows later without its traceback."""
@@ -150,9 +158,11 @@ class AdaptiveCLI(LightningCLI):
                 "wrapper draws an epoch ahead and reorders it, which freezes a sampler that "
                 "learns. The datamodules give each rank its share themselves: remove the option"
             )
+        if error := _trainer_error(trainer):
+            self.parser.error(error)
         name = self._config_name(config)
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = self._newest_checkpoint(Path(config.runs) / name)
+        if config.get("ckpt_path") in ("last", "best"):
+            config.ckpt_path = self._newest_checkpoint(Path(config.runs) / name, config.ckpt_path)
         for path in _sampler_seeds(config.get("data")):
             self.parser.error(
                 f"{path} has no effect, because the datamodule seeds its sampler: set data.seed or "
@@ -173,37 +183,79 @@ class AdaptiveCLI(LightningCLI):
             if spec is not None and spec.get("save_dir", "") in {".", None}:
                 spec.save_dir = str(self.run_dir)
 
-    def _newest_checkpoint(self, runs: Path) -> str:
+    def _newest_checkpoint(self, runs: Path, which: str) -> str:
+        """The newest state of the newest run, or the best checkpoint so far of that run."""
         path = newest_checkpoint(runs)
         if path is None:
             self.parser.error(
-                f"--ckpt_path is last, but no run in {runs} has a checkpoint "
+                f"--ckpt_path is {which}, but no run in {runs} has a checkpoint "
                 "(RUN/checkpoints/last.ckpt): give the path of a checkpoint, or leave the option "
                 "out to start a new run"
             )
-        print(f"resuming from {path}")
+        if which == "best":
+            _check_checkpoint(self.parser, str(path))
+            last, path = path, best_checkpoint(path)
+            if path is None:
+                self.parser.error(
+                    f"--ckpt_path is best, but {last} knows of no checkpoint that a monitor chose: "
+                    "add lightning.pytorch.callbacks.ModelCheckpoint with a monitor to the "
+                    "training's trainer.callbacks, or use last"
+                )
+        print(f"checkpoint: {path}")
         return str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with a CSV logger before all others, and ``NewestCheckpoint``."""
+        """Build the trainer with a CSV logger before all others, and ``NewestCheckpoint``.
+
+        ``logger: false`` and ``barebones`` leave the loggers out, ``barebones`` and
+        ``enable_checkpointing: false`` the checkpoints.
+        """
         config = self._get(self.config_init, "trainer")
-        if self.subcommand == "fit" and config.get("enable_checkpointing") is not False:
-            parts = [ResumedOptions(), *_as_list(config.get("callbacks"))]
-            if not any(isinstance(part, callbacks.NewestCheckpoint) for part in parts):
-                parts.append(callbacks.NewestCheckpoint())
-            config.callbacks = parts
-        if self.run_dir is not None:
+        saves = config.get("enable_checkpointing") is not False and not config.get("barebones")
+        if self.subcommand == "fit":
+            config.callbacks = self._without_feedback(_as_list(config.get("callbacks")))
+            if saves:
+                config.callbacks.insert(0, ResumedOptions())
+                if not any(isinstance(c, callbacks.NewestCheckpoint) for c in config.callbacks):
+                    config.callbacks.append(callbacks.NewestCheckpoint())
+        logs = config.get("logger") is not False and not config.get("barebones")
+        if self.run_dir is not None and logs:
             folder = self.run_dir
             csv = CSVLogger(folder.parent.parent, folder.parent.name, folder.name)
-            configured = _as_list(self._get(self.config_init, "trainer").get("logger"))
+            configured = _as_list(config.get("logger"))
             loggers = [logger for logger in configured if isinstance(logger, Logger)]
             kwargs["logger"] = [csv, *loggers]
         return super().instantiate_trainer(**kwargs)
+
+    def _without_feedback(self, parts: list[Any]) -> list[Any]:
+        """Leave out callbacks that only tell the sampler what it does not learn or follow.
+
+        So ``--data.sampler UniformSampler`` alone makes a baseline of an adaptive run.
+        """
+        kept: list[Any] = []
+        provided: frozenset[str] = getattr(self.datamodule, "provides", frozenset())
+        for part in parts:
+            duties: frozenset[str] = getattr(part, "provides", frozenset())
+            needs: frozenset[str] = getattr(part, "needs", frozenset())
+            unmet = needs & {"data.update", "data.advance"} - provided
+            if unmet and duties <= {"duty.feedback", "duty.progress"}:
+                sampler = type(getattr(self.datamodule, "sampler", self.datamodule)).__name__
+                does = "learn" if "data.update" in unmet else "follow the training's progress"
+                rank_zero_warn(f"{type(part).__name__} is left out: {sampler} does not {does}")
+            else:
+                kept.append(part)
+        return kept
 
     def after_fit(self) -> None:
         """Print the best checkpoint and the run directory."""
         if self.run_dir is not None and self.trainer.is_global_zero:
             print(f"{_best(self.trainer)}\nrun directory: {self.run_dir}")
+
+    def _print_run_dir(self) -> None:
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            print(f"run directory: {self.run_dir}")
+
+    after_validate = after_test = after_predict = _print_run_dir
 
     def before_fit(self) -> None:
         """Reject parts that do not fit together; continue the metrics of a resumed run."""
@@ -232,8 +284,10 @@ def _best(trainer: Trainer) -> str:
 
 def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -> None:
     """Reject an unreadable checkpoint before anything is built."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return  # "best" or a remote path, which Lightning resolves
+    if checkpoint is None or "://" in checkpoint or checkpoint.split(":")[0] in ("hpc", "registry"):
+        return  # Lightning resolves it
+    if not Path(checkpoint).exists():
+        parser.error(f"--ckpt_path is {checkpoint}, which does not exist: correct the path")
     try:
         if Path(checkpoint).is_dir():
             check_sharded_checkpoint(Path(checkpoint))
@@ -245,6 +299,56 @@ def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -
             f"{checkpoint} cannot be loaded ({reason}): it is damaged, or holds more than tensors "
             "and Python primitives, which weights-only loading rejects: choose another checkpoint"
         )
+
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+"""Least values of the trainer's options that Lightning does not check."""
+
+
+def _trainer_error(trainer: Namespace) -> str | None:
+    """What Lightning accepts without a word, or answers with a traceback."""
+    for name, least in _LEAST.items():
+        value = trainer[name]
+        if value is not None and value < least:
+            return f"trainer.{name} is {value}; it must be at least {least}"
+    clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
+    if clip is not None and not 0 <= clip < math.inf:
+        return (
+            f"trainer.gradient_clip_val is {clip}; it must be above 0 and finite, or 0 or null for "
+            "no clipping"
+        )
+    if isinstance(interval, (int, float)) and not interval > 0:
+        return f"trainer.val_check_interval is {interval}; it must be above 0, or null for 1.0"
+    accelerator, devices = trainer.accelerator, str(trainer.devices)
+    if re.fullmatch(r"0|-\d+", devices) and (accelerator == "cpu" or devices != "-1"):
+        return f"trainer.devices is {devices}; it must be above 0, auto, or on GPUs -1 for all"
+    return None
+
+
+def _device_error(trainer: Namespace) -> str | None:
+    """A GPU that this machine lacks."""
+    accelerator = trainer.accelerator
+    if accelerator in _GPUS and not any(each.is_available() for each in _GPUS[accelerator]):
+        return (
+            f"trainer.accelerator is {accelerator}, but PyTorch finds no such device on this "
+            "machine: set it to cpu or auto (configs/trainer/gpu.yaml sets gpu), or install a "
+            "PyTorch that supports the device"
+        )
+    return None
+
+
+_GPUS = {
+    "cuda": (CUDAAccelerator,),
+    "mps": (MPSAccelerator,),
+    "gpu": (CUDAAccelerator, MPSAccelerator),
+}
 
 
 def _sampler_seeds(data_config: Any) -> list[str]:

@@ -168,7 +168,12 @@ class TransitionsDataModule(SampledDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the same transitions, priorities and draws."""
+        """Continue with the same transitions, priorities and draws; does nothing in evaluation.
+
+        So a checkpoint can be tested with another capacity or sampler.
+        """
+        if not self._fitting():
+            return
         self.replay.load_state_dict(state_dict["replay"])
         self._restored = state_dict["batches"]
         self._restore_seed(state_dict)

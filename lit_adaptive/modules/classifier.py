@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -16,7 +16,7 @@ from torchmetrics.classification import (
 
 from lit_adaptive.core.hard_examples import focal_loss
 from lit_adaptive.modules.base import EvaluatedModule
-from lit_adaptive.modules.optimization import OptimizerFactory, SchedulerFactory
+from lit_adaptive.modules.optimization import OptimizerFactory, SchedulerFactory, scheduled
 
 
 class Classifier(EvaluatedModule):
@@ -24,7 +24,11 @@ class Classifier(EvaluatedModule):
 
     Logs ``train/loss`` (weighted) and ``train/accuracy``; on validation and test sets ``loss``,
     ``accuracy``, ``macro_f1``, ``ece`` (expected calibration error, 15 bins) and ``recall_C`` of
-    each class C, over all ranks.
+    each class C, over all ranks; C is the class's name if the dataset has ``classes``.
+
+    The dataset's items are pairs of input and target, or dictionaries with these two keys; a target
+    is the number of a class. For several labels per sample, or real targets, write a module
+    (docs/extending.md).
 
     Args:
         network: module that maps a batch's ``input`` to logits ``[B, num_classes]``, such as
@@ -37,7 +41,8 @@ class Classifier(EvaluatedModule):
             signal stays the cross-entropy. By default the cross-entropy is trained on.
         optimizer: optimizer to use instead of AdamW; ``learning_rate`` and ``weight_decay`` are
             then ignored.
-        lr_scheduler: scheduler, stepped after each epoch.
+        lr_scheduler: scheduler, stepped after each epoch, such as
+            ``lightning.pytorch.cli.ReduceLROnPlateau`` with ``monitor: val/loss``.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -81,6 +86,7 @@ class Classifier(EvaluatedModule):
         self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self._checked = False
         self._sharded = False
 
@@ -94,6 +100,14 @@ class Classifier(EvaluatedModule):
                 "ece": MulticlassCalibrationError(c, n_bins=15),
             }
         )
+
+    def _class_names(self) -> list[str]:
+        """Names of the classes: those of the training set if it has them, else their numbers."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        names = getattr(getattr(data, "dataset", None), "classes", None)
+        if names is None or len(names) != self.num_classes:
+            return [str(c) for c in range(self.num_classes)]
+        return [str(name) for name in names]
 
     def configure_model(self) -> None:
         """Shard the network where the strategy has a mesh."""
@@ -109,12 +123,36 @@ class Classifier(EvaluatedModule):
         return logits
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:
-        logits: Tensor = self(batch["input"])
-        target: Tensor = batch["target"]
-        if not self._checked:
-            self._check_shapes(logits, target)
-            self._checked = True
+        if self._checked:
+            logits: Tensor = self(batch["input"])
+            return logits
+        target = self._check_targets(batch["target"])
+        try:
+            logits = self(batch["input"])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            given: Any = batch["input"]
+            shape = f" {list(given.shape)}" if isinstance(given, Tensor) else ""
+            raise ValueError(
+                f"the network cannot be applied to the dataset's input{shape} ({error}): set the "
+                "network's size (such as in_features) to that of the input"
+            ) from error
+        self._check_shapes(logits, target)
+        self._checked = True
         return logits
+
+    @staticmethod
+    def _check_targets(target: Any) -> Tensor:
+        dtype, shape = getattr(target, "dtype", type(target).__name__), getattr(target, "shape", ())
+        if dtype not in (torch.int64, torch.uint8) or len(shape) != 1:
+            raise ValueError(
+                f"the targets of a batch are {dtype} {list(shape)}; they must be class numbers, "
+                "int64 [B]: convert them in the dataset, or, for several labels per sample or "
+                "real targets, write a module with its own loss (docs/extending.md)"
+            )
+        checked: Tensor = target
+        return checked
 
     def _check_shapes(self, logits: Tensor, target: Tensor) -> None:
         if logits.shape != (len(target), self.num_classes):
@@ -155,19 +193,23 @@ class Classifier(EvaluatedModule):
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         logits, counted = self._logits(batch), batch["counted"]
         losses = self._losses(logits, batch["target"])
-        self.metrics[stage].update(logits[counted].float(), batch["target"][counted])  # type: ignore[operator]
-        if bool(counted.any()):
-            mean, size = losses[counted].mean(), int(counted.sum())
-            self.log(f"{stage}/loss", mean, batch_size=size, on_epoch=True, sync_dist=True)
+        if bool(counted.any()):  # a rank's last batch may be padding
+            self.metrics[stage].update(logits[counted].float(), batch["target"][counted])  # type: ignore[operator]
+            self.mean_loss[stage].update(losses[counted])  # type: ignore[operator]
 
     def _report(self, stage: str) -> None:
         metrics: MetricCollection = self.metrics[stage]  # type: ignore[assignment]
         values = metrics.compute()
         metrics.reset()
+        mean_loss: Any = self.mean_loss[stage]
+        self.log(f"{stage}/loss", mean_loss.compute())
+        mean_loss.reset()
         for name in ("accuracy", "macro_f1", "ece"):
             self.log(f"{stage}/{name}", values[name], prog_bar=name == "macro_f1")
         recall: Tensor = values["recall"]
-        self.log_dict({f"{stage}/recall_{c}": recall[c] for c in range(self.num_classes)})
+        self.log_dict(
+            {f"{stage}/recall_{name}": recall[c] for c, name in enumerate(self._class_names())}
+        )
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Index, predicted class and its probability of each sample that is not padding."""
@@ -190,4 +232,4 @@ class Classifier(EvaluatedModule):
             )
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        return scheduled(optimizer, self.lr_scheduler(optimizer), "epoch")

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_adaptive.core.td import double_q_errors, huber_losses, q_errors
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.optimization import OptimizerFactory
-from lit_adaptive.modules.q_networks import MLP, QNetwork
+from lit_adaptive.modules.q_networks import MLP
 
-NetworkFactory = Callable[[tuple[int, ...], int], QNetwork]
+NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
 """From an observation's shape and the number of actions to a network (``class_path`` in YAML)."""
 
 
@@ -28,7 +28,9 @@ class DQN(AdaptiveModule):
     """Learns action values from replayed transitions; the signal is each transition's TD error.
 
     Args:
-        network: builds the online and the target network.
+        network: builds the online and the target network from an observation's shape and the number
+            of actions: such as ``MLP``, or any module class whose first two arguments these are. It
+            maps observations ``[B, *shape]``, of the environment's type, to values ``[B, A]``.
         learning_rate: learning rate of Adam, above 0.
         double: whether the online network chooses the next action and the target network evaluates
             it (double Q-learning).
@@ -82,8 +84,8 @@ class DQN(AdaptiveModule):
         self.optimizer = optimizer
         self.observation_shape = observation_shape
         self.num_actions = num_actions
-        self.q_net: QNetwork | None = None
-        self.target_net: QNetwork | None = None
+        self.q_net: nn.Module | None = None
+        self.target_net: nn.Module | None = None
         self._configured_rates: list[float] = []
 
     def configure_model(self) -> None:
@@ -91,7 +93,14 @@ class DQN(AdaptiveModule):
         if self.q_net is not None:
             return
         shape, actions = self._sizes()
-        self.q_net, self.target_net = self.network(shape, actions), self.network(shape, actions)
+        try:
+            self.q_net, self.target_net = self.network(shape, actions), self.network(shape, actions)
+        except TypeError as error:
+            raise ValueError(
+                f"network cannot be built for observations of shape {shape} and {actions} actions "
+                f"({error}): its first two arguments must be observation_shape and num_actions, as "
+                "those of lit_adaptive.modules.MLP"
+            ) from error
         self.target_net.load_state_dict(self.q_net.state_dict())
         self.target_net.requires_grad_(requires_grad=False)
         if self.device_mesh is not None:

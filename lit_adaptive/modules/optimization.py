@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -41,7 +42,7 @@ class Optimization:
         master_weights: let AdamW update a float32 copy of weights in lower precision, and round it
             to the weights after each step. Needs 12 bytes more per such weight.
         lr_scheduler: scheduler to use instead of ``schedule`` and ``warmup``; it is stepped after
-            each optimizer step.
+            each optimizer step, ``lightning.pytorch.cli.ReduceLROnPlateau`` after each epoch.
 
     Raises:
         ValueError: if an argument is out of range, or ``master_weights`` is set with ``optimizer``.
@@ -108,10 +109,36 @@ class Optimization:
             return optimizer
         else:
             scheduler = learning_rate_schedule(optimizer, self.schedule, self.warmup, steps())
+        return scheduled(optimizer, scheduler, "step")
+
+
+def scheduled(optimizer: Optimizer, scheduler: Any, interval: Literal["step", "epoch"]) -> Any:
+    """Return value of ``configure_optimizers`` for an optimizer with a scheduler.
+
+    Args:
+        optimizer: the optimizer.
+        scheduler: its scheduler. ``lightning.pytorch.cli.ReduceLROnPlateau`` names the metric that
+            it follows (``monitor``), and is stepped after each epoch.
+        interval: when any other scheduler is stepped.
+
+    Raises:
+        ValueError: if the scheduler is a ``ReduceLROnPlateau`` without ``monitor``.
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
         }
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "lr_scheduler is torch.optim.lr_scheduler.ReduceLROnPlateau, which does not name the "
+            "metric that it follows: use lightning.pytorch.cli.ReduceLROnPlateau and set its "
+            "monitor, for example to val/loss"
+        )
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor},
+    }
 
 
 class _MasterAdamW(torch.optim.AdamW):

@@ -82,7 +82,9 @@ class MLP(QNetwork):
         super().__init__(observation_shape, num_actions, dueling=dueling)
         if not hidden or min(hidden) <= 0:
             raise ValueError(f"hidden is {list(hidden)}; it must name at least one width above 0")
-        layers: list[nn.Module] = [nn.Flatten()] if len(self.observation_shape) != 1 else []
+        # A single number has no dimension to flatten.
+        flatten: dict[int, list[nn.Module]] = {0: [nn.Unflatten(0, (-1, 1))], 1: []}
+        layers = flatten.get(len(self.observation_shape), [nn.Flatten()])
         width = math.prod(self.observation_shape)
         for outputs in hidden:
             layers += [nn.Linear(width, outputs), nn.ReLU()]

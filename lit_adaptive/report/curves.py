@@ -1,6 +1,7 @@
 """The learning curve: returns or scores above, losses below, against what the run consumed."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,9 @@ _LOWER = {
     "loss": {"train/loss": "training", "val/loss": "validation", "val/nll": "validation"},
     "entropy per token, nats": {"train/entropy": "in training"},
 }
-_COLORS = ("0.75", "C0", "C1", "C2", "C3", "C4")
+_UPPER_COLORS = ("0.75", "C0", "C1", "C2", "C3", "C4")
+_LOWER_COLORS = ("0.75", "0.25", "0.25")
+"""Light gray is training in both panels; a color is one quantity of the upper panel."""
 
 
 def read_series(metrics: Path, name: str, x_name: str) -> Series:
@@ -57,20 +60,28 @@ def read_series(metrics: Path, name: str, x_name: str) -> Series:
     return x, y
 
 
-def _plot(axes: "Axes", metrics: Path, x_name: str, panels: dict[str, dict[str, str]]) -> None:
-    """Draw the first of the panels that has any values."""
+Panel = tuple[str, dict[str, tuple[str, Series]]]
+
+
+def _first_panel(metrics: Path, x_name: str, panels: dict[str, dict[str, str]]) -> Panel | None:
+    """Label and series (column -> legend, values) of the first panel that has any values."""
     for label, legend in panels.items():
-        series = {name: read_series(metrics, name, x_name) for name in legend}
-        if not any(x for x, _ in series.values()):
-            continue
-        for color, (name, (x, y)) in zip(_COLORS, series.items(), strict=False):
-            if x:
-                marker = "" if name.startswith("train/") else "o"
-                axes.plot(x, y, label=legend[name], color=color, marker=marker, markersize=3)
-        axes.set_ylabel(label)
-        axes.legend(loc="best", framealpha=0.8, edgecolor="none")
-        return
-    axes.set_visible(False)
+        series = {n: (text, read_series(metrics, n, x_name)) for n, text in legend.items()}
+        if any(x for _, (x, _) in series.values()):
+            return label, series
+    return None
+
+
+def _plot(axes: "Axes", panel: Panel, colors: Sequence[str]) -> None:
+    label, series = panel
+    for color, (name, (legend, (x, y))) in zip(colors, series.items(), strict=False):
+        if x:
+            marker = "" if name.startswith("train/") else "o"
+            axes.plot(x, y, label=legend, color=color, marker=marker, markersize=3)
+    axes.set_ylabel(label)
+    axes.legend(loc="best", framealpha=0.8, edgecolor="none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
 
 
 def _answer_columns(metrics: Path) -> dict[str, str]:
@@ -90,13 +101,21 @@ def learning_curve(metrics: Path) -> "Figure":
     if not read_series(metrics, "train/reward", "step")[0]:
         del upper["reward"]
     figure = Figure(figsize=(7, 5.5), layout="constrained")
-    rows = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    for axes, panels in zip(rows, (upper, _LOWER), strict=True):
-        _plot(axes, metrics, x_name, panels)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    found = (
+        (_first_panel(metrics, x_name, upper), _UPPER_COLORS, 2),
+        (_first_panel(metrics, x_name, _LOWER), _LOWER_COLORS, 1),
+    )
+    shown = [(panel, colors, ratio) for panel, colors, ratio in found if panel is not None]
+    if not shown:
+        figure.text(0.5, 0.5, "no metric of a learning curve was logged", ha="center")
+        return figure
+    heights = [ratio for _, _, ratio in shown]
+    rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (panel, colors, _) in zip(rows, shown, strict=True):
+        _plot(axes, panel, colors)
     rows[0].set_title(f"{metrics.parent.parent.name} / {metrics.parent.name}", fontsize=9)
-    rows[1].set_xlabel(_X_LABELS[x_name])
+    rows[-1].set_xlabel(_X_LABELS[x_name])
+    rows[-1].locator_params(axis="x", integer=True, min_n_ticks=1)  # counts
     return figure
 
 

@@ -10,7 +10,7 @@ Uniform sampling has relative probability 1. matplotlib is imported only to draw
 import csv
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ Fetch: TypeAlias = Callable[[int], object] | None
 LOW, STEP, BINS = -6.0, 0.1, 121
 """Bins of log10 N P(i), centered at -6.0, -5.9, ..., 6.0; the outermost ones are open."""
 COLUMNS = ("index", "class", "draws", "last_loss", "relative_probability")
-MAX_BARS, MAX_POINTS, MAX_BINNED, PER_ROW = 30, 5_000, 200_000, 8
+MAX_BARS, MAX_POINTS, MAX_BINNED, PER_ROW, MAX_NUMBERS = 30, 5_000, 200_000, 8, 12
 WIDTH, TOP, CELL = 14.0, 5.0, 1.7
 """Inches: width of the page, height of its upper panels, and side of a cell of its images."""
 
@@ -48,6 +48,7 @@ class SampleRecord:
         relative_probability: ``[N]`` floats, N P(i) now.
         epochs: ``[T]`` integers, completed epochs at each snapshot of the distribution, ascending.
         histogram: ``[T, BINS + 1]`` integers, the ``probability_histogram`` at each snapshot.
+        classes: names of the classes by number, or None.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -59,6 +60,7 @@ class SampleRecord:
     relative_probability: Tensor
     epochs: Tensor
     histogram: Tensor
+    classes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         columns = (self.draws, self.last_loss, self.target, self.relative_probability)
@@ -82,6 +84,13 @@ def probability_histogram(probability: Tensor) -> Tensor:
     exponent = (probability.double() * len(probability)).log10()
     place = ((exponent - LOW) / STEP).round().clamp(0, BINS - 1).long() + 1
     return torch.where(probability > 0, place, 0).bincount(minlength=BINS + 1).cpu()
+
+
+def class_name(classes: Sequence[str] | None, number: int) -> str:
+    """Name of a class; its number if it has none, and "?" if it is unknown (negative)."""
+    if number < 0:
+        return "?"
+    return str(number if classes is None or number >= len(classes) else classes[number])
 
 
 def _greatest(record: SampleRecord, value: Tensor, k: int) -> Array:
@@ -116,7 +125,7 @@ def write_sample_table(record: SampleRecord, out: Path) -> None:
             writer.writerow(
                 (
                     index,
-                    target if target >= 0 else None,
+                    class_name(record.classes, target) if target >= 0 else None,
                     draws,
                     f"{loss:.6g}" if draws else None,
                     f"{relative:.6g}",
@@ -128,7 +137,8 @@ def displayable(item: object) -> Content:
     """The part of a dataset's item that can be shown: an image, a text, or None.
 
     The first image or text of: a dictionary's ``image``, ``text`` and ``input``, then any other
-    text; the first element of a sequence; the item itself. Images are ``[H, W]``, ``[1, H, W]`` or
+    text; the first element of a sequence; the item itself. A vector of numbers, such as a row of a
+    table, is written as text. Images are ``[H, W]``, ``[1, H, W]`` or
     ``[3, H, W]``, or ``[H, W, 3]`` as in NumPy and PIL; they are returned as floats in [0, 1].
     """
     parts: list[object] = [item]
@@ -137,8 +147,19 @@ def displayable(item: object) -> Content:
         parts += [part for part in item.values() if isinstance(part, str)]
     elif isinstance(item, (tuple, list)):
         parts = list(item[:1])
-    contents = (part if isinstance(part, str) else _image(part) for part in parts)
-    return next((content for content in contents if content is not None), None)
+    contents = [part if isinstance(part, str) else _image(part) for part in parts]
+    shown = [content for content in contents if content is not None]
+    return shown[0] if shown else next(filter(None, map(_vector, parts)), None)
+
+
+def _vector(part: Any) -> str | None:
+    """The first numbers of a vector ``[F]``, or None."""
+    if not isinstance(part, (Tensor, np.ndarray)) or part.ndim != 1 or len(part) == 0:
+        return None
+    if isinstance(part, np.ndarray) and part.dtype.kind not in "buif":
+        return None
+    values = [f"{value:.4g}" for value in part[:MAX_NUMBERS].tolist()]
+    return "  ".join(values) + ("  …" if len(part) > MAX_NUMBERS else "")
 
 
 def _image(part: Any) -> Array | None:
@@ -183,7 +204,8 @@ def _example(record: SampleRecord, index: int, fetch: Fetch) -> _Example:
     with suppress(Exception):  # an unreadable item must not end a run
         content = displayable(fetch(index)) if fetch else None
     loss, draws = f"{float(record.last_loss[index]):.3g}", int(record.draws[index])
-    return _Example(index, "?" if target < 0 else str(target), loss, draws, content)
+    name = single_line(class_name(record.classes, target), 20)
+    return _Example(index, name, loss, draws, content)
 
 
 def single_line(text: str, width: int) -> str:
@@ -243,7 +265,9 @@ def _draw_classes(axes: "Axes", record: SampleRecord) -> None:
     average = float(draws.mean(dtype=np.float64))
     axes.axhline(average, color="0.3", linestyle="--", linewidth=1, zorder=0.5)
     axes.set_ylim(0, (1.15 if few else 1.3) * float(mean.max()) or 1)
-    axes.set_xticks(at, ["?" if c < 0 else str(c) for c in classes], rotation=rotation)
+    names = [single_line(class_name(record.classes, c), 12) for c in classes]
+    rotation = rotation if max(map(len, names)) <= 4 else 90
+    axes.set_xticks(at, names, rotation=rotation)
     title = f"(a) draws by class (dashed: mean of all, {average:.3g})"
     _set_titles(axes, title, ("class", "mean draws per sample"), remark)
 
@@ -254,6 +278,8 @@ def _draw_counts(axes: "Axes", draws: Array) -> None:
     count = np.bincount(draws // step)
     axes.bar(step * np.arange(len(count)) + (step - 1) / 2, count, width=0.9 * step)
     axes.set_yscale("log" if len(draws) > 100 else "linear")
+    if len(draws) <= 100:
+        axes.locator_params(axis="y", integer=True, min_n_ticks=1)
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     _set_titles(axes, "(a) samples by draws", ("draws", "samples"), "no class is known")
 
@@ -287,6 +313,8 @@ def _draw_losses(axes: "Axes", record: SampleRecord) -> None:
         remarks += ["colors as in (a)"] * (len(set(color)) > 1)
         axes.scatter(x, y, s=10, alpha=0.6, linewidths=0, c=color)
         axes.set(xscale=xscale, yscale=yscale)
+    if yscale == "linear":
+        axes.locator_params(axis="y", integer=True, min_n_ticks=1)
     _set_titles(axes, "(b) draws against the last loss", ("last loss", "draws"), "; ".join(remarks))
 
 

@@ -27,3 +27,10 @@ def test_ess_and_coverage_stand_in_the_progress_bar(tmp_path: Path) -> None:
 def test_the_interval_must_be_above_0() -> None:
     with pytest.raises(ValueError, match="every_n_steps is 0"):
         SamplingMonitor(every_n_steps=0)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_short_run_is_measured_too(tmp_path: Path, every: int) -> None:
+    trainer, *_ = fit_digits(tmp_path, SamplingMonitor(), log_every_n_steps=every)  # 8 steps
+    assert "sampler/ess" in trainer.callback_metrics

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_adaptive import __version__
 from lit_adaptive.cli.errors import shorten
 from lit_adaptive.cli.main import AdaptiveCLI
 
@@ -21,6 +22,16 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
         ("--data.dataset=/etc/passwd", ["/etc/passwd is a file, and", "TableDataset and its path"]),
         ("--data.sampler=Adaptive", ['"sampler"', "Adaptive"]),
         ("--model.network.hidden=x", ["Dense", '"hidden"']),
+        ("--data.sampler=AdaptivBatchSampler", ["mean lit_adaptive.samplers.AdaptiveBatchSampler"]),
+        ("--trainer.callbacks+=callbacks." + "LosRefresh", ["mean callbacks.LossRefresh"]),
+        ("--model=Clasifier", ["did you mean lit_adaptive.modules.Classifier"]),
+        ("--model.network=torch.nn.Liner", ["did you mean torch.nn.Linear"]),
+        ("--trainer.gradient_clip_val=-1", ["gradient_clip_val is -1"]),
+        ("--trainer.accumulate_grad_batches=-2", ["accumulate_grad_batches is -2"]),
+        ("--trainer.check_val_every_n_epoch=0", ["check_val_every_n_epoch is 0", "at least 1"]),
+        ("--trainer.val_check_interval=0", ["val_check_interval is 0"]),
+        ("--trainer.devices=-2", ["trainer.devices is -2"]),
+        ("--ckpt_path=/nowhere.ckpt", ["/nowhere.ckpt, which does not exist"]),
         ("--nonsense=3", ["unrecognized arguments: --nonsense=3"]),
     ],
 )
@@ -63,3 +74,32 @@ def test_a_file_in_place_of_a_dataset_is_named_without_its_content(
 
 def test_a_short_message_is_unchanged() -> None:
     assert shorten("trainer.x is 3; it must be 4") == "trainer.x is 3; it must be 4"
+
+
+def test_a_gpu_config_without_a_gpu_names_the_option_and_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    overlay = str(CONFIG.parent / "trainer" / "gpu.yaml")
+    with pytest.raises(SystemExit):
+        AdaptiveCLI(["fit", "--config", str(CONFIG), "--config", overlay, f"--runs={tmp_path}"])
+    error = capsys.readouterr().err
+    assert "trainer.accelerator is gpu" in error
+    assert "set it to cpu or auto" in error
+    assert "Traceback" not in error
+
+
+def test_help_is_short_and_the_version_names_the_program_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        AdaptiveCLI(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 210
+    assert text.startswith("usage: lit-adaptive [options] fit [options]\n")
+    for option in ("--trainer.max_epochs", "--data ", "--model ", "--ckpt_path", "--runs"):
+        assert option in text
+    with pytest.raises(SystemExit):
+        AdaptiveCLI(["--version"])
+    assert capsys.readouterr().out == f"lit-adaptive {__version__}\n"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def test_the_saved_config_repeats_the_run(tmp_path: Path, finished_run: Path) ->
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_validate_test_and_predict_evaluate_a_checkpoint(
-    tmp_path: Path, finished_run: Path
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = finished_run / "checkpoints" / "last.ckpt"
     for command in ("validate", "test", "predict"):
@@ -84,6 +85,8 @@ def test_validate_test_and_predict_evaluate_a_checkpoint(
             QUICK[-1],
         ]
         main([command, *args])
+        (written,) = (tmp_path / command).glob("*/*")
+        assert f"run directory: {written}" in capsys.readouterr().out
     assert "val/return" in (tmp_path / "validate").rglob("metrics.csv").__next__().read_text()
     assert "test/return" in (tmp_path / "test").rglob("metrics.csv").__next__().read_text()
     with next((tmp_path / "predict").rglob("episodes.csv")).open() as file:
@@ -122,10 +125,6 @@ def test_an_option_overrides_the_hyperparameters_of_ckpt_path(
         (["--data.sampler.alpha=1.5"], ["alpha", "1.5"]),
         (["--data.beta=-1"], ["beta", "-1"]),
         (["--data.environment=Pendulum-v1"], ["Discrete"]),
-        (
-            ["--data.sampler=lit_adaptive.samplers.UniformSampler"],
-            ["PriorityRefresh", "data.update", "PrioritizedSampler"],
-        ),
         (["--trainer.callbacks=[]"], ["duty.target_sync", "TargetSync", "TransitionCollector"]),
     ],
     ids=lambda value: " ".join(value)[:60],
@@ -136,6 +135,47 @@ def test_an_invalid_run_is_rejected_before_training_with_value_rule_and_remedy(
     error = _error_of(capsys, "fit", *PER, "--runs", str(tmp_path), *flags)
     for word in words:
         assert word in error
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_best_is_the_best_checkpoint_of_the_newest_run(
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (best,) = (finished_run / "checkpoints").glob("epoch*.ckpt")
+    shutil.copytree(finished_run, tmp_path / "dqn_per" / "moved")
+    command = ["test", *PER, *QUICK[2:3], QUICK[-1], "--ckpt_path=best", f"--runs={tmp_path}"]
+    main(command)
+    assert f"checkpoint: {best}" in capsys.readouterr().out
+    assert "--ckpt_path is best, but no run in" in _error_of(
+        capsys, *command[:-1], f"--runs={tmp_path / 'none'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "sampler", "left_out"),
+    [
+        ("dqn_per", "UniformSampler", "PriorityRefresh is left out: UniformSampler does not learn"),
+        ("digits_adaptive", "ShuffledSampler", "LossRefresh is left out: ShuffledSampler"),
+        ("digits_curriculum", "UniformSampler", "CurriculumProgress is left out: UniformSampler"),
+    ],
+)
+def test_the_sampler_alone_makes_a_uniform_baseline_of_an_adaptive_config(
+    config: str, sampler: str, left_out: str, tmp_path: Path
+) -> None:
+    run = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), f"--runs={tmp_path}"]
+    with pytest.warns(UserWarning, match=left_out):
+        main([*run, f"--data.sampler={sampler}", "--trainer.fast_dev_run=true"])
+
+
+def test_logger_false_and_barebones_log_nothing(tmp_path: Path) -> None:
+    run = _fit(tmp_path, "--trainer.logger=false", "--trainer.max_epochs=1")
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert not (run / "metrics.csv").exists()
+    callbacks = ["TransitionCollector", "TargetSync", "PriorityRefresh"]
+    flags = [f"--trainer.callbacks={json.dumps(callbacks)}", "--trainer.log_every_n_steps=null"]
+    flags += ["--trainer.barebones=true", "--trainer.enable_progress_bar=null"]
+    run = _fit(tmp_path / "barebones", *flags)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +250,32 @@ def test_a_checkpoint_of_another_capacity_or_sampler_is_rejected(
         capsys, *common, "--data.sampler=lit_adaptive.samplers.RankPrioritizedSampler"
     )
     assert "rank" in error.lower()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("flag", ["--data.capacity=3000", "--data.sampler=UniformSampler"])
+def test_a_checkpoint_is_validated_with_another_capacity_or_sampler(
+    flag: str, tmp_path: Path, finished_run: Path
+) -> None:
+    last = finished_run / "checkpoints" / "last.ckpt"
+    main(["validate", *PER, f"--ckpt_path={last}", f"--runs={tmp_path}", QUICK[2], flag])
+    assert "val/return" in next(tmp_path.rglob("metrics.csv")).read_text()
+
+
+def test_any_module_class_is_a_network_if_it_takes_the_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "class Linear(nn.Linear):\n"
+        "    def __init__(self, observation_shape, num_actions, bias: bool = True):\n"
+        "        super().__init__(observation_shape[0], num_actions, bias=bias)\n"
+    )
+    fast = ("--trainer.fast_dev_run=true",)
+    main(["fit", *PER, *QUICK, *fast, "--model.network=own_network.Linear"])
+    error = _error_of(capsys, "fit", *PER, *QUICK, *fast, "--model.network=torch.nn.Linear")
+    assert "network cannot be built for observations of shape (4,) and 2 actions" in error
 
 
 def test_a_damaged_checkpoint_is_rejected(
@@ -291,7 +357,8 @@ def _read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def test_the_tensorboard_overlay_adds_a_tensorboard_logger(tmp_path: Path) -> None:
     run = _fit(tmp_path, "--config", str(CONFIGS / "trainer" / "tensorboard.yaml"))
-    assert list(run.rglob("events.out.tfevents.*"))
+    (events,) = run.rglob("events.out.tfevents.*")
+    assert b"learning_curve" in events.read_bytes()  # the tag of an image
     assert (run / "metrics.csv").is_file()
 
 

@@ -1,5 +1,6 @@
 """Two real processes share one sampling distribution."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,12 @@ def test_dqn_on_two_processes_holds_one_replay(overlay: str, tmp_path: Path) -> 
     run([*again, f"--ckpt_path={saved}", "--trainer.max_epochs=2"])
     _assert_one_distribution(tmp_path / "second", batch_size=64)
     assert min(steps_of(tmp_path / "second")) == max(steps_of(tmp_path / "first")) + 1
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_validate_as_one_when_a_batch_is_padding_only(tmp_path: Path) -> None:
+    metrics = []
+    for ranks in (1, 2):
+        run(["evaluate_ranks.py", str(tmp_path / f"{ranks}.json"), str(ranks)])
+        metrics.append(json.loads((tmp_path / f"{ranks}.json").read_text()))
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ReduceLROnPlateau
+from quiet_trainer import quiet_trainer
 from sklearn.metrics import f1_score, recall_score
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -88,8 +90,6 @@ def test_metrics_agree_with_scikit_learn(tmp_path: Path) -> None:
 
 def test_padding_samples_are_in_no_metric() -> None:
     model = Classifier(nn.Identity(), 3)
-    logged: dict[str, float] = {}
-    model.log = lambda name, value, **_: logged.__setitem__(name, float(value))  # type: ignore[method-assign, assignment]
     batch = {
         "input": torch.eye(3),
         "target": torch.tensor([0, 1, 0]),
@@ -98,7 +98,7 @@ def test_padding_samples_are_in_no_metric() -> None:
     model._evaluate(batch, "val")
     assert float(model.metrics["val"].compute()["accuracy"]) == 1.0  # type: ignore[operator]
     expected = cross_entropy(torch.eye(3)[:2], torch.tensor([0, 1]))
-    assert logged["val/loss"] == pytest.approx(float(expected))
+    assert float(model.mean_loss["val"].compute()) == pytest.approx(float(expected))  # type: ignore[operator]
 
 
 def test_a_network_with_the_wrong_number_of_outputs_is_rejected() -> None:
@@ -138,7 +138,7 @@ def test_a_given_optimizer_and_scheduler_are_used() -> None:
     )
     built = model.configure_optimizers()
     assert isinstance(built["optimizer"], torch.optim.SGD)
-    assert isinstance(built["lr_scheduler"], torch.optim.lr_scheduler.StepLR)
+    assert isinstance(built["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.StepLR)
 
 
 def test_a_transformers_model_is_a_network(tmp_path: Path) -> None:
@@ -165,3 +165,52 @@ def test_a_transformers_model_is_a_network(tmp_path: Path) -> None:
     assert all("classifier" in name or "pooler" not in name for name in trained)
     with pytest.raises(ValueError, match="task is 'sound'"):
         TransformersClassifier(str(tmp_path), 3, task="sound")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [torch.zeros(6, 3), torch.zeros(6), torch.zeros(6, 1).long(), torch.zeros(6).bool()],
+    ids=["several labels", "real", "column", "bool"],
+)
+def test_targets_that_are_no_class_numbers_are_rejected_at_the_first_batch(
+    target: torch.Tensor,
+) -> None:
+    with pytest.raises(ValueError, match=r"targets of a batch are .*class numbers, int64 \[B\]"):
+        _step(Classifier(Dense(4, 3), 3), _batch() | {"target": target})
+
+
+def test_a_network_of_another_width_is_rejected_with_both_shapes() -> None:
+    model = Classifier(Dense(5, 3), 3)
+    with pytest.raises(ValueError, match=r"input \[6, 4\] .*6x4 and 5x.*in_features"):
+        _step(model, _batch())
+
+
+class _Named(torch.utils.data.TensorDataset):
+    classes = ("cat", "dog", "eel")
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+def test_metrics_name_the_classes_and_a_plateau_of_a_metric_lowers_the_learning_rate(
+    tmp_path: Path,
+) -> None:
+    data = _Named(torch.randn(12, 4), torch.arange(12) % 3)
+    model = Classifier(
+        Dense(4, 3),
+        3,
+        learning_rate=1e-6,
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(
+            optimizer, "val/loss", factor=0.5, patience=0, threshold=0.5
+        ),
+    )
+    trainer = quiet_trainer(default_root_dir=tmp_path, max_epochs=3)
+    trainer.fit(model, AdaptiveDataModule(data, val_dataset=data, batch_size=4))
+    names = {name for name in trainer.callback_metrics if "recall" in name}
+    assert names == {"val/recall_cat", "val/recall_dog", "val/recall_eel"}
+    optimizer: Any = model.optimizers()
+    assert optimizer.param_groups[0]["lr"] == 2.5e-7
+
+
+def test_a_plateau_without_a_metric_is_rejected() -> None:
+    plain = torch.optim.lr_scheduler.ReduceLROnPlateau
+    with pytest.raises(ValueError, match=r"lightning.pytorch.cli.ReduceLROnPlateau .*monitor"):
+        Classifier(Dense(4, 3), 3, lr_scheduler=plain).configure_optimizers()

@@ -60,3 +60,7 @@ def test_an_unsupported_observation_shape_is_rejected_by_name(
 def test_an_mlp_without_hidden_layers_is_rejected() -> None:
     with pytest.raises(ValueError, match="hidden is"):
         MLP((4,), 2, hidden=[])
+
+
+def test_mlp_takes_observations_that_are_single_numbers() -> None:
+    assert MLP((), 3)(torch.rand(5)).shape == (5, 3)

@@ -85,3 +85,21 @@ def test_metrics_without_any_series_give_an_empty_curve(tmp_path: Path, text: st
     draw_learning_curve(path, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
     assert read_series(path, "train/loss", "step") == ([], [])
+
+
+def test_a_panel_without_values_takes_no_room_and_steps_are_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n0,0.5\n1,0.25\n")
+    (axes,) = learning_curve(path).axes
+    assert axes.get_ylabel() == "loss"
+    assert axes.get_xlabel() == "optimizer steps"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    path.write_text("step,other\n0,0.5\n")
+    assert learning_curve(path).axes == []
+
+
+def test_a_color_has_one_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss,val/loss,train/accuracy,val/macro_f1\n1,1,2,3,4\n2,1,2,3,4\n")
+    upper, lower = ({n.get_color() for n in axes.lines} for axes in learning_curve(path).axes)
+    assert upper & lower == {"0.75"}  # training

@@ -97,6 +97,27 @@ def _words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
+def test_ticks_of_counts_are_whole_numbers(draw: Callable[..., Figure]) -> None:
+    figure = draw(_record([1, 2, 1], [0.5, 0.7, 0.9]))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_label().get_text() in ("draws", "samples", "epochs completed"):
+                low, high = sorted(axis.get_view_interval())
+                ticks = [t for t in axis.get_ticklocs() if low <= t <= high]
+                assert ticks, axis.get_label()
+                assert all(float(t).is_integer() for t in ticks), axis.get_label()
+
+
+def test_classes_are_named(draw: Callable[..., Figure], tmp_path: Path) -> None:
+    record = replace(_record([1, 2, 3], target=[0, 1, -1]), classes=["cat", "a long name of a dog"])
+    words = _words(draw(record))
+    assert {"cat", "a long name…", "?"} <= set(words.splitlines())
+    write_sample_table(record, tmp_path / "samples.csv")
+    with (tmp_path / "samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["cat", "a long name of a dog", ""]
+
+
 # ------------------------------------------------------------------------------ the numbers
 
 
@@ -185,8 +206,11 @@ def test_the_displayable_part_of_an_item_is_its_image_or_text() -> None:
     np.testing.assert_allclose(displayable(color.permute(1, 2, 0).numpy()), image)
     assert displayable({"input": torch.rand(7, 9), "text": "words"}) == "words"
     assert displayable({"input": torch.rand(8), "sentence": "words"}) == "words"
+    row = {"input": torch.tensor([1.0, 0.25, -3e6]), "target": 1}  # of a table
+    assert displayable(row) == "1  0.25  -3e+06"
+    assert displayable((np.arange(64), 1)) == "  ".join(map(str, range(12))) + "  …"
     assert displayable(("words", 3)) == "words"
-    for item in (torch.rand(64), {"input": torch.rand(4, 5, 6, 7)}, (), None, 3, {"a": 1}):
+    for item in ({"input": torch.rand(4, 5, 6, 7)}, (), None, 3, {"a": 1}, np.array(["a"])):
         assert displayable(item) is None
     assert displayable(torch.rand(2, 5, 6)) is None  # two channels are not an image
     assert displayable(torch.randint(9, (1, 12))) is None  # nor is a row of tokens
