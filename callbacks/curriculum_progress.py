@@ -10,9 +10,8 @@ from callbacks._training_length import total_steps
 class CurriculumProgress(Callback):
     """Reports training progress to the sampler: widens a curriculum, or ends InfoBatch's pruning.
 
-    Progress is the fraction of the optimizer steps completed; it follows from the step number, so a
-    resumed run needs no saved state. Logs ``sampler/progress`` and ``sampler/drawable``, the
-    fraction of the samples that can be drawn.
+    Progress is the fraction of the optimizer steps completed. Logs ``sampler/progress`` and
+    ``sampler/drawable``, the fraction of the samples that can be drawn.
 
     Needs: a sampler that follows progress (``data.advance``).
     Changes: which samples can be drawn (``duty.progress``).
@@ -40,11 +39,22 @@ class CurriculumProgress(Callback):
             raise ValueError(f"steps is {steps}; it must be above 0, or null for the whole run")
         self.every_n_batches = every_n_batches
         self.steps = steps
-        self._total = 1
+        self._total = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the length of training."""
-        self._total = self.steps or total_steps(trainer, "CurriculumProgress")
+        """Compute the length of training; a resumed run of another length updates the sampler."""
+        restored, self._total = self._total, self.steps or total_steps(trainer, type(self).__name__)
+        if restored and restored != self._total:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            data.advance(min(1.0, trainer.global_step / self._total))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length of training."""
+        return {"total": self._total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the length of the training that was saved."""
+        self._total = int(state_dict["total"])
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_adaptive.files import write_atomically
 
@@ -167,13 +168,26 @@ class ResumedOptions(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the configured options."""
+        """Save the configured options and the number of processes."""
         checkpoint["configured_options"] = self._configured
+        checkpoint["world_size"] = trainer.world_size
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read the options that the checkpoint's run was configured with."""
+        """Read the options that the checkpoint's run was configured with.
+
+        Warns if it had another number of processes.
+        """
+        ranks = checkpoint.get("world_size", trainer.world_size)
+        if ranks != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint's run had {ranks} processes, this one has {trainer.world_size}: "
+                "each step now takes "
+                f"{trainer.world_size / ranks:g} times as many samples, because data.batch_size is "
+                "that of a process. Resume with the same trainer.devices, or change batch_size or "
+                "accumulate_grad_batches to match"
+            )
         self._saved = checkpoint.get("configured_options")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint.get("callbacks", {}).get(callback.state_key)

@@ -134,6 +134,16 @@ class AdaptiveCLI(LightningCLI):
             if isinstance(error, MisconfigurationException) or raised_by_package(error):
                 self.parser.error(str(error), error)
             raise
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            lines = [line.strip() for line in str(error).splitlines()[1:4]]
+            self.parser.error(
+                f"{self.config[subcommand].get('ckpt_path')} is not a checkpoint of this model and "
+                "environment: use the config of its run (config.yaml in the run directory), or "
+                "leave --ckpt_path out\n  " + "\n  ".join(lines),
+                error,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--runs``."""

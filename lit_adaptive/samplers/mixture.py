@@ -21,7 +21,7 @@ class MixtureSampler(WrapperSampler):
     Args:
         size: number of samples, above 0.
         samplers: the components; every component that learns is updated with every draw.
-        shares: fraction of the draws from each component, above 0; scaled to sum to 1. By default
+        shares: fraction of the draws from each component, above 0; they sum to 1. By default
             equal.
         filled: True: all samples can be drawn from the start; False: none.
         seed: of the generator that assigns draws to components; theirs are derived from it.
@@ -43,6 +43,7 @@ class MixtureSampler(WrapperSampler):
     ) -> None:
         if not samplers:
             raise ValueError("samplers is empty; a mixture needs at least one")
+        given = shares is not None
         shares = [1.0] * len(samplers) if shares is None else shares
         if len(shares) != len(samplers):
             raise ValueError(
@@ -50,6 +51,12 @@ class MixtureSampler(WrapperSampler):
             )
         if not all(0 < share < math.inf for share in shares):
             raise ValueError(f"shares are {shares}; each must be above 0 and finite")
+        total = math.fsum(shares)
+        if given and not math.isclose(total, 1, rel_tol=1e-6):
+            raise ValueError(
+                f"shares are {shares}, which sum to {total:g}; they must sum to 1: divide each by "
+                "the sum"
+            )
         super().__init__(size, samplers, seed=seed)
         self._reject_standalone("mixture")
         for sampler in self.samplers:

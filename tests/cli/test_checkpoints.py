@@ -230,3 +230,54 @@ def test_the_patience_of_early_stopping_wins_over_the_checkpoint(tmp_path: Path)
     flags = ("--trainer.max_epochs=20", "--ckpt_path=last")
     run = fit(tmp_path, *flags, parts=(stopping(1),))
     assert state(run)["global_step"] < 70
+
+
+def test_another_number_of_processes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fit(tmp_path, "--trainer.max_epochs=1")
+    checkpoint = state(first)
+    assert checkpoint["world_size"] == 1
+    checkpoint["world_size"] = 2
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    with pytest.warns(UserWarning, match=r"run had 2 processes, this one has 1: .* 0.5 times"):
+        fit(tmp_path, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'two.ckpt'}")
+
+
+def test_a_checkpoint_of_another_network_is_rejected_in_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, "--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last", "--model.network.hidden=[9]")
+    error = capsys.readouterr().err.split("error: ")[1]
+    assert "last.ckpt is not a checkpoint of this model" in error
+    assert "size mismatch for network" in error
+    assert len(error.splitlines()) < 7
+
+
+@pytest.mark.parametrize(
+    ("config", "flag"),
+    [
+        ("digits_adaptive", "--data.sampler.learning_rate=0.5"),
+        ("digits_adaptive", "--data.beta=0.7"),
+        ("digits_adaptive", "--data.batch_size=16"),
+        ("digits_adaptive", "--model.label_smoothing=0.2"),
+        ("digits_data_weighter", "--data.sampler.learning_rate=5"),
+        ("digits_infobatch", "--data.sampler.prune=0.9"),
+    ],
+)
+def test_an_option_beside_ckpt_path_takes_effect(
+    config: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", str(CONFIGS / f"{config}.yaml"), f"--runs={tmp_path}"]
+    flags += ["--data.batches_per_epoch=12", "--trainer.enable_model_summary=false"]
+    flags += ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=4"]
+    main(["fit", *flags, "--trainer.max_epochs=1"])
+    first = newest_run(tmp_path)
+    flags += ["--trainer.max_epochs=2", f"--ckpt_path={first / 'checkpoints' / 'last.ckpt'}"]
+    runs = []
+    for more in ([], [flag]):
+        main(["fit", *flags, *more])
+        runs.append(newest_run(tmp_path))
+    assert not equal_weights(*runs)

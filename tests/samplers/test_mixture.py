@@ -33,7 +33,7 @@ def hybrid() -> MixtureSampler:
             lambda n: PrioritizedSampler(n, alpha=0.5),
             UniformSampler,
         ],
-        [6.0, 3.0, 1.0],
+        [0.6, 0.3, 0.1],
         seed=5,
     )
     sampler.set_difficulty(DIFFICULTY)
@@ -75,7 +75,7 @@ def test_each_component_draws_its_share_within_two(batch: int, parts: list[int])
             self.drawn += batch_size
             return super().draw(batch_size)
 
-    sampler = MixtureSampler(3, [Counting] * len(parts), [float(part) for part in parts])
+    sampler = MixtureSampler(3, [Counting] * len(parts), [part / sum(parts) for part in parts])
     sampler.draw(batch)
     for part, component in zip(parts, sampler.samplers, strict=True):
         assert isinstance(component, Counting)
@@ -101,6 +101,7 @@ def test_the_union_of_disjoint_supports_is_counted() -> None:
     ("samplers", "shares", "message"),
     [
         ([], None, "at least one"),
+        ([UniformSampler, UniformSampler], [0.6, 0.5], r"sum to 1.1; they must sum to 1"),
         ([UniformSampler], [1.0, 2.0], "2 shares for 1"),
         ([UniformSampler] * 2, [1.0, 0.0], "above 0"),
         ([UniformSampler] * 2, [1.0, math.inf], "finite"),
@@ -123,6 +124,6 @@ def test_an_error_of_a_component_is_raised() -> None:
 
 
 def test_a_state_of_other_shares_is_an_error() -> None:
-    other = MixtureSampler(SIZE, [UniformSampler] * 3, [6.0, 3.0, 2.0])
+    other = MixtureSampler(SIZE, [UniformSampler] * 3, [0.6, 0.2, 0.2])
     with pytest.raises(ValueError, match="shares"):
         other.load_state_dict(hybrid().state_dict())
