@@ -19,7 +19,10 @@ _NOISE = re.compile(
     r"^\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:\s*$"
     r"|- Expected a <class 'NoneType'>|Given value type: |Given value: )"
 )
-_VALUE = re.compile(r"\.? (Got value|Given value): .*$")
+_VALUE = re.compile(r"\.? ?\b(?:Got|Given) value: (.*)$")
+_OPTION_VALUE = re.compile(r"NestedArg\(key='.*?', val=(.*)\)$")
+_MAX_VALUE = 60
+"""Characters of a value that is repeated in a message."""
 _CALLABLE = re.compile(r"Type .*? expects a function or a callable class: ")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
 _MISSING_CLASS = re.compile(
@@ -41,7 +44,17 @@ def shorten(message: str) -> str:
         text += _suggestion(lines[: number + 1]) + _class_suggestion(line)
         if text not in (each.strip() for each in kept):
             kept.append("  " * min(len(kept), 3) + text)
-    return "\n".join(kept)
+    shortened, value = "\n".join(kept), _given_value(lines)
+    return shortened if not value or value in shortened else f"{shortened} (got {value})"
+
+
+def _given_value(lines: list[str]) -> str:
+    """The value that was rejected, if it is short: of the option itself rather than its class."""
+    values = [found.group(1) for line in lines if (found := _VALUE.search(line))]
+    own = [value for value in values if not value.startswith(("Namespace(", "NestedArg("))]
+    nested = [found.group(1) for value in values if (found := _OPTION_VALUE.match(value))]
+    value = next(iter([*own, *nested]), "").strip("'")
+    return value if len(value) <= _MAX_VALUE else ""
 
 
 def _class_suggestion(line: str) -> str:

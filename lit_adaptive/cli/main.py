@@ -117,6 +117,12 @@ class AdaptiveCLI(LightningCLI):
         self.parser_class = ShortErrorParser
         return super().init_parser(**kwargs)
 
+    def _set_seed(self) -> None:
+        seed = self.config[str(self.subcommand)].get("seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            self.parser.error(f"seed_everything is {seed}; it must lie in [0, 2**32)")
+        super()._set_seed()
+
     def instantiate_classes(self) -> None:
         """Build all parts; report an error of a part without its traceback."""
         if error := _device_error(self.config[str(self.subcommand)].trainer):
