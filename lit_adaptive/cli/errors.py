@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from argparse import Action
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
@@ -25,6 +26,8 @@ _MAX_VALUE = 60
 """Characters of a value that is repeated in a message."""
 _CALLABLE = re.compile(r"Type .*? expects a function or a callable class: ")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
+_DATA_FILE = re.compile(r"Config file loop detected: (\S+) ->|Expected a path but (\S+) either not")
+_CONFIG_SUFFIXES = (".yaml", ".yml")
 _MISSING_CLASS = re.compile(
     r"module '([\w.]+)' has no attribute '(\w+)'|Expected a dot import path string: ()(\w+)"
 )
@@ -33,11 +36,22 @@ _TRAINER_OPTION = re.compile(r"trainer\.\w+|ckpt_path|weights_only")
 _CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
 
 
+_FILE_RULE = (
+    "{name} is a file, and this option takes a class: give the class, and the file as its option "
+    "(such as TableDataset and its path, or DemonstrationDataset or PromptDataset and its source)"
+)
+
+
 def shorten(message: str) -> str:
     """Keep the lines of a parser's message that name the error, and suggest existing options."""
     kept: list[str] = []
     lines = message.splitlines()
     for number, line in enumerate(lines):
+        if file := _DATA_FILE.search(line):
+            name = file[1] or file[2]
+            if Path(name).is_file() and not name.endswith(_CONFIG_SUFFIXES):
+                kept.append("  " * min(len(kept), 3) + _FILE_RULE.format(name=name))
+                return "\n".join(kept)  # without the value, which is the file's content
         if _NOISE.match(line) or not line.strip() or (_PATH.match(line) and len(lines) > 2):
             continue
         text = re.sub(r"^\s*(- )?", "", _CALLABLE.sub("", _VALUE.sub("", line)))
