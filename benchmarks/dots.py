@@ -207,13 +207,17 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
     "Thompson": lambda: (
         {
             "sampler": difficulty(
-                law="top_k", thompson=True, estimator=BetaPosterior(forgetting=0.5)
+                selection="top_k", thompson=True, estimator=BetaPosterior(forgetting=0.5)
             )
         },
         [feedback()],
     ),
     "DPS": lambda: (
-        {"sampler": difficulty(law="top_k", target="informative", estimator=MarkovForecast())},
+        {
+            "sampler": difficulty(
+                selection="top_k", target="informative", estimator=MarkovForecast()
+            )
+        },
         [feedback()],
     ),
     "DOTS online": lambda: ({"sampler": DOTS}, [feedback(), refresh()]),

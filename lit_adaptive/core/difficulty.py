@@ -1,8 +1,8 @@
-r"""Selection of prompts by difficulty: how much each is worth, and draws without replacement.
+r"""Selection of prompts by difficulty: the score of each, and draws without replacement.
 
     pass rate    p_q  expected reward of the policy's completions of prompt q, in [0, 1]
     difficulty   d_q  1 - p_q, relative to the policy as it is now ("adaptive difficulty")
-    score        s_q  what a rollout of the prompt is worth
+    score        s_q  expected benefit of a rollout of the prompt
     log mass          logarithm of the relative frequency of the prompt in draws
 
 Difficulty-targeted online data selection (DOTS; Sun et al., 2025, arXiv:2506.05316) draws with
@@ -11,7 +11,7 @@ expected squared gradient of a prompt is :math:`V\,p(1-p)(1 - 1/G)` with V the v
 rollout's score function, if rollouts are independent; it is largest at p = 1/2.
 
 Draws without replacement are the k largest of the log masses plus independent Gumbel noise, which
-is the law of drawing one after another in proportion to the masses of those that are left (Kool et
+is the distribution of drawing one after another in proportion to the masses of those that are left (Kool et
 al., 2019, arXiv:1903.06059). The authors' code draws from a float32 softmax, in which at
 :math:`\tau = 10^{-3}` most probabilities are 0, and then draws prompts of probability 0.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from lit_adaptive.core.segments import segment_mean
 
 Target = Literal["near", "learnability", "root_learnability", "informative", "arcsine"]
-Law = Literal["softmax", "top_k", "proportional"]
+Selection = Literal["softmax", "top_k", "proportional"]
 
 _LOWEST_LOG_MASS = -690.0  # relative to the largest: 1e-300, drawn only after all others
 _TOP_K_TAU = 1e-12  # so steep that no Gumbel noise turns the order of scores around
@@ -60,16 +60,16 @@ def adaptive_difficulty(reward: Tensor, group: Tensor, size: int) -> Tensor:
     return mean.masked_fill(~counted, math.nan)
 
 
-# What a prompt is worth ---------------------------------------------------------------------------
+# Scores of prompts --------------------------------------------------------------------------------
 
 
-def check_selection(target: str, law: str, alpha: float, tau: float) -> None:
+def check_selection(target: str, selection: str, alpha: float, tau: float) -> None:
     """Reject options of a selection that are out of range or do not go together.
 
     Raises:
         ValueError: naming the option, its value and the rule.
     """
-    for name, value, choices in (("target", target, Target), ("law", law, Law)):
+    for name, value, choices in (("target", target, Target), ("selection", selection, Selection)):
         if value not in get_args(choices):
             raise ValueError(f"{name} is {value!r}; it must be one of {list(get_args(choices))}")
     if not 0 <= alpha <= 1:
@@ -77,17 +77,17 @@ def check_selection(target: str, law: str, alpha: float, tau: float) -> None:
     if not 0 < tau < math.inf:
         raise ValueError(
             f"tau is {tau}; scores are divided by it, so it must be above 0 and finite (for the "
-            "prompts of the largest scores alone set law to top_k)"
+            "prompts of the largest scores alone set selection to top_k)"
         )
-    if law == "proportional" and target == "near":
+    if selection == "proportional" and target == "near":
         raise ValueError(
-            "law is 'proportional' and target 'near', whose scores are distances: set law to "
-            "softmax or top_k"
+            "selection is 'proportional' and target 'near', whose scores are distances: set "
+            "selection to softmax or top_k"
         )
-    if law != "proportional" and target == "arcsine":
+    if selection != "proportional" and target == "arcsine":
         raise ValueError(
-            f"law is {law!r} and target 'arcsine', whose scores are relative frequencies: set law "
-            "to proportional"
+            f"selection is {selection!r} and target 'arcsine', whose scores are relative "
+            "frequencies: set selection to proportional"
         )
 
 
@@ -133,23 +133,23 @@ def arcsine_density(pass_rate: Tensor, bins: int = 20) -> Tensor:
 
 
 def selection_log_masses(
-    score: Tensor, law: Law, *, tau: float = 1e-3, uniform_share: float = 0.0
+    score: Tensor, selection: Selection, *, tau: float = 1e-3, uniform_share: float = 0.0
 ) -> Tensor:
     """Log masses ``[N]`` float64 of prompts, finite, relative to the largest.
 
     Args:
         score: ``[N]``, finite; not negative for ``proportional``.
-        law: mass exp(score / tau) (``softmax``), the score itself (``proportional``), or so steep
+        selection: mass exp(score / tau) (``softmax``), the score itself (``proportional``), or so steep
             in the score that the largest are drawn (``top_k``), equal ones at random.
         tau: temperature of ``softmax``, above 0; 1e-3 in the paper.
         uniform_share: part of the probability that is spread evenly over all prompts, in [0, 1].
     """
     score = score.double()
-    if law == "proportional":
+    if selection == "proportional":
         log = score.log()
         log = (log - log.max()).nan_to_num(nan=0.0, neginf=_LOWEST_LOG_MASS)  # NaN: all are 0
     else:
-        log = (score - score.max()) / (tau if law == "softmax" else _TOP_K_TAU)
+        log = (score - score.max()) / (tau if selection == "softmax" else _TOP_K_TAU)
     if uniform_share > 0:
         size = torch.tensor(float(len(log)), dtype=torch.float64)
         share = torch.tensor(uniform_share, dtype=torch.float64)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.difficulty import (
-    Law,
+    Selection,
     Target,
     check_selection,
     gumbel_top_k,
@@ -35,10 +35,10 @@ class DifficultySampler(AdaptiveSampler):
     them; then the next is made with the estimates at that moment. ``update``, once per step, takes
     pass rates.
 
-        DOTS        target near, law softmax, tau 1e-3, window 2, with a predictor
-        MoPPS       target near, law top_k, thompson
-        DPS         estimator MarkovForecast, target informative, law top_k
-        AdaRFT      estimator FixedDifficulty, target near, law top_k, track_reward
+        DOTS        target near, selection softmax, tau 1e-3, window 2, with a predictor
+        MoPPS       target near, selection top_k, thompson
+        DPS         estimator MarkovForecast, target informative, selection top_k
+        AdaRFT      estimator FixedDifficulty, target near, selection top_k, track_reward
 
     The probability of a draw is the probability that the prompt is in the selection, given the
     random numbers of the others, divided by the selection's size: with full correction
@@ -47,8 +47,9 @@ class DifficultySampler(AdaptiveSampler):
     Args:
         size: number of prompts, above 0.
         estimator: estimate of each pass rate; by default a ``BetaPosterior``.
-        target: what a prompt is worth (``core.difficulty.selection_scores``).
-        law: relation of worth and probability (``core.difficulty.selection_log_masses``).
+        target: score of a prompt (``core.difficulty.selection_scores``).
+        selection: probability of a prompt as a function of its score
+            (``core.difficulty.selection_log_masses``).
         alpha: difficulty (1 - pass rate) that ``near`` aims at, in [0, 1].
         tau: temperature of ``softmax``, above 0.
         thompson: draw pass rates from the estimator's belief at each selection, instead of its
@@ -70,7 +71,7 @@ class DifficultySampler(AdaptiveSampler):
         estimator: PassRateEstimator | None = None,
         *,
         target: Target = "near",
-        law: Law = "softmax",
+        selection: Selection = "softmax",
         alpha: float = 0.5,
         tau: float = 1e-3,
         thompson: bool = False,
@@ -82,7 +83,7 @@ class DifficultySampler(AdaptiveSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(size, seed=seed)
-        check_selection(target, law, alpha, tau)
+        check_selection(target, selection, alpha, tau)
         if not 0 <= uniform_share < 1:
             raise ValueError(f"uniform_share is {uniform_share}; it must lie in [0, 1)")
         for name, value in (("window", window), ("group_size", group_size)):
@@ -91,7 +92,7 @@ class DifficultySampler(AdaptiveSampler):
         self.estimator = BetaPosterior() if estimator is None else copy.deepcopy(estimator)
         self.estimator.allocate(size)
         self.target: Target = target
-        self.law: Law = law
+        self.selection: Selection = selection
         self.alpha, self.tau, self.uniform_share = alpha, tau, uniform_share
         self.thompson, self.window, self.group_size = thompson, window, group_size
         self.track_reward = track_reward
@@ -149,7 +150,7 @@ class DifficultySampler(AdaptiveSampler):
     def end_window(self) -> None:
         """Make a new selection at the next draw."""
         # Selected, and not served yet.
-        self._selection = Draw(torch.empty(0, dtype=torch.int64), torch.empty(0).double())
+        self._queue = Draw(torch.empty(0, dtype=torch.int64), torch.empty(0).double())
         self._selected = False  # whether this window has its selection
         self._drawn: list[int] = []  # in this window: selected, served or not, or left out
         self._steps = 0  # of this window
@@ -162,8 +163,8 @@ class DifficultySampler(AdaptiveSampler):
 
     def _drop(self, index: Tensor) -> None:
         """Take ``index`` out of what the selection still has to serve."""
-        stays = ~torch.isin(self._selection.index, index)
-        self._selection = Draw(*(part[stays] for part in self._selection))
+        stays = ~torch.isin(self._queue.index, index)
+        self._queue = Draw(*(part[stays] for part in self._queue))
 
     def _log_masses(self) -> Tensor:
         """Log masses ``[size]``; ``-inf`` where not inserted."""
@@ -186,7 +187,7 @@ class DifficultySampler(AdaptiveSampler):
         inserted = self._inserted.nonzero().flatten()
         log = torch.full((self.size,), -torch.inf, dtype=torch.float64)
         log[inserted] = selection_log_masses(
-            score[inserted], self.law, tau=self.tau, uniform_share=self.uniform_share
+            score[inserted], self.selection, tau=self.tau, uniform_share=self.uniform_share
         )
         return log
 
@@ -213,11 +214,11 @@ class DifficultySampler(AdaptiveSampler):
             )
         if not self._selected:
             left = self.count - len(self._drawn)
-            self._selection = self._select(min(self.window * batch_size, left))
+            self._queue = self._select(min(self.window * batch_size, left))
             self._selected = True
-        draw, self._selection = (
-            Draw(*(part[:batch_size] for part in self._selection)),
-            Draw(*(part[batch_size:] for part in self._selection)),
+        draw, self._queue = (
+            Draw(*(part[:batch_size] for part in self._queue)),
+            Draw(*(part[batch_size:] for part in self._queue)),
         )
         while len(draw.index) < batch_size:
             missing = batch_size - len(draw.index)
@@ -301,8 +302,8 @@ class DifficultySampler(AdaptiveSampler):
             "estimator": type(self.estimator).__name__,
             "estimates": self.estimator.state_dict(),
             "inserted": self._inserted.clone(),
-            "selection": self._selection.index.clone(),
-            "probability": self._selection.probability.clone(),
+            "queue": self._queue.index.clone(),
+            "probability": self._queue.probability.clone(),
             "selected": self._selected,
             "drawn": torch.tensor(self._drawn, dtype=torch.int64),
             "steps": self._steps,
@@ -315,7 +316,7 @@ class DifficultySampler(AdaptiveSampler):
         self.estimator.load_state_dict(state["estimates"])
         super().load_state_dict(state)
         self._inserted = state["inserted"].clone()
-        self._selection = Draw(state["selection"].clone(), state["probability"].clone())
+        self._queue = Draw(state["queue"].clone(), state["probability"].clone())
         self._selected = bool(state["selected"])
         self._drawn = state["drawn"].tolist()
         self._steps = int(state["steps"])

@@ -88,7 +88,7 @@ class PassRateEstimator(ABC):
 
 
 class BetaPosterior(PassRateEstimator):
-    r"""Beta distributions: the prediction, worth some rollouts, and each prompt's own counts.
+    r"""Beta distributions: the prediction as pseudo-counts, and each prompt's own counts.
 
     :math:`a = n_0 \hat p + S`, :math:`b = n_0 (1 - \hat p) + F`, with the decayed numbers S and F
     of successes and failures. So a prompt without visits has the predicted pass rate, and after a
@@ -96,7 +96,7 @@ class BetaPosterior(PassRateEstimator):
     (arXiv:2507.04632) is the case without a predictor and with ``thompson: true``.
 
     Args:
-        prior_rollouts: number n_0 of rollouts that the prediction is worth, above 0.
+        prior_rollouts: number n_0 of pseudo-counts of the prediction, above 0.
         forgetting: factor of a prompt's counts at each of its visits, in [0, 1]; MoPPS' lambda.
         decay: factor of all counts at each step, in [0, 1], because the policy changes.
 
@@ -153,7 +153,7 @@ class MarkovForecast(PassRateEstimator):
 
     DPS (arXiv:2603.10887, ICLR 2026): a visit shows the state; at every step all prompts move by
     their own transition matrix, whose counts decay towards 1. Use it with ``target: informative``
-    and ``law: top_k``.
+    and ``selection: top_k``.
 
     Args:
         forgetting: weight of the counts so far against the prior, in [0, 1]; 0.7 on mathematics

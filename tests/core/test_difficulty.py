@@ -1,4 +1,4 @@
-"""Selection by difficulty: its law against enumeration, its scores against closed forms."""
+"""Selection by difficulty: its distribution against enumeration, its scores against closed forms."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def sequences(mass: list[float], count: int) -> dict[tuple[int, ...], float]:
     return out
 
 
-def test_draws_follow_the_law_of_draws_without_replacement() -> None:
+def test_draws_follow_the_distribution_of_draws_without_replacement() -> None:
     mass, count, rounds = [0.5, 0.3, 0.15, 0.05], 2, 40_000
     generator = torch.Generator().manual_seed(0)
     log = torch.tensor(mass, dtype=torch.float64).log()
@@ -53,7 +53,7 @@ def test_weights_by_the_inclusion_estimate_the_sum_without_bias(count: int) -> N
     assert abs(float(estimate.mean()) - 13.5) < 4 * error + 1e-9
 
 
-def test_at_the_papers_temperature_no_worthless_prompt_is_drawn() -> None:
+def test_at_the_papers_temperature_no_distant_prompt_is_drawn() -> None:
     # In float32 the softmax of 1,000 uniform pass rates has about 200 positive entries, and
     # torch.multinomial draws 307 of 512 prompts whose probability is 0.
     rate = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_top_k_takes_the_largest_scores_and_equal_ones_at_random() -> None:
     assert set(draws) == {(1, 2), (1, 3), (2, 3)}
 
 
-def test_prompts_without_worth_are_drawn_only_after_all_others() -> None:
+def test_prompts_of_score_0_are_drawn_only_after_all_others() -> None:
     rate = torch.tensor([0.0, 0.5, 1.0, 0.25], dtype=torch.float64)
     log = d.selection_log_masses(d.selection_scores(rate, "learnability"), "proportional")
     generator = torch.Generator().manual_seed(0)

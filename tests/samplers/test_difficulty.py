@@ -91,7 +91,7 @@ def test_prompts_that_were_rolled_out_otherwise_are_left_out_of_the_window() -> 
 
 def test_thompson_draws_explore_where_little_is_known() -> None:
     rates = torch.cat([torch.full((20,), 0.4), torch.full((20,), 0.2)]).double()
-    sampler = sampler_of(rates, law="top_k", thompson=True)
+    sampler = sampler_of(rates, selection="top_k", thompson=True)
     sampler.update(torch.arange(20), torch.full((20,), 0.0))  # known to be hard
     seen = torch.bincount(torch.cat([sampler_draw(sampler, 5) for _ in range(50)]), minlength=40)
     assert int(seen[20:].sum()) > 3 * int(seen[:20].sum())
@@ -104,7 +104,7 @@ def sampler_draw(sampler: DifficultySampler, count: int) -> Tensor:
 
 def test_dps_takes_the_prompts_that_are_sometimes_solved() -> None:
     sampler = DifficultySampler(
-        6, MarkovForecast(forgetting=1.0), target="informative", law="top_k"
+        6, MarkovForecast(forgetting=1.0), target="informative", selection="top_k"
     )
     for _ in range(4):
         sampler.update(torch.arange(6), torch.tensor([0.0, 0.5, 1.0, 0.0, 0.125, 1.0]))
@@ -112,7 +112,9 @@ def test_dps_takes_the_prompts_that_are_sometimes_solved() -> None:
 
 
 def test_adarft_moves_its_target_with_the_reward() -> None:
-    sampler = DifficultySampler(41, FixedDifficulty(), law="top_k", alpha=0.2, track_reward=True)
+    sampler = DifficultySampler(
+        41, FixedDifficulty(), selection="top_k", alpha=0.2, track_reward=True
+    )
     sampler.set_difficulty(torch.arange(41.0))  # scaled to [0, 1]
     before = sampler.draw(1).index
     sampler.update(before, torch.tensor([1.0]))  # solved: go on to harder prompts
