@@ -72,7 +72,16 @@ class PromptStatistics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Allocate one entry per prompt, or check those of a checkpoint."""
-        size: int = trainer.datamodule.sampler.size  # type: ignore[attr-defined]
+        sampler: Any = trainer.datamodule.sampler  # type: ignore[attr-defined]
+        size: int = sampler.size
+        rates = sampler.learns and sampler.takes_pass_rates
+        if sampler.learns and rates != (self.signal == "pass_rate"):
+            remedy = "pass rates: set signal to pass_rate"
+            if not rates:
+                remedy = "priorities: set signal to learnability, failure or spread"
+            raise ValueError(
+                f"signal is {self.signal!r}, but {type(sampler).__name__} learns from {remedy}"
+            )
         if len(self.mean) == 0:
             self.mean, self.visits = torch.full((size,), torch.nan), torch.zeros(size).long()
         elif len(self.mean) != size:

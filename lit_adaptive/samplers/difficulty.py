@@ -104,6 +104,11 @@ class DifficultySampler(AdaptiveSampler):
     # Choice --------------------------------------------------------------------------------------
 
     @property
+    def takes_pass_rates(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def needs_difficulty(self) -> bool:
         """Whether the estimator is a ``FixedDifficulty`` without difficulties."""
         fixed = isinstance(self.estimator, FixedDifficulty)

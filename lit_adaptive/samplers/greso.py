@@ -51,6 +51,11 @@ class GRESOSampler(EpochSampler, AdaptiveSampler):
         self._inclusion = torch.ones(size, dtype=torch.float64)
 
     @property
+    def takes_pass_rates(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def standalone_reason(self) -> str | None:
         """Probabilities are those of an epoch."""
         return (

@@ -90,6 +90,11 @@ class WrapperSampler(AdaptiveSampler):
         return next((reason for reason in reasons if reason), None)
 
     @property
+    def takes_pass_rates(self) -> bool:
+        """Whether an inner sampler does."""
+        return any(sampler.takes_pass_rates for sampler in self._learners())
+
+    @property
     def without_replacement(self) -> bool:
         """Whether an inner sampler's draws are."""
         return any(sampler.without_replacement for sampler in self.samplers)

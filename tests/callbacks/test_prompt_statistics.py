@@ -1,5 +1,6 @@
 """PromptStatistics tracks mean rewards and sets the sampler's priorities."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rollout_training import fit_rollouts
 
 from callbacks import PromptStatistics
 from lit_adaptive.data import read_scores
-from lit_adaptive.samplers import PrioritizedSampler
+from lit_adaptive.samplers import DifficultySampler, GRESOSampler, PrioritizedSampler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),
@@ -68,3 +69,31 @@ def test_spread_accepts_any_rewards(tmp_path: Path) -> None:
 def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PromptStatistics(**options)
+
+
+def test_pass_rates_reach_a_sampler_that_learns_from_them(tmp_path: Path) -> None:
+    statistics = PromptStatistics(signal="pass_rate", file=None)
+    steps, _, data = fit_rollouts(statistics, folder=tmp_path, sampler=GRESOSampler)
+    sampler: Any = data.sampler
+    latest: dict[int, float] = {}
+    for step in steps:
+        rates = step.fresh.mean_reward.tolist()
+        latest |= dict(zip(step.fresh.prompt.tolist(), rates, strict=True))
+    streak = sampler.state_dict()["streak"]
+    assert {p for p in latest if 0 < latest[p] < 1} == {p for p in latest if streak[p] == 0}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "signal", "remedy"),
+    [
+        (GRESOSampler, "learnability", "pass rates: set signal to pass_rate"),
+        (partial(DifficultySampler, group_size=4), "spread", "pass rates: set signal to pass_rate"),
+        (PrioritizedSampler, "pass_rate", "priorities: set signal to learnability"),
+    ],
+)
+def test_a_signal_that_the_sampler_does_not_take_is_refused(
+    sampler: Any, signal: Any, remedy: str, tmp_path: Path
+) -> None:
+    statistics = PromptStatistics(signal=signal, file=None)
+    with pytest.raises(ValueError, match=remedy):
+        fit_rollouts(statistics, folder=tmp_path, sampler=sampler)

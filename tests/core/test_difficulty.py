@@ -1,4 +1,4 @@
-"""Selection by difficulty: its distribution against enumeration, its scores against closed forms."""
+"""Selection by difficulty: its draws against enumeration, its scores against closed forms."""
 
 import itertools
 import math

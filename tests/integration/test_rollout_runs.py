@@ -35,7 +35,7 @@ def _config(folder: Path) -> Path:
     return path
 
 
-def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
+def _fit(folder: Path, kill_at: int, *more: str, signal: str = "learnability") -> list[str]:
     return [
         *("-m", "lit_adaptive", "fit", "--config", str(_config(folder))),
         *("--runs", str(folder / "runs"), "--trainer.max_epochs=2", "--data.steps_per_epoch=8"),
@@ -50,7 +50,10 @@ def _fit(folder: Path, kill_at: int, *more: str) -> list[str]:
         "--data.rewards.workers=0",
         "--data.engine=killing_parts.KillingEngine",
         "--trainer.accumulate_grad_batches=2",
-        "--trainer.callbacks+=callbacks.PromptStatistics",
+        *(
+            "--trainer.callbacks+=callbacks.PromptStatistics",
+            f"--trainer.callbacks.signal={signal}",
+        ),
         "--trainer.callbacks+=recorder.Recorder",
         f"--trainer.callbacks.folder={folder}",
         f"--trainer.callbacks.kill_at={kill_at}",
@@ -117,6 +120,28 @@ def test_two_processes_train_like_one(overlay: str, tmp_path: Path) -> None:
     for name, value in alone["parameters"].items():
         if value.dtype.is_floating_point and name.startswith("language"):
             torch.testing.assert_close(ends[0]["parameters"][name], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.multiprocess
+def test_two_processes_agree_on_the_selection_by_difficulty(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--trainer.accumulate_grad_batches=1", "--data.sampler.group_size=4"]
+    more.insert(0, "--data.sampler=lit_adaptive.samplers.DifficultySampler")
+    more += ["--data.sampler.tau=0.1", "--data.sampler.window=2"]
+    more += ["--trainer.callbacks+=callbacks.DifficultyRefresh", "--trainer.callbacks.updates=5"]
+    more += ["--trainer.callbacks.references=10", "--trainer.callbacks.hidden_size=8"]
+    ranks = ["--config", str(TRAINER / "ddp.yaml"), "--data.batch_size=2"]
+    run(_fit(one, -1, *more, signal="pass_rate"))
+    run(_fit(two, -1, *more, *ranks, signal="pass_rate"))
+    ends = [torch.load(two / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_same(ends[0]["data"], ends[1]["data"])
+    # What one process draws while its parameters are still those of two: the first steps.
+    for name in ("prompt", "reward"):
+        drawn = [
+            torch.load(folder / "end-0.pt", weights_only=True)["data"]["replay"]["groups"][name]
+            for folder in (one, two)
+        ]
+        assert drawn[0][:4].equal(drawn[1][:4]), name
 
 
 @pytest.mark.slow
