@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_adaptive.data.language import LanguageDataModule
+from lit_adaptive.data.language import LanguageDataModule, TextDataset
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
+from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
 
@@ -21,8 +22,8 @@ class DemonstrationsDataModule(LanguageDataModule):
     Args:
         dataset: training set.
         sampler: chooses what is drawn; by default each sample once per pass, shuffled.
-        val_dataset: validation set.
-        test_dataset: set for ``test`` and ``predict``; by default the validation set.
+        val_dataset: validation set: demonstrations, or prompts (``PromptDataset``) to complete.
+        test_dataset: set for ``test`` and ``predict``, as ``val_dataset``, which is the default.
         validation_share: fraction of the prompts of ``dataset`` to validate on instead of a
             ``val_dataset``, in (0, 1). A prompt's hash decides, so all samples of a prompt stay
             together whatever the order of the rows.
@@ -39,8 +40,8 @@ class DemonstrationsDataModule(LanguageDataModule):
         dataset: DemonstrationDataset,
         sampler: SamplerFactory = ShuffledSampler,
         *,
-        val_dataset: DemonstrationDataset | None = None,
-        test_dataset: DemonstrationDataset | None = None,
+        val_dataset: TextDataset | None = None,
+        test_dataset: TextDataset | None = None,
         validation_share: float | None = None,
         **options: Any,
     ) -> None:
@@ -72,7 +73,7 @@ class DemonstrationsDataModule(LanguageDataModule):
 
         In order of length, ``limit_val_batches`` would evaluate the longest samples only.
         """
-        assert isinstance(dataset, DemonstrationDataset)
+        assert isinstance(dataset, DemonstrationDataset | PromptDataset)
         by_length = torch.argsort(dataset.lengths, descending=True, stable=True)
         size = self.eval_batch_size * (self.trainer.world_size if self.trainer else 1)
         full = len(by_length) // size
@@ -82,8 +83,8 @@ class DemonstrationsDataModule(LanguageDataModule):
         return torch.cat([shuffled.flatten(), by_length[full * size :]])
 
 
-def _with_prompts(dataset: DemonstrationDataset | None) -> DemonstrationDataset | None:
-    if dataset is None or dataset.prompts:
+def _with_prompts(dataset: TextDataset | None) -> TextDataset | None:
+    if not isinstance(dataset, DemonstrationDataset) or dataset.prompts:
         return dataset
     return dataset.subset(torch.arange(len(dataset)), prompts=True)
 

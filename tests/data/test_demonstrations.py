@@ -8,13 +8,16 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from quiet_trainer import quiet_trainer
 
 from lit_adaptive.data import (
     Arithmetic,
     DemonstrationDataset,
     DemonstrationsDataModule,
+    PromptDataset,
     SampledDataModule,
 )
+from lit_adaptive.modules import IWSFT, ConfiguredLM
 from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 from lit_adaptive.samplers import PrioritizedSampler
 
@@ -201,3 +204,17 @@ def test_yaml_builds_it_from_a_dataset_class_or_a_path(tmp_path: Path) -> None:
 def _saved(folder: Path) -> str:
     TOKENIZER.save_pretrained(folder / "tokenizer")
     return str(folder / "tokenizer")
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+def test_prompts_without_answers_are_predicted_and_may_have_a_column_target() -> None:
+    prompts = PromptDataset([{"prompt": f"{i}+1=", "target": "x"} for i in range(5)])
+    demonstrations = DemonstrationDataset([{"prompt": "1+1=", "completion": "2"}] * 4)
+    data = DemonstrationsDataModule(demonstrations, test_dataset=prompts, batch_size=2)
+    model = IWSFT(ConfiguredLM(hidden_size=16, layers=1, heads=2, seed=0), max_new_tokens=2)
+    trainer = quiet_trainer()
+    predicted: Any = trainer.predict(model, data)
+    rows = sorted(zip(predicted[0]["index"].tolist(), predicted[0]["prompt"], strict=True))
+    assert rows == [(i, f"{i}+1=") for i in range(5)]
+    assert len(predicted[0]["completion"]) == 5
+    trainer.test(model, data, verbose=False)

@@ -38,7 +38,7 @@ from lit_adaptive.rollout.rewards.base import RESERVED_COLUMNS
 
 PromptLengthPolicy = Literal["truncate_left", "drop", "error"]
 
-_BATCH_KEYS = DRAW_KEYS | {"prompt_ids", "prompt_mask"}
+_BATCH_KEYS = DRAW_KEYS | {"prompt_ids", "prompt_mask", "input_ids"}
 
 
 class PromptDataset(Dataset[dict[str, Any]]):

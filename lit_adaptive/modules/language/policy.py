@@ -367,7 +367,7 @@ class PolicyModule(EvaluatedModule):
         """Score a batch's demonstrations, and complete its prompts, whichever it holds."""
         counted = batch["counted"].to(self.device)
         metrics: Any = self.metrics[stage]
-        if "target" in batch:
+        if "input_ids" in batch:
             self._score_demonstrations(batch, metrics, counted)
         if self.max_new_tokens and "prompt_ids" in batch:
             rewards = self._complete_greedily(batch)["reward"]

@@ -152,7 +152,7 @@ def test_a_repeated_id_is_refused_at_once() -> None:
         PromptDataset(rows, "characters")
 
 
-@pytest.mark.parametrize("name", ["prompt_ids", "prompt_mask", "index", "weight", "counted"])
+@pytest.mark.parametrize("name", ["prompt_ids", "input_ids", "index", "weight", "counted"])
 def test_a_column_named_as_a_field_of_the_batch_is_rejected(name: str) -> None:
     words = rf"has columns \['{name}'\], .* a batch's own fields: rename or remove them"
     with pytest.raises(ValueError, match=words):
