@@ -1,5 +1,6 @@
 """Success statistics of prompts, and their feedback to the sampler."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,9 +60,10 @@ class PromptStatistics(Callback):
             raise ValueError(
                 f"decay is {decay}; it must lie in [0, 1) (0 keeps only the latest group)"
             )
-        if not epsilon > 0:
+        if not 0 < epsilon < math.inf:
             raise ValueError(
-                f"epsilon is {epsilon}; it must be above 0, or solved prompts are never drawn again"
+                f"epsilon is {epsilon}; it must be above 0 and finite, or solved prompts are "
+                "never drawn again"
             )
         if file is not None and Path(file).suffix.lower() not in (".csv", ".parquet"):
             raise ValueError(f"file is {file!r}; it must end in .csv or .parquet")
