@@ -7,12 +7,15 @@ A refusal names the option and the value.
 import inspect
 import math
 import sys
+import time
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, UnionType
 from typing import Any
 
 import pytest
+import yaml
 
 from lit_adaptive.cli.main import AdaptiveCLI
 
@@ -147,3 +150,73 @@ def test_bad_numbers_are_refused_by_name_and_value(built: Built) -> None:
                         wrong.append(f"{case}: accepted")
     assert count > 400
     assert not wrong, "\n".join(wrong)
+
+
+BAD = {bool: ["nonsense"], int: ["-7", "1e30", "nonsense"], float: ["-7", "nan", "nonsense"]}
+WORDS = ["", "nonsense/7", "[7, {}]"]
+
+
+def options_of(node: Any, path: str = "", owner: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Command-line option, class with name, and value of each leaf of a config, but lists'."""
+    if isinstance(node, dict):
+        owner = node.get("class_path", owner)
+        for name, value in node.items():
+            if name == "init_args":
+                yield from options_of(value, path, owner)
+            elif name == "class_path":
+                yield path, f"{owner} class", value
+            else:
+                yield from options_of(value, f"{path}.{name}" if path else name, owner)
+    elif node is not None and not isinstance(node, list):
+        yield path, f"{owner} {path.rpartition('.')[2]}", node
+
+
+def cases() -> Iterator[tuple[Path, str, str]]:
+    """Each option of each class once, in the first config that has it, with each bad value.
+
+    Not those of a dataset's ``source``: jsonargparse tries them as rows of a list instead.
+    """
+    seen: set[str] = set()
+    for path in RECIPES:
+        for option, key, value in options_of(yaml.safe_load(path.read_text())):
+            if key not in seen and option and ".source." not in option and "power" not in option:
+                seen.add(key)
+                for bad in BAD.get(type(value), WORDS):
+                    yield path, option, bad
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for 40 s
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    wrong: list[str] = []
+    count = refused = 0
+    for path, option, bad in cases():
+        count += 1
+        case = f"{path.stem} --{option}={bad}"
+        shrink = ["--data.capacity=500"] if path.stem.startswith("dqn") else []
+        start = time.monotonic()
+        try:
+            AdaptiveCLI(
+                ["fit", "--config", str(path), *shrink, f"--runs={tmp_path}", f"--{option}={bad}"]
+            )
+        except SystemExit:
+            refused += 1
+            error = capsys.readouterr().err.partition("error: ")[2]
+            shown = {bad, "1e+30"} if bad != "[7, {}]" else {"7", "list"}
+            if bad and not any(value in error for value in shown):
+                wrong.append(f"{case}: without the value: {error}")
+            if len(error.splitlines()) > 16:
+                wrong.append(f"{case}: {len(error.splitlines())} lines: {error}")
+        except Exception as error:
+            wrong.append(f"{case}: {type(error).__name__}: {error}")
+        if time.monotonic() - start > 10:
+            wrong.append(f"{case}: took {time.monotonic() - start:.0f} s")
+    assert count > 200
+    assert refused > count / 2
+    assert not wrong, "\n".join([f"{len(wrong)} of {count}", *wrong])

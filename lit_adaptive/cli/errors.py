@@ -21,6 +21,7 @@ _NOISE = re.compile(
     r"|- Expected a <class 'NoneType'>|Given value type: |Given value: )"
 )
 _VALUE = re.compile(r"\.? ?\b(?:Got|Given) value: (.*)$")
+_VALUES = re.compile(r"\b(?:Got|Given) value: (.*?)(?=\.? Got value: |$)")
 _OPTION_VALUE = re.compile(r"NestedArg\(key='.*?', val=(.*)\)$")
 _MAX_VALUE = 60
 """Characters of a value that is repeated in a message."""
@@ -64,7 +65,7 @@ def shorten(message: str) -> str:
 
 def _given_value(lines: list[str]) -> str:
     """The value that was rejected, if it is short: of the option itself rather than its class."""
-    values = [found.group(1) for line in lines if (found := _VALUE.search(line))]
+    values = [value for line in lines for value in _VALUES.findall(line)]
     own = [value for value in values if not value.startswith(("Namespace(", "NestedArg("))]
     nested = [found.group(1) for value in values if (found := _OPTION_VALUE.match(value))]
     value = next(iter([*own, *nested]), "").strip("'")

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
+from gymnasium.error import DependencyNotInstalled
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -136,8 +137,8 @@ class AdaptiveCLI(LightningCLI):
         """Run; report an error of the configuration that shows later without its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (MisconfigurationException, ValueError) as error:
-            if isinstance(error, MisconfigurationException) or raised_by_package(error):
+        except (MisconfigurationException, DependencyNotInstalled, ValueError) as error:
+            if not isinstance(error, ValueError) or raised_by_package(error):
                 self.parser.error(str(error), error)
             raise
         except RuntimeError as error:

@@ -38,7 +38,7 @@ class TransitionsDataModule(SampledDataModule):
             once.
         environment_kwargs: arguments of the environment.
         evaluation_environment_kwargs: arguments that replace those of ``environment_kwargs`` in
-            greedy episodes, such as unclipped rewards.
+            greedy episodes, such as unclipped rewards, or ``render_mode: human`` to watch them.
         evaluation_episodes: greedy episodes per validation.
         storage: device of the transitions, ``cpu`` or ``cuda``.
         seed: seed of environments, exploration and sampler; by default that of ``seed_everything``.
@@ -86,6 +86,13 @@ class TransitionsDataModule(SampledDataModule):
         ):
             if value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        for kwargs in (environment_kwargs or {}, evaluation_environment_kwargs or {}):
+            if (mode := kwargs.get("render_mode")) not in (None, "human"):
+                raise ValueError(
+                    f"render_mode is {mode!r}, but no frames are recorded here: use 'human' in "
+                    "evaluation_environment_kwargs to watch greedy episodes, or record an "
+                    "environment of your own with gymnasium.wrappers.RecordVideo"
+                )
         self.environment = environment
         self.environment_kwargs = environment_kwargs or {}
         self.evaluation_environment_kwargs = evaluation_environment_kwargs or {}

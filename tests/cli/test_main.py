@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import pickle
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,10 @@ def test_an_option_overrides_the_hyperparameters_of_ckpt_path(
         (["--data.sampler.alpha=1.5"], ["alpha", "1.5"]),
         (["--data.beta=-1"], ["beta", "-1"]),
         (["--data.environment=Pendulum-v1"], ["Discrete"]),
+        (
+            ["--data.environment_kwargs.render_mode=rgb_array"],
+            ["'rgb_array'", "evaluation_environment_kwargs"],
+        ),
         (["--trainer.callbacks=[]"], ["duty.target_sync", "TargetSync", "TransitionCollector"]),
     ],
     ids=lambda value: " ".join(value)[:60],
@@ -300,6 +307,46 @@ def test_a_checkpoint_with_arbitrary_objects_is_rejected(
     assert "weights-only" in error
 
 
+class _Touch:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file, mark: file.write_bytes(b""),
+        lambda file, mark: file.write_bytes(file.read_bytes()[:100]),
+        lambda file, mark: file.write_bytes(file.read_bytes()[:-100]),
+        lambda file, mark: file.write_bytes(file.read_bytes()[1000:]),
+        lambda file, mark: file.write_bytes(pickle.dumps(_Touch(mark))),
+        lambda file, mark: torch.save(_Touch(mark), file),
+        lambda file, mark: torch.save({"state_dict": {"weight": _Touch(mark)}}, file),
+        lambda file, mark: torch.save({"callbacks": [_Touch(mark)]}, file),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_damaged_or_hostile_checkpoint_is_rejected_and_executes_nothing(
+    command: str,
+    spoil: Any,
+    tmp_path: Path,
+    finished_run: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, mark = tmp_path / "spoilt.ckpt", tmp_path / "executed"
+    shutil.copy(finished_run / "checkpoints" / "last.ckpt", file)
+    spoil(file, mark)
+    error = _error_of(capsys, command, *PER, f"--runs={tmp_path}", f"--ckpt_path={file}")
+    assert f"{file} cannot be loaded" in error
+    assert len(error.splitlines()) < 6
+    assert not mark.exists()
+
+
 @pytest.mark.filterwarnings("default")
 def test_wandb_offline_records_the_metrics_and_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,10 +382,24 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
-def _read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """History rows and config in the file of an offline run."""
+def _wandb_kinds(path: Path) -> Iterator[bytes]:
     from wandb.proto import wandb_internal_pb2
 
+    for data in _wandb_records(path):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield str(record.WhichOneof("record_type")).encode()
+
+
+def _read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """History rows and config in the file of an offline run, when it is complete."""
+    from wandb.proto import wandb_internal_pb2
+
+    # The service writes the file: `finish` may return before the exit record is on the disk.
+    for _ in range(300):
+        if b"".join(_wandb_kinds(path)).endswith(b"exit"):
+            break
+        time.sleep(0.1)
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
     for data in _wandb_records(path):
