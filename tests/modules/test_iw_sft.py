@@ -379,5 +379,5 @@ def test_a_checkpoint_is_tested_on_data_of_another_size(tmp_path: Path):
     tester = Trainer(**options, **quiet)
     tester.test(again, other, ckpt_path=path, verbose=False)
     assert float(tester.callback_metrics["test/nll"]) > 0
-    with pytest.raises(ValueError, match="the state's size is 64, this sampler's is 9"):
+    with pytest.raises(ValueError, match="there are 9 rows, and were 64"):
         Trainer(**options, **quiet, max_steps=2).fit(again, other, ckpt_path=path)

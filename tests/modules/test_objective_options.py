@@ -196,7 +196,7 @@ DATA_OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 # No influence on training, or only through options tested elsewhere.
 NOT_TESTED = {"self", "dataset", "val_dataset", "test_dataset", "eval_batch_size", "difficulty"}
-NOT_TESTED |= {"scores", "share_prompts", "rewards", "replay"}
+NOT_TESTED |= {"scores", "share_prompts", "rewards", "replay", "on_changed_data"}
 
 
 def test_no_option_of_the_datamodule_is_left_out() -> None:

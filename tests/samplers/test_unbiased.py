@@ -43,14 +43,14 @@ SAMPLERS: dict[str, Factory] = {
         n, UniformSampler, start=0.5, until=1.0, hardest_first=True
     ),
     "self-paced": lambda n: CurriculumSampler(n, thresholds=(1.2, 3.0), until=1.0),
-    "mixture": lambda n: MixtureSampler(n, [ShuffledSampler, PrioritizedSampler], [1, 3]),
+    "mixture": lambda n: MixtureSampler(n, [ShuffledSampler, PrioritizedSampler], [0.25, 0.75]),
 }
 REJECTED: dict[str, Factory] = {"infobatch": InfoBatchSampler, "bucketed": BucketedSampler}
 
 
 def mixed(first: Factory, second: Factory) -> IndexSampler:
     """A mixture that draws from the first a third of the time."""
-    return MixtureSampler(SIZE, [first, second], [1.0, 2.0])
+    return MixtureSampler(SIZE, [first, second], [1 / 3, 2 / 3])
 
 
 def over_curriculum(first: Factory, second: Factory) -> IndexSampler:

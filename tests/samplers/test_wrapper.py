@@ -156,7 +156,7 @@ def hybrid(size: int) -> MixtureSampler:
             lambda n: PrioritizedSampler(n, alpha=0.5),
             UniformSampler,
         ],
-        [6.0, 3.0, 1.0],
+        [0.6, 0.3, 0.1],
     )
 
 
