@@ -217,6 +217,11 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return tokens
 
     @property
+    def demonstration_lengths(self) -> Tensor:
+        """Tokens of each row's good answer, stop token included: ``[N]`` int64."""
+        return torch.from_numpy(self._tokenized.lengths("answer")[self._rows]).long()
+
+    @property
     def prompt_lengths(self) -> Tensor:
         """The same as ``lengths``: a sample is a prompt."""
         return self.lengths

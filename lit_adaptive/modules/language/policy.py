@@ -155,6 +155,10 @@ class PolicyModule(EvaluatedModule):
                 new = 0 if rollouts is None else rollouts.max_new_tokens
             remedy = "lower max_length of the dataset or max_new_tokens"
             self._check_length(language, name, int(prompts.max()), new, remedy)
+            if getattr(dataset, "demonstrated", False):  # prompts with a good answer each
+                remedy = "leave out the rows of long demonstrations"
+                longest = int((prompts + dataset.demonstration_lengths).max())
+                self._check_length(language, name, longest, 0, remedy)
             if hasattr(dataset, "offsets"):  # demonstrations
                 remedy = "lower max_length of the dataset"
                 self._check_length(language, name, int(dataset.lengths.max()), 0, remedy)

@@ -13,6 +13,7 @@ from lit_adaptive.data import (
     DemonstrationDataset,
     DemonstrationsDataModule,
     PromptDataset,
+    RolloutDataModule,
 )
 from lit_adaptive.modules import GRPO, IWSFT, ConfiguredLM, LoRA, Optimization, PolicyObjective
 from lit_adaptive.rollout.generation import SamplingParams
@@ -124,6 +125,15 @@ def test_sequences_longer_than_the_models_positions_are_rejected(architecture: s
     data = DemonstrationsDataModule(DemonstrationDataset(rows), batch_size=1)
     with pytest.raises(ValueError, match="longest sequence of dataset has 15 tokens"):
         fit(IWSFT(model, objective="nll", max_new_tokens=0), data)
+
+
+def test_demonstrations_among_rollouts_may_not_exceed_the_positions() -> None:
+    rows = [{"prompt": "1+1=", "completion": "2" * 12, "answer": "2"}]
+    dataset = PromptDataset(rows, columns=["answer"], demonstration="completion")
+    data = RolloutDataModule(dataset, batch_size=1, group_size=2, sampling=SamplingParams(3))
+    module = GRPO(ConfiguredLM(**TINY, max_positions=16), max_new_tokens=0)
+    with pytest.raises(ValueError, match="longest sequence of dataset has 17 tokens"):
+        fit(module, data)
 
 
 def test_completions_in_validation_may_not_exceed_the_positions() -> None:
