@@ -44,6 +44,7 @@ class AtomicTrainer(Trainer):
         self, filepath: Any, weights_only: bool | None = None, storage_options: Any | None = None
     ) -> None:
         """Save under a temporary name, then rename; on every rank."""
+        weights_only = bool(weights_only)  # Lightning reports None at each save
         path = str(self.strategy.broadcast(str(filepath)))
         if "://" in path:
             super().save_checkpoint(path, weights_only, storage_options)
