@@ -1,5 +1,6 @@
 """IWSFT: its loss is that of the written formula, whatever the reference is kept in."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,38 @@ def test_the_loss_equals_the_formula_on_full_logits(options):
         plain = ImportanceWeightedSFTLoss(objective="nll")(logits, padded(batch))
         differ += not torch.allclose(loss, plain, rtol=1e-5)
     assert differ >= 2
+
+
+# option -> (its other value, options beside it)
+OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "objective": ("dft", {}),
+    "ratio": ("ref_over_policy", {}),
+    "level": ("token", {}),
+    "temperature": (0.2, {}),
+    "clamp": ((0.99, 1.01), {}),
+    "normalize": (True, {}),
+    "q_decay": (0.9, {}),
+    "label_smoothing": (0.3, {}),
+    "reduction": ("sequence", {}),
+    "count": (7.0, {"reduction": "fixed", "count": 30.0}),
+}
+# Parts of the model, or without influence on training; the references are equal (see below).
+OTHER = {"self", "model", "optimization", "weights", "max_new_tokens", "reward", "reference"}
+
+
+def test_no_option_is_left_out() -> None:
+    assert inspect.signature(IWSFT.__init__).parameters.keys() - OTHER == OPTIONS.keys()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_option_acts_in_a_run(name: str) -> None:
+    def trained(**options: Any) -> Tensor:
+        module = IWSFT(tiny(), optimization=FAST, max_new_tokens=0, **options)
+        fit(module, sums(), ReferenceLogProbs())
+        return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+    value, beside = OPTIONS[name]
+    assert not torch.equal(trained(**beside | {name: value}), trained(**beside))
 
 
 def test_the_signal_is_each_samples_mean_negative_log_likelihood():
