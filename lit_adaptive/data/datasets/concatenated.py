@@ -1,7 +1,6 @@
 """Questions of several datasets as one, such as tasks and levels of different difficulty."""
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lit_adaptive.data.datasets.questions import QuestionRows
 
@@ -24,11 +23,10 @@ class ConcatenatedQuestions(QuestionRows):
         if not parts:
             raise ValueError("parts is empty; give at least one dataset of questions")
         tables: list[pa.Table] = []
-        seen = pa.array([], pa.string())
+        seen: set[str] = set()
         for number, part in enumerate(parts):
-            table = part.table
-            new = pc.invert(pc.is_in(table["prompt"], value_set=seen))  # type: ignore[attr-defined]
-            table = table.filter(new)
+            prompts = part.table["prompt"].to_pylist()
+            table = part.table.filter(pa.array([prompt not in seen for prompt in prompts]))
             if not len(table):
                 raise ValueError(
                     f"earlier datasets have all questions of {part.source} (part {number}): leave "
@@ -36,7 +34,7 @@ class ConcatenatedQuestions(QuestionRows):
                 )
             ids = pa.array([f"{number}/{one}" for one in table["id"].to_pylist()])
             tables.append(table.set_column(table.column_names.index("id"), "id", ids))
-            seen = pa.concat_arrays([seen, *table["prompt"].chunks])
+            seen.update(prompts)
         source = " and ".join(dict.fromkeys(part.source for part in parts))
         try:
             whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
