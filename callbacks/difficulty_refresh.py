@@ -162,7 +162,6 @@ class DifficultyRefresh(Callback):
         self.reference_tokens = 0.0
         self._window: list[_Observations] = []  # of the steps since the last refresh
         self._memory: deque[tuple[_Observations, _Observations]] = deque(maxlen=memory)
-        self._refreshed = -1  # version of the last refresh
         self._metrics: dict[str, float] = {}  # to be logged
         self._pool: list[Tensor] = []  # histogram of the estimates after each refresh
         self._drawn: list[Tensor] = []  # histogram of the pass rates of each step
@@ -193,7 +192,7 @@ class DifficultyRefresh(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.predictor is None:
             self._build(trainer, pl_module)
-        if data.next_version == 0 and self._refreshed < 0:
+        if data.next_version == 0 and not self._memory:
             self._refresh(trainer, pl_module)
 
     def on_train_batch_end(
@@ -279,15 +278,12 @@ class DifficultyRefresh(Callback):
             reseed(derive_seed(data.seed, _STREAM, version, 1))
             self._learn(generator)
         if len(references.index):
-            assert self.predictor is not None  # built before the first refresh
-            predicted = self.predictor.predict(
-                self.embeddings, self.embeddings[references.index], references.pass_rate
-            )
+            predicted = self._predict(self.embeddings, references)
             data.sampler.set_prediction(trainer.strategy.broadcast(predicted))
         if self.references:
             data.sampler.leave_out(references.index)
         self._pool.append(_histogram(data.sampler.pass_rates()))
-        self._window, self._refreshed = [], version
+        self._window = []
 
     def _observe_references(self, data: Any, generator: torch.Generator) -> _Observations:
         index = uniform_sample(data.sampler.size, self.references, generator)
@@ -303,7 +299,10 @@ class DifficultyRefresh(Callback):
         half = len(references.index) // 2
         first = _Observations(*(value[:half] for value in references))
         second = _Observations(*(value[half:] for value in references))
-        predicted = torch.cat([self._predict(first, second), self._predict(second, first)]).float()
+        parts = ((first, second), (second, first))
+        predicted = torch.cat(
+            [self._predict(self.embeddings[part.index], known) for part, known in parts]
+        ).float()
         true = references.pass_rate
         metrics = {"calibration": calibration_error(predicted, true)}
         if float(true.std()) > 0 and float(predicted.std()) > 0:
@@ -314,12 +313,10 @@ class DifficultyRefresh(Callback):
         metrics |= dict(zip(names, precision, strict=True))
         return {f"train/difficulty/{name}": value for name, value in metrics.items()}
 
-    def _predict(self, query: _Observations, reference: _Observations) -> Tensor:
+    def _predict(self, query: Tensor, reference: _Observations) -> Tensor:
+        """Pass rates ``[B]`` of the prompts with embeddings ``query`` ``[B, F]``."""
         assert self.predictor is not None  # built before the first refresh
-        vectors = self.embeddings
-        return self.predictor.predict(
-            vectors[query.index], vectors[reference.index], reference.pass_rate
-        )
+        return self.predictor.predict(query, self.embeddings[reference.index], reference.pass_rate)
 
     def _learn(self, generator: torch.Generator) -> None:
         """Train the predictor: of a refresh in memory, predict one part from another."""
@@ -361,7 +358,6 @@ class DifficultyRefresh(Callback):
             "optimizer": self.optimizer.state_dict(),
             "window": [tuple(each) for each in self._window],
             "memory": [tuple(map(tuple, parts)) for parts in self._memory],
-            "refreshed": self._refreshed,
             "reference_tokens": self.reference_tokens,
             "metrics": dict(self._metrics),
             "pool": list(self._pool),
@@ -386,7 +382,6 @@ class DifficultyRefresh(Callback):
         self._memory.extend(
             (_Observations(*first), _Observations(*later)) for first, later in state_dict["memory"]
         )
-        self._refreshed = state_dict["refreshed"]
         self.reference_tokens = state_dict["reference_tokens"]
         self._metrics = dict(state_dict["metrics"])
         self._pool, self._drawn = list(state_dict["pool"]), list(state_dict["drawn"])

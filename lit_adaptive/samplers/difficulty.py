@@ -149,7 +149,8 @@ class DifficultySampler(AdaptiveSampler):
         Raises:
             ValueError: naming the indices outside [0, 1], or for another shape.
         """
-        self.estimator.set_prediction(self._check_pass_rates(torch.arange(self.size), pass_rate))
+        _, rate = self._check_pass_rates(torch.arange(self.size), pass_rate)
+        self.estimator.set_prediction(rate)
         self.end_window()
 
     def end_window(self) -> None:
@@ -197,9 +198,10 @@ class DifficultySampler(AdaptiveSampler):
         return log
 
     def _select(self, count: int) -> Draw:
-        """``count`` prompts that this window has not had, in random order."""
+        """Up to ``count`` prompts that this window has not had, in random order."""
         log = self._log_masses()
         log[torch.tensor(self._drawn, dtype=torch.int64)] = -torch.inf
+        count = min(count, int((log > -torch.inf).sum()))
         selected, inclusion = gumbel_top_k(log, count, self.generator)
         order = torch.randperm(count, generator=self.generator)
         self._drawn += selected.tolist()
@@ -218,20 +220,16 @@ class DifficultySampler(AdaptiveSampler):
                 "replacement: lower it, or add prompts"
             )
         if not self._selected:
-            left = self.count - len(self._drawn)
-            self._queue = self._select(min(self.window * batch_size, left))
+            self._queue = self._select(self.window * batch_size)
             self._selected = True
         draw, self._queue = (
             Draw(*(part[:batch_size] for part in self._queue)),
             Draw(*(part[batch_size:] for part in self._queue)),
         )
         while len(draw.index) < batch_size:
-            missing = batch_size - len(draw.index)
-            left = self.count - len(set(self._drawn))
-            if left == 0:  # the window has had them all
+            more = self._select(batch_size - len(draw.index))
+            if not len(more.index):  # the window has had them all
                 self._drawn = draw.index.tolist()
-                continue
-            more = self._select(min(missing, left))
             draw = Draw(*(torch.cat(parts) for parts in zip(draw, more, strict=True)))
         return draw
 
@@ -241,18 +239,6 @@ class DifficultySampler(AdaptiveSampler):
         return self._log_masses().softmax(0)
 
     # Learning ------------------------------------------------------------------------------------
-
-    def _check_pass_rates(self, index: Tensor, pass_rate: Tensor) -> Tensor:
-        _, rate = self._check_update(index, pass_rate, name="pass rates")
-        outside = rate > 1
-        if bool(outside.any()):
-            raise ValueError(
-                f"the pass rates of index {index[outside][:8].tolist()} are "
-                f"{rate[outside][:8].tolist()}; they lie in [0, 1]: scale the rewards, or draw by "
-                "the spread of rewards (PrioritizedSampler with callbacks.PromptStatistics, "
-                "signal: spread). Nothing was changed"
-            )
-        return rate
 
     def update(self, index: Tensor, priority: Tensor) -> None:
         """Learn the pass rates ``[K]`` in [0, 1] of ``index`` ``[K]`` int64, and count a step.
@@ -264,8 +250,8 @@ class DifficultySampler(AdaptiveSampler):
             ValueError: naming the offending indices, if one is out of range or its pass rate is
                 outside [0, 1] or NaN; nothing changes.
         """
-        rate = self._check_pass_rates(index, priority)
-        prompt, inverse = torch.unique(index.detach().cpu(), return_inverse=True)
+        index, rate = self._check_pass_rates(index, priority)
+        prompt, inverse = torch.unique(index, return_inverse=True)
         mean = segment_mean(rate, inverse, len(prompt))
         self.estimator.observe(prompt, mean, self.group_size)
         if self.track_reward and len(rate):

@@ -79,14 +79,7 @@ class GRESOSampler(EpochSampler, AdaptiveSampler):
         Raises:
             ValueError: naming the offending indices; nothing changes.
         """
-        index, rate = self._check_update(index, priority, name="pass rates")
-        outside = rate > 1
-        if bool(outside.any()):
-            raise ValueError(
-                f"the pass rates of index {index[outside][:8].tolist()} are "
-                f"{rate[outside][:8].tolist()}; they lie in [0, 1]: scale the rewards. Nothing was "
-                "changed"
-            )
+        index, rate = self._check_pass_rates(index, priority)
         flat, right = (rate <= 0) | (rate >= 1), rate >= 1
         self._streak[index] = torch.where(flat, self._streak[index] + 1, 0)
         self._right[index] = right.long()

@@ -168,6 +168,16 @@ def test_a_curriculum_restricts_what_is_drawn() -> None:
     assert int(sampler.draw(8).index.max()) < 11
 
 
+def test_prompts_that_are_removed_while_a_window_lasts_are_not_missed() -> None:
+    sampler = sampler_of(RATES, window=4)
+    drawn = sampler.draw(8).index
+    sampler.remove(drawn)
+    sampler.remove(torch.arange(0, 8))
+    rest = sampler.draw(sampler.count).index.tolist()
+    assert len({*rest}) == sampler.count
+    assert not {*rest} & {*drawn.tolist(), *range(8)}
+
+
 def test_a_mixture_refuses_draws_without_replacement() -> None:
     with pytest.raises(ValueError, match=r"DifficultySampler.*uniform_share"):
         MixtureSampler(8, [DifficultySampler, UniformSampler])
@@ -193,6 +203,8 @@ def test_pass_rates_outside_0_and_1_are_refused_with_what_still_makes_sense() ->
     sampler = DifficultySampler(8)
     with pytest.raises(ValueError, match=r"index \[3\] are \[1.5\].*signal: spread"):
         sampler.update(torch.tensor([3]), torch.tensor([1.5]))
+    with pytest.raises(ValueError, match=r"index \[2\] are \[-0.5\]"):
+        sampler.update(torch.tensor([2]), torch.tensor([-0.5]))
     with pytest.raises(ValueError, match=r"index \[7\]"):
         sampler.set_prediction(torch.tensor([0.5] * 7 + [2.0]))
 
