@@ -5,6 +5,8 @@ drawing           prioritized, boosting, reward_weighted, curriculum, difficulty
                   sum_tree, systematic: draws from masses, with and without replacement
                   corrections: weights that undo the bias of a draw
 rollouts          advantages; freshness: priorities of replayed groups
+                  influence: prompts whose gradient serves validation
+                  projection: random projections of gradients
 losses            td; iw_sft; policy_ratios, policy_losses, token_entropy: policy gradients
                   log_probs: log-probabilities of tokens without their logits
 shared arithmetic segments, shares, schedules, diagnostics
@@ -82,6 +84,14 @@ from lit_adaptive.core.hard_examples import (
     reducible_loss,
     selective_backprop_probabilities,
 )
+from lit_adaptive.core.influence import (
+    influence_scores,
+    max_fusion,
+    mean_validation_gradient,
+    off_policy_coefficients,
+    reciprocal_rank_fusion,
+    select_top,
+)
 from lit_adaptive.core.iw_sft import (
     ImportanceWeightedSFTLoss,
     TokenWeights,
@@ -93,6 +103,7 @@ from lit_adaptive.core.iw_sft import (
 )
 from lit_adaptive.core.log_probs import (
     TokenLogProbs,
+    logit_gradients,
     token_log_probs,
 )
 from lit_adaptive.core.policy_losses import (
@@ -115,6 +126,10 @@ from lit_adaptive.core.prioritized import (
     proportional_priorities,
     rank_priorities,
     sampling_probabilities,
+)
+from lit_adaptive.core.projection import (
+    SparseProjection,
+    hash_positions,
 )
 from lit_adaptive.core.reward_weighted import (
     balance_groups,
@@ -170,6 +185,7 @@ __all__ = [
     "MismatchWeights",
     "PolicyLoss",
     "SelectionPrecision",
+    "SparseProjection",
     "SumTree",
     "TokenLogProbs",
     "TokenWeights",
@@ -203,11 +219,13 @@ __all__ = [
     "gumbel_top_k",
     "hardest_indices",
     "has_spread",
+    "hash_positions",
     "high_entropy_mask",
     "huber_losses",
     "importance_sampling_weights",
     "inclusion_probabilities",
     "inclusion_weights",
+    "influence_scores",
     "infobatch_keep_probabilities",
     "inverse_probability_weights",
     "iw_sft_weights",
@@ -220,13 +238,17 @@ __all__ = [
     "linear_schedule",
     "log_importance_ratios",
     "log_masses",
+    "logit_gradients",
     "loss_cdf",
     "loss_gains",
     "luffy_shaping",
     "markov_forecast",
     "markov_observe",
+    "max_fusion",
+    "mean_validation_gradient",
     "mismatch_weights",
     "nested_masses",
+    "off_policy_coefficients",
     "off_policy_sequence_mask",
     "overlong_penalty",
     "pass_at_k",
@@ -238,6 +260,7 @@ __all__ = [
     "q_errors",
     "rank_masses",
     "rank_priorities",
+    "reciprocal_rank_fusion",
     "reduce_segments",
     "reducible_loss",
     "resolve_clamp",
@@ -249,6 +272,7 @@ __all__ = [
     "segment_mean",
     "segment_std",
     "segment_sum",
+    "select_top",
     "selection_log_masses",
     "selection_precision",
     "selection_scores",

@@ -17,6 +17,7 @@ bias are frozen (LoRA), nothing is recomputed: the gradient of ``log_prob`` with
 all.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -108,6 +109,64 @@ def token_log_probs(
     )
     _check_options(config, len(weight))
     return TokenLogProbs(*cast("Any", TiledLogProbs).apply(hidden, weight, bias, target, config))
+
+
+@torch.no_grad()
+def logit_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    log_prob: Tensor,
+    log_prob_grad: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    tile: int = 2048,
+) -> Iterator[tuple[slice, Tensor]]:
+    r"""Gradients with respect to :math:`h W^T + b`, some vocabulary entries at a time.
+
+    With :math:`p_v = \exp(z_v - z_{target} + \mathrm{log\_prob})` it is ``log_prob_grad`` times
+    :math:`(1[v = target] - p_v)`, times the derivative of :math:`z_v`. Each token's outer product
+    with ``hidden`` is its part of the gradient of ``weight``.
+
+    Args:
+        hidden: ``[K, D]``.
+        weight: ``[V, D]``.
+        target: ``[K]`` int64 in [0, V).
+        log_prob: ``[K]``, of ``token_log_probs``.
+        log_prob_grad: ``[K]``, gradient of a loss with respect to ``log_prob``.
+        bias: ``[V]``.
+        temperature: see ``token_log_probs``.
+        softcap: see ``token_log_probs``.
+        scale: see ``token_log_probs``.
+        tile: vocabulary entries at a time, above 0.
+
+    Yields:
+        A range of entries, and the gradient ``[K, E]`` float32.
+    """
+
+    def logits(product: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Logits z of products, and their derivative."""
+        if softcap is None:
+            return product * (scale / temperature), scale / temperature
+        capped = (product * (scale / softcap)).tanh()
+        return capped * (softcap / temperature), (1 - capped.square()) * (scale / temperature)
+
+    hidden = hidden.float()
+    own = (hidden * weight[target].float()).sum(1)
+    normalizer = logits(own if bias is None else own + bias[target])[0] - log_prob
+    for first in range(0, len(weight), tile):
+        columns = slice(first, min(first + tile, len(weight)))
+        product = hidden @ weight[columns].float().t()
+        if bias is not None:
+            product = product + bias[columns]
+        value, slope = logits(product)
+        gradient = (value - normalizer[:, None]).exp_().mul_(-log_prob_grad[:, None])
+        inside = ((target >= first) & (target < columns.stop)).nonzero().flatten()
+        gradient[inside, target[inside] - first] += log_prob_grad[inside]
+        yield columns, gradient * slope
 
 
 def _check_options(config: LogitsConfig, size: int) -> None:

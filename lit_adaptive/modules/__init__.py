@@ -7,6 +7,7 @@ from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor, PassR
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.iw_sft import IWSFT
+from lit_adaptive.modules.language.gradients import PromptGradients
 from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.language.policy import PolicyModule
 from lit_adaptive.modules.language.recipes import CausalLM, ConfiguredLM, LoRA, PretrainedLM
@@ -34,6 +35,7 @@ __all__ = [
     "PolicyModule",
     "PolicyObjective",
     "PretrainedLM",
+    "PromptGradients",
     "QNetwork",
     "TransformersClassifier",
 ]

@@ -1,13 +1,13 @@
 """A causal language model that scores given tokens and decodes the next one."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.core.log_probs import TokenLogProbs, token_log_probs
+from lit_adaptive.core.log_probs import TokenLogProbs, logit_gradients, token_log_probs
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Fields of a config that do not change what a model computes.
@@ -145,6 +145,50 @@ class LanguageModel(nn.Module):
         bias: Tensor | None = getattr(head, "bias", None)
         kept = slice(self._size) if self._ids is None else self._ids
         return head.weight[kept], None if bias is None else bias[kept]
+
+    def logit_gradients(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        log_prob: Tensor,
+        log_prob_grad: Tensor,
+        temperature: float,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Gradients of the head's outputs, some rows of its weight at a time.
+
+        Args:
+            hidden: ``[K, D]``, the hidden states that predict the targets.
+            target: ``[K]`` int64.
+            log_prob: ``[K]``, log-probabilities of the targets.
+            log_prob_grad: ``[K]``, gradient of a loss with respect to them.
+            temperature: divisor of the logits, above 0.
+
+        Yields:
+            The first of consecutive rows of the head's weight, and the gradient of the products of
+            each token and these rows, ``[K, E]``.
+        """
+        weight, bias = self._head()
+        if self._ids is not None:
+            target = torch.searchsorted(self._ids, target)
+        tiles = logit_gradients(
+            hidden,
+            weight,
+            target,
+            log_prob,
+            log_prob_grad,
+            bias=bias,
+            softcap=self._softcap,
+            scale=self._scale,
+            temperature=temperature,
+        )
+        for columns, gradient in tiles:
+            if self._ids is None:
+                yield columns.start, gradient
+                continue
+            ids = self._ids[columns]
+            first, last = int(ids[0]), int(ids[-1]) + 1
+            spread = gradient.new_zeros(len(gradient), last - first)
+            yield first, spread.index_copy_(1, ids - first, gradient)
 
     def mask_logits(self, logits: Tensor) -> Tensor:
         """``logits`` ``[..., V]`` of the ids up to the last that exists; minus infinity in gaps."""
