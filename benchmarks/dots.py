@@ -175,7 +175,7 @@ def feedback() -> Callback:
 
 def refresh(references: int = 32) -> Callback:
     """DOTS' predictor, learning online."""
-    return DifficultyRefresh(2, references, hidden_size=128, file=None)
+    return DifficultyRefresh(2, references, hidden_size=64, updates=40, file=None)
 
 
 def uniform_replay() -> dict[str, Any]:

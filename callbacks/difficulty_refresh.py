@@ -36,6 +36,8 @@ from lit_adaptive.rollout.models.embeddings import cached_embeddings
 _STREAM = 0x44F15  # of the datamodule's seed
 _BINS = 20
 _LEAST = 4  # observations that a predictor can be trained on or judged by
+_ATTENDED = 256  # observations that serve as references, if there are as many; the paper's K
+_BATCH = 64  # predicted prompts of an update
 
 
 class _Observations(NamedTuple):
@@ -68,22 +70,26 @@ class _Observations(NamedTuple):
 class DifficultyRefresh(Callback):
     """Predicts the pass rate of every prompt, and hands the predictions to the sampler.
 
-    Every ``every_n_steps`` steps some prompts, drawn uniformly, are rolled out as *references* by
-    the policy as it is then. A predictor (``modules.DifficultyPredictor``) learns from these and
-    from the steps' own rollouts, and predicts all prompts. DOTS (Sun et al., 2025,
-    arXiv:2506.05316), algorithm 1, lines 3 to 6.
+    Every ``every_n_steps`` steps some prompts, drawn uniformly, are rolled out by the policy as it
+    is then. A predictor (``modules.DifficultyPredictor``) learns from these and from the steps' own
+    rollouts, and predicts all prompts from *references*: the latest 256 observed prompts, or
+    ``references`` if that is more. DOTS (Sun et al., 2025, arXiv:2506.05316), algorithm 1, lines 3
+    to 6.
 
     Where this departs from the paper:
       1. The predictor learns during the run from its own rollouts (``updates``), instead of before
          it from the pass rates of a dozen other models (``weights``); both can be combined.
       2. The informative references are trained on in the next step (the paper's appendix A.1; its
          code throws them away).
+      3. Fewer than 256 prompts rolled out at a refresh are supplemented by the latest groups of the
+         steps and by those of earlier refreshes.
 
     Logs ``train/difficulty/*`` after each refresh: ``pearson``, ``spearman``, ``calibration``
     (mean gap over ten bins) and ``precision`` (of the prompts predicted nearest to one half, the
     share whose pass rate lies in [0.125, 0.875]) beside ``precision_bound`` and
-    ``precision_random``, each of one half of the references predicted from the other half before
-    the predictor learns from them; ``informative`` (share of informative references) and
+    ``precision_random``, each of one half of the new references predicted from the other half and
+    earlier ones, before the predictor learns from them; ``informative`` (share of informative
+    references) and
     ``reference_tokens`` (generated for references so far).
 
     Needs: ``data.predictions`` (``RolloutDataModule`` with a ``DifficultySampler``),
@@ -95,7 +101,7 @@ class DifficultyRefresh(Callback):
         every_n_steps: steps between refreshes, above 0; the paper's mu. The sampler's ``window``
             should be the same.
         references: prompts rolled out at each refresh, over all ranks; the paper's K. With 0 the
-            groups of the latest steps serve as references.
+            groups of the latest steps alone serve as references.
         train_on_references: train on informative references.
         encoder: gives the embedding of a prompt; by default the policy's own hidden states, as
             they are at the first refresh.
@@ -130,7 +136,7 @@ class DifficultyRefresh(Callback):
         encoder: SentenceEncoder | None = None,
         hidden_size: int = 256,
         learning_rate: float = 1e-3,
-        updates: int = 20,
+        updates: int = 60,
         memory: int = 16,
         weights: str | None = None,
         cache_dir: str | None = None,
@@ -161,7 +167,7 @@ class DifficultyRefresh(Callback):
         self.embeddings = torch.empty(0)
         self.reference_tokens = 0.0
         self._window: list[_Observations] = []  # of the steps since the last refresh
-        self._memory: deque[tuple[_Observations, _Observations]] = deque(maxlen=memory)
+        self._memory: deque[_Observations] = deque(maxlen=memory)
         self._metrics: dict[str, float] = {}  # to be logged
         self._pool: list[Tensor] = []  # histogram of the estimates after each refresh
         self._drawn: list[Tensor] = []  # histogram of the pass rates of each step
@@ -268,20 +274,19 @@ class DifficultyRefresh(Callback):
         version = data.next_version
         generator = torch.Generator().manual_seed(derive_seed(data.seed, _STREAM, version))
         observed = _Observations.cat(self._window)
-        references = self._observe_references(data, generator) if self.references else observed
-        if self._memory:  # what was observed since belongs to the references before
-            self._memory[-1] = (self._memory[-1][0], observed)
-        if len(references.index) >= _LEAST and version > 0:
-            self._metrics |= self._judge(references, data.sampler.alpha)
-        self._memory.append((references, _Observations.cat([])))
+        new = self._observe_references(data, generator) if self.references else observed
+        if len(new.index) >= _LEAST and version > 0:
+            self._metrics |= self._judge(new, data.sampler.alpha)
+        self._memory.append(_Observations.cat([observed, new]) if self.references else observed)
         with isolate_rng():
             reseed(derive_seed(data.seed, _STREAM, version, 1))
             self._learn(generator)
+        references = self._latest()
         if len(references.index):
             predicted = self._predict(self.embeddings, references)
             data.sampler.set_prediction(trainer.strategy.broadcast(predicted))
         if self.references:
-            data.sampler.leave_out(references.index)
+            data.sampler.leave_out(new.index)
         self._pool.append(_histogram(data.sampler.pass_rates()))
         self._window = []
 
@@ -294,16 +299,28 @@ class DifficultyRefresh(Callback):
         self._metrics["train/difficulty/reference_tokens"] = self.reference_tokens
         return _Observations.of(groups)
 
-    def _judge(self, references: _Observations, alpha: float) -> dict[str, float]:
-        """Predict each half of the references from the other half."""
-        half = len(references.index) // 2
-        first = _Observations(*(value[:half] for value in references))
-        second = _Observations(*(value[half:] for value in references))
+    def _latest(self, *, beside: int = 0) -> _Observations:
+        """The latest observations that serve as references ``beside`` others."""
+        known = _Observations.cat([*self._memory])
+        count = max(_ATTENDED, self.references) - beside
+        return _Observations(*(value[max(len(value) - count, 0) :] for value in known))
+
+    def _judge(self, new: _Observations, alpha: float) -> dict[str, float]:
+        """Predict each half of the new observations from the other half and earlier ones."""
+        half = len(new.index) // 2
+        first, second = (
+            _Observations(*(value[part] for value in new))
+            for part in (slice(half), slice(half, None))
+        )
+        earlier = self._latest(beside=half)
         parts = ((first, second), (second, first))
         predicted = torch.cat(
-            [self._predict(self.embeddings[part.index], known) for part, known in parts]
+            [
+                self._predict(self.embeddings[part.index], _Observations.cat([earlier, known]))
+                for part, known in parts
+            ]
         ).float()
-        true = references.pass_rate
+        true = new.pass_rate
         metrics = {"calibration": calibration_error(predicted, true)}
         if float(true.std()) > 0 and float(predicted.std()) > 0:
             metrics["pearson"] = float(pearson_corrcoef(predicted, true))
@@ -319,27 +336,27 @@ class DifficultyRefresh(Callback):
         return self.predictor.predict(query, self.embeddings[reference.index], reference.pass_rate)
 
     def _learn(self, generator: torch.Generator) -> None:
-        """Train the predictor: of a refresh in memory, predict one part from another."""
+        """Train the predictor: of what is remembered, predict some from others."""
         assert self.predictor is not None  # built before the first refresh
         assert self.optimizer is not None
         device = next(self.predictor.parameters()).device
-        usable = [parts for parts in self._memory if len(parts[0].index) >= _LEAST]
-        if not usable:
+        known = _Observations.cat([*self._memory])
+        size = len(known.index)
+        if size < _LEAST:
             return
         for _ in range(self.updates):
-            place = int(torch.randint(len(usable), (), generator=generator))
-            references, later = usable[place]
-            order = torch.randperm(len(references.index), generator=generator)
-            known, asked = order[: len(order) // 2], order[len(order) // 2 :]
-            query = _Observations.cat(
-                [_Observations(references.index[asked], references.pass_rate[asked]), later]
+            order = torch.randperm(size, generator=generator)
+            count = min(_BATCH, size // 2)
+            query, references = (
+                _Observations(*(value[part] for value in known))
+                for part in (order[:count], order[count : count + _ATTENDED])
             )
             loss = predictor_loss(
                 self.predictor,
                 self.embeddings[query.index].float().to(device),
                 query.pass_rate.to(device),
-                self.embeddings[references.index[known]].float().to(device),
-                references.pass_rate[known].to(device),
+                self.embeddings[references.index].float().to(device),
+                references.pass_rate.to(device),
             )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -357,7 +374,7 @@ class DifficultyRefresh(Callback):
             "predictor": self.predictor.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "window": [tuple(each) for each in self._window],
-            "memory": [tuple(map(tuple, parts)) for parts in self._memory],
+            "memory": [tuple(each) for each in self._memory],
             "reference_tokens": self.reference_tokens,
             "metrics": dict(self._metrics),
             "pool": list(self._pool),
@@ -379,9 +396,7 @@ class DifficultyRefresh(Callback):
             )
         self._restored = state_dict
         self._window = [_Observations(*each) for each in state_dict["window"]]
-        self._memory.extend(
-            (_Observations(*first), _Observations(*later)) for first, later in state_dict["memory"]
-        )
+        self._memory.extend(_Observations(*each) for each in state_dict["memory"])
         self.reference_tokens = state_dict["reference_tokens"]
         self._metrics = dict(state_dict["metrics"])
         self._pool, self._drawn = list(state_dict["pool"]), list(state_dict["drawn"])

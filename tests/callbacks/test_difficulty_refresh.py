@@ -17,6 +17,7 @@ from torch import Tensor
 from callbacks import DifficultyRefresh, PromptStatistics, RolloutReplay
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
+from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -157,6 +158,24 @@ def test_without_references_the_latest_groups_serve() -> None:
     assert [len(step.fresh) for step in recorder.steps] == [6] * 6
     sampler: Any = module.sampler
     assert float(sampler.estimator.prediction.std()) > 0
+
+
+def test_few_references_are_supplemented_by_earlier_observations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: list[int] = []
+    original = DifficultyPredictor.predict
+
+    def predict(self: Any, query: Tensor, reference: Tensor, rate: Tensor, **rest: Any) -> Tensor:
+        if len(query) == 60:  # all prompts
+            counts.append(len(reference))
+        return original(self, query, reference, rate, **rest)
+
+    monkeypatch.setattr(DifficultyPredictor, "predict", predict)
+    monkeypatch.setattr("callbacks.difficulty_refresh._ATTENDED", 40)
+    run(refresh())
+    # 10 references, then 2 steps of 6 groups and 10 more at each refresh, up to 40.
+    assert counts[:3] == [10, 32, 40]
 
 
 def saved_run(folder: Path, replay: bool, ckpt_path: str | None = None) -> dict[str, Any]:
