@@ -167,6 +167,7 @@ class DifficultyRefresh(Callback):
         self.embeddings = torch.empty(0)
         self.reference_tokens = 0.0
         self._window: list[_Observations] = []  # of the steps since the last refresh
+        self._referenced = torch.empty(0, dtype=torch.int64)  # prompts of the last refresh
         self._memory: deque[_Observations] = deque(maxlen=memory)
         self._metrics: dict[str, float] = {}  # to be logged
         self._pool: list[Tensor] = []  # histogram of the estimates after each refresh
@@ -215,7 +216,8 @@ class DifficultyRefresh(Callback):
         if step is None:
             return
         observed = _Observations.of(step.fresh)
-        self._window.append(observed)
+        own = ~torch.isin(observed.index, self._referenced)  # references are known already
+        self._window.append(_Observations(*(value[own] for value in observed)))
         self._drawn.append(_histogram(observed.pass_rate))
         last = trainer.global_step >= trainer.estimated_stepping_batches
         if data.next_version % self.every_n_steps == 0 and not last:
@@ -277,6 +279,7 @@ class DifficultyRefresh(Callback):
         new = self._observe_references(data, generator) if self.references else observed
         if len(new.index) >= _LEAST and version > 0:
             self._metrics |= self._judge(new, data.sampler.alpha)
+        self._referenced = new.index if self.references else self._referenced
         self._memory.append(_Observations.cat([observed, new]) if self.references else observed)
         with isolate_rng():
             reseed(derive_seed(data.seed, _STREAM, version, 1))
@@ -374,6 +377,7 @@ class DifficultyRefresh(Callback):
             "predictor": self.predictor.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "window": [tuple(each) for each in self._window],
+            "referenced": self._referenced,
             "memory": [tuple(each) for each in self._memory],
             "reference_tokens": self.reference_tokens,
             "metrics": dict(self._metrics),
@@ -396,6 +400,7 @@ class DifficultyRefresh(Callback):
             )
         self._restored = state_dict
         self._window = [_Observations(*each) for each in state_dict["window"]]
+        self._referenced = state_dict["referenced"]
         self._memory.extend(_Observations(*each) for each in state_dict["memory"])
         self.reference_tokens = state_dict["reference_tokens"]
         self._metrics = dict(state_dict["metrics"])

@@ -174,8 +174,8 @@ def test_few_references_are_supplemented_by_earlier_observations(
     monkeypatch.setattr(DifficultyPredictor, "predict", predict)
     monkeypatch.setattr("callbacks.difficulty_refresh._ATTENDED", 40)
     run(refresh())
-    # 10 references, then 2 steps of 6 groups and 10 more at each refresh, up to 40.
-    assert counts[:3] == [10, 32, 40]
+    # 10 references; then 2 steps of 6 groups, of which 4 are informative references, and 10 more.
+    assert counts[:3] == [10, 28, 40]
 
 
 def saved_run(folder: Path, replay: bool, ckpt_path: str | None = None) -> dict[str, Any]:
