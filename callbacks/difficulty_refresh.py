@@ -17,6 +17,7 @@ from lit_adaptive.core.difficulty import (
     adaptive_difficulty,
     calibration_error,
     selection_precision,
+    selection_scores,
 )
 from lit_adaptive.core.systematic import uniform_sample
 from lit_adaptive.data.seeding import derive_seed, reseed
@@ -35,6 +36,7 @@ from lit_adaptive.rollout.models.embeddings import cached_embeddings
 
 _STREAM = 0x44F15  # of the datamodule's seed
 _BINS = 20
+_LEAST_FACTOR = 1e-6  # of replay priorities
 _LEAST = 4  # observations that a predictor can be trained on or judged by
 _ATTENDED = 256  # observations that serve as references, if there are as many; the paper's K
 _BATCH = 64  # predicted prompts of an update
@@ -94,7 +96,8 @@ class DifficultyRefresh(Callback):
 
     Needs: ``data.predictions`` (``RolloutDataModule`` with a ``DifficultySampler``),
         ``data.roll_out`` and ``data.finished_step``.
-    Changes: the sampler's predictions, and the next step's fresh groups. Writes
+    Changes: the sampler's predictions, the next step's fresh groups, and with
+        ``replay_priorities`` the replay's priorities. Writes
         ``difficulty.png`` at the end.
 
     Args:
@@ -103,6 +106,9 @@ class DifficultyRefresh(Callback):
         references: prompts rolled out at each refresh, over all ranks; the paper's K. With 0 the
             groups of the latest steps alone serve as references.
         train_on_references: train on informative references.
+        replay_priorities: multiply the priority of each replayed group by p (1 - p) of the present
+            estimate of its prompt's pass rate, so that prompts that have become too easy are
+            replayed less. Needs a replay whose policy is ``prioritized`` or ``fresh``.
         encoder: gives the embedding of a prompt; by default the policy's own hidden states, as
             they are at the first refresh.
         hidden_size: width of the predictor's adapters, above 0; 896 in the paper.
@@ -133,6 +139,7 @@ class DifficultyRefresh(Callback):
         references: int = 256,
         *,
         train_on_references: bool = True,
+        replay_priorities: bool = False,
         encoder: SentenceEncoder | None = None,
         hidden_size: int = 256,
         learning_rate: float = 1e-3,
@@ -159,6 +166,7 @@ class DifficultyRefresh(Callback):
             raise ValueError(f"file is {file!r}; it must end in .png")
         self.every_n_steps, self.references = every_n_steps, references
         self.train_on_references, self.encoder = train_on_references, encoder
+        self.replay_priorities = replay_priorities
         self.hidden_size, self.learning_rate = hidden_size, learning_rate
         self.updates, self.weights = updates, weights
         self.cache_dir, self.file = cache_dir, file
@@ -177,11 +185,17 @@ class DifficultyRefresh(Callback):
     # Hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the number of references."""
-        size: int = trainer.datamodule.sampler.size  # type: ignore[attr-defined]
+        """Check the number of references, the replay and the module."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        size: int = data.sampler.size
         if self.references > size:
             raise ValueError(
                 f"references is {self.references}, but there are {size} prompts: lower it"
+            )
+        if self.replay_priorities and (data.replay is None or data.replay.policy == "uniform"):
+            raise ValueError(
+                "replay_priorities is true, but there is no replay with priorities: set the "
+                "replay's policy to prioritized or fresh, or replay_priorities to false"
             )
         if not isinstance(pl_module, PolicyModule) and self.encoder is None:
             raise ValueError(
@@ -190,9 +204,12 @@ class DifficultyRefresh(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the predictor of a resumed run."""
-        if self._restored is not None:
-            self._build(trainer, pl_module)
+        """Restore the predictor of a resumed run; predict at once if its prompts changed."""
+        if self._restored is None:
+            return
+        self._build(trainer, pl_module)
+        if trainer.datamodule.checkpoint_rows is not None:  # type: ignore[attr-defined]
+            self._refresh(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the first refresh, after all warm-ups and before the first prompts are drawn."""
@@ -238,9 +255,11 @@ class DifficultyRefresh(Callback):
         """Compute the embeddings, and create or restore the predictor."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         restored, self._restored = self._restored, None
-        if restored is not None and restored["embeddings"] is not None:
+        if data.checkpoint_rows is not None:
+            self._renumber(data.checkpoint_rows)
+        elif restored is not None and restored["embeddings"] is not None:
             self.embeddings = restored["embeddings"]
-        else:
+        if not len(self.embeddings):
             self.embeddings = self._embed(trainer, module)
         with isolate_rng():
             reseed(derive_seed(data.seed, _STREAM))
@@ -252,6 +271,21 @@ class DifficultyRefresh(Callback):
         if restored is not None:
             predictor.load_state_dict(restored["predictor"])
             self.optimizer.load_state_dict(restored["optimizer"])
+
+    def _renumber(self, rows: Tensor) -> None:
+        """Keep the observations of prompts that are still there, under their new numbers."""
+        known = (rows >= 0).nonzero().flatten()
+        place = torch.full((int(rows.max()) + 1,), -1)
+        place[rows[known]] = known
+
+        def move(observed: _Observations) -> _Observations:
+            index = torch.where(observed.index < len(place), observed.index, 0)
+            index = torch.where(observed.index < len(place), place[index], -1)
+            return _Observations(index[index >= 0], observed.pass_rate[index >= 0])
+
+        self._window = [move(each) for each in self._window]
+        moved = [(move(references), move(later)) for references, later in self._memory]
+        self._memory = deque(moved, maxlen=self._memory.maxlen)
 
     def _embed(self, trainer: Trainer, module: Any) -> Tensor:
         """Embeddings of all prompts ``[N, F]``; each rank computes its share."""
@@ -290,7 +324,11 @@ class DifficultyRefresh(Callback):
             data.sampler.set_prediction(trainer.strategy.broadcast(predicted))
         if self.references:
             data.sampler.leave_out(new.index)
-        self._pool.append(_histogram(data.sampler.pass_rates()))
+        estimates: Tensor = data.sampler.pass_rates()
+        if self.replay_priorities:
+            factor = selection_scores(estimates, "learnability")
+            data.replay.set_factors(factor.clamp(min=_LEAST_FACTOR))
+        self._pool.append(_histogram(estimates))
         self._window = []
 
     def _observe_references(self, data: Any, generator: torch.Generator) -> _Observations:

@@ -11,6 +11,7 @@ from torch import Tensor
 from callbacks._run_files import local_run_directory
 from lit_adaptive.core.freshness import learnability
 from lit_adaptive.data.sources.scores import write_scores
+from lit_adaptive.samplers.base import renumbered
 
 PrioritySignal = Literal["learnability", "failure", "spread", "pass_rate"]
 
@@ -84,6 +85,10 @@ class PromptStatistics(Callback):
             raise ValueError(
                 f"signal is {self.signal!r}, but {type(sampler).__name__} learns from {remedy}"
             )
+        rows: Tensor | None = trainer.datamodule.checkpoint_rows  # type: ignore[attr-defined]
+        if rows is not None and len(self.mean):
+            self.mean = renumbered(self.mean, rows, torch.full((size,), torch.nan))
+            self.visits = renumbered(self.visits, rows, torch.zeros(size).long())
         if len(self.mean) == 0:
             self.mean, self.visits = torch.full((size,), torch.nan), torch.zeros(size).long()
         elif len(self.mean) != size:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -100,6 +100,8 @@ class AdaptiveDataModule(SampledDataModule):
             fit the dataset.
     """
 
+    _changed_data_options: ClassVar[tuple[str, ...]] = get_args(OnChangedData)
+
     def __init__(
         self,
         dataset: MapDataset,
@@ -140,8 +142,9 @@ class AdaptiveDataModule(SampledDataModule):
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         if num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
-        if on_changed_data not in ("error", "warn"):
-            raise ValueError(f"on_changed_data is {on_changed_data!r}; it must be error or warn")
+        if on_changed_data not in self._changed_data_options:
+            names = " or ".join(self._changed_data_options)
+            raise ValueError(f"on_changed_data is {on_changed_data!r}; it must be {names}")
         self.num_workers = num_workers
         self.collate = collate
         self.on_changed_data = on_changed_data
@@ -184,7 +187,8 @@ class AdaptiveDataModule(SampledDataModule):
         """Whether the training set's rows are the checkpoint's.
 
         Raises:
-            ValueError: if they are not, unless ``on_changed_data`` is ``warn`` and their number is.
+            ValueError: if they are not, unless ``on_changed_data`` is ``remap``, or it is ``warn``
+                and their number is.
         """
         if "data" not in state_dict:
             return True
@@ -193,10 +197,11 @@ class AdaptiveDataModule(SampledDataModule):
             return True
         name = getattr(self.dataset, "source", type(self.dataset).__name__)
         message = f"the training data ({name}) are not those of the checkpoint: {changes}"
-        if state_dict["data"]["size"] != self.sampler.size:
+        if state_dict["data"]["size"] != self.sampler.size and self.on_changed_data != "remap":
+            remap = ", set on_changed_data: remap" if "remap" in self._changed_data_options else ""
             raise ValueError(
-                f"{message}. The sampler's state is of those rows: resume with them, or start a "
-                "new run"
+                f"{message}. The sampler's state is of those rows: resume with them{remap}, or "
+                "start a new run"
             )
         if self.on_changed_data == "error":
             raise ValueError(

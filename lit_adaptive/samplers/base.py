@@ -395,6 +395,22 @@ def check_indices(index: Tensor, size: int) -> Tensor:
     return index
 
 
+def renumbered(values: Tensor, rows: Tensor, initial: Tensor) -> Tensor:
+    """Values of rows that have changed places, and initial values of new ones.
+
+    Args:
+        values: ``[M, ...]``.
+        rows: ``[N]`` int64, place of each row in ``values``; -1 for a new row.
+        initial: ``[N, ...]``, of the dtype of the result.
+
+    Returns:
+        ``[N, ...]``.
+    """
+    result, known = initial.clone(), rows >= 0
+    result[known] = values[rows[known]].to(initial.dtype)
+    return result
+
+
 def check_max_priority(state: dict[str, Any]) -> float:
     """``max_priority`` of a prioritized sampler's state, which is at least 1 and finite."""
     highest = float(state["max_priority"])

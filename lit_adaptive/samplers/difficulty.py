@@ -24,7 +24,7 @@ from lit_adaptive.core.difficulty import (
     tracked_difficulty,
 )
 from lit_adaptive.core.segments import segment_mean
-from lit_adaptive.samplers.base import AdaptiveSampler, Draw, check_indices
+from lit_adaptive.samplers.base import AdaptiveSampler, Draw, check_indices, renumbered
 from lit_adaptive.samplers.pass_rates import BetaPosterior, FixedDifficulty, PassRateEstimator
 
 
@@ -313,3 +313,20 @@ class DifficultySampler(AdaptiveSampler):
         self._steps = int(state["steps"])
         if self.track_reward:
             self.alpha = float(state["alpha"])
+
+    def load_remapped(self, state: dict[str, Any], rows: Tensor) -> None:
+        """Resume with other prompts, and make a new selection at the next draw.
+
+        Args:
+            state: of a sampler of other prompts.
+            rows: ``[size]`` int64, index of each prompt in ``state``; -1 for a new one, which can
+                be drawn and of which nothing is known.
+        """
+        fresh = self.state_dict()
+        estimates = {
+            name: renumbered(state["estimates"][name], rows, initial)
+            for name, initial in fresh["estimates"].items()
+        }
+        inserted = renumbered(state["inserted"], rows, torch.ones(self.size, dtype=torch.bool))
+        kept = {name: state[name] for name in ("kind", "estimator", "generator", "alpha")}
+        self.load_state_dict(fresh | kept | {"estimates": estimates, "inserted": inserted})

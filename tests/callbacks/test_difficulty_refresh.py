@@ -15,10 +15,11 @@ from rollout_runs import AlwaysWrong, StepRecorder, fit_rollouts, rollout_data
 from torch import Tensor
 
 from callbacks import DifficultyRefresh, PromptStatistics, RolloutReplay
+from lit_adaptive.core import segment_mean
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
 from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor
-from lit_adaptive.replay import RolloutBuffer
+from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer
@@ -178,12 +179,14 @@ def test_few_references_are_supplemented_by_earlier_observations(
     assert counts[:3] == [10, 28, 40]
 
 
-def saved_run(folder: Path, replay: bool, ckpt_path: str | None = None) -> dict[str, Any]:
+def saved_run(folder: Path, replay: str | None, ckpt_path: str | None = None) -> dict[str, Any]:
     """Train two epochs of three steps, with a checkpoint after each; the end of the run."""
     seed_everything(3, verbose=False)
     more = [RolloutReplay()] if replay else []
-    options = {"replay": RolloutBuffer(16), "replay_fraction": 0.5} if replay else {}
-    recorder, callback = StepRecorder(), refresh()
+    options: dict[str, Any] = {}
+    if replay:
+        options = {"replay": RolloutBuffer(16, policy=replay), "replay_fraction": 0.5}  # type: ignore[arg-type]
+    recorder, callback = StepRecorder(), refresh(replay_priorities=replay == "fresh")
     model = GRPO(
         ConfiguredLM(hidden_size=32, layers=1, heads=2),
         optimization=Optimization(learning_rate=1e-3),
@@ -207,14 +210,45 @@ def saved_run(folder: Path, replay: bool, ckpt_path: str | None = None) -> dict[
     }
 
 
-@pytest.mark.parametrize("replay", [False, True])
-def test_a_run_killed_twice_ends_as_the_uninterrupted_one(tmp_path: Path, replay: bool) -> None:
+@pytest.mark.parametrize("replay", [None, "uniform", "fresh"])
+def test_a_run_killed_twice_ends_as_the_uninterrupted_one(
+    tmp_path: Path, replay: str | None
+) -> None:
     whole = saved_run(tmp_path / "whole", replay)
     _ = saved_run(tmp_path / "once", replay, str(tmp_path / "whole" / "step=1.ckpt"))
     twice = saved_run(tmp_path / "twice", replay, str(tmp_path / "once" / "step=4.ckpt"))
     assert twice["prompts"] == whole["prompts"][4:]
     for name in ("weights", "predictor", "pool"):
         assert_same(twice[name], whole[name])
+
+
+class ReplayRecorder(Callback):
+    """Groups in the replay, their probabilities, and all estimates, after every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[RolloutGroups, Tensor, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        data = trainer.datamodule
+        if data.finished_step is not None:
+            buffer = data.replay
+            rates = data.sampler.pass_rates()
+            self.steps.append((buffer.groups(), buffer.probabilities()[1], rates))
+
+
+def test_replay_priorities_are_multiplied_by_the_estimated_signal() -> None:
+    # |A| times p (1 - p) of the pass rates as they were estimated at the latest refresh.
+    buffer = RolloutBuffer(24, policy="prioritized", alpha=1.0)
+    recorder = ReplayRecorder()
+    options = {"replay": buffer, "replay_fraction": 0.5, "steps_per_epoch": 4}
+    run(refresh(replay_priorities=True), RolloutReplay(), recorder, data=options, max_epochs=1)
+    for step in (1, 2):  # a refresh follows step 1; in step 2 the estimates move, not the factors
+        groups, probability, _ = recorder.steps[step]
+        p = recorder.steps[1][2][groups.prompt]
+        advantage = segment_mean(groups.advantage.abs().double(), groups.group, len(groups))
+        expected = (advantage + 1e-6) * p * (1 - p)
+        assert len(groups) > 4
+        torch.testing.assert_close(probability, expected / expected.sum())
 
 
 def test_an_encoder_is_asked_once_and_its_embeddings_are_kept(tmp_path: Path) -> None:
@@ -251,6 +285,8 @@ class Long(Reward):
     [
         ({"references": 61}, {}, "references is 61, but there are 60 prompts"),
         ({}, {"rewards": Scorer([Long()], workers=0)}, "rewards of .*2.0.*spread"),
+        ({"replay_priorities": True}, {}, "replay_priorities is true, but .*policy to prioritized"),
+        ({"replay_priorities": True}, {"replay": RolloutBuffer(9)}, "replay_priorities is true"),
         ({}, {"sampler": UniformSampler}, "data.sampler to .*DifficultySampler"),
         ({}, {"group_size": 3}, "group_size is 3, but 4 in the sampler"),
     ],

@@ -17,15 +17,17 @@ Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1)
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import has_spread
 from lit_adaptive.core.shares import share_count
+from lit_adaptive.data.fingerprint import row_hashes
 from lit_adaptive.data.language import LanguageDataModule
-from lit_adaptive.data.map_style import OnChangedData
 from lit_adaptive.data.rollouts.collect import (
     FreshRollouts,
     RolloutCollector,
@@ -46,6 +48,8 @@ from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
 from lit_adaptive.rollout.rewards.scorer import Scorer, as_scorer
 from lit_adaptive.samplers import Draw, SamplerFactory, ShuffledSampler
+
+OnChangedPrompts = Literal["error", "warn", "remap"]
 
 _SERVE, _FRESH, _DEAL, _REPLAY, _REFERENCE = range(5)  # random streams
 
@@ -136,18 +140,23 @@ class RolloutDataModule(LanguageDataModule):
         scores: see ``AdaptiveDataModule``.
         eval_batch_size: prompts per batch in validation, test and prediction.
         on_changed_data: on resuming with prompts or columns that differ from the checkpoint's,
-            raise an error, or ``warn`` and go on with an empty replay buffer.
+            raise an error; or ``warn`` and go on with an empty replay buffer; or ``remap``, for a
+            ``DifficultySampler``, which also takes each prompt's estimates by its id from the
+            checkpoint, wherever it is now. A step that was under way is given up.
         seed: seed of everything random; by default that of ``seed_everything``.
 
     Attributes:
         step: the step under way; None before the first.
         counters: cumulative ``generated_tokens``, ``rollouts`` and ``num_tokens``.
+        checkpoint_rows: ``[N]`` int64, row of each prompt in the data of the checkpoint, -1 for a
+            new one; None unless prompts were remapped.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
     dataset: PromptDataset
+    _changed_data_options: ClassVar[tuple[str, ...]] = get_args(OnChangedPrompts)
 
     def __init__(
         self,
@@ -177,7 +186,7 @@ class RolloutDataModule(LanguageDataModule):
         difficulty: str | None = None,
         scores: str | None = None,
         eval_batch_size: int | None = None,
-        on_changed_data: OnChangedData = "error",
+        on_changed_data: OnChangedPrompts = "error",
         seed: int | None = None,
     ) -> None:
         super().__init__(
@@ -190,7 +199,7 @@ class RolloutDataModule(LanguageDataModule):
             difficulty=difficulty,
             scores=scores,
             eval_batch_size=eval_batch_size,
-            on_changed_data=on_changed_data,
+            on_changed_data=on_changed_data,  # type: ignore[arg-type]
             seed=seed,
         )
         self.sampling = sampling or SamplingParams()
@@ -220,6 +229,7 @@ class RolloutDataModule(LanguageDataModule):
         self._train_ahead = True
         self._served = 0  # micro-batches of this epoch
         self._resumed = False
+        self.checkpoint_rows: Tensor | None = None
         self._attached: Any = None
 
     def _check_options(self) -> None:
@@ -260,6 +270,12 @@ class RolloutDataModule(LanguageDataModule):
                 "replace_uninformative is true, which fills the places of groups that were left "
                 "out: set drop_uninformative to true and replay to a "
                 "lit_adaptive.replay.RolloutBuffer"
+            )
+        if self.on_changed_data == "remap" and not hasattr(self.sampler, "load_remapped"):
+            raise ValueError(
+                f"on_changed_data is 'remap', but {type(self.sampler).__name__} keeps no estimates "
+                "that could be taken over by id: set sampler to "
+                "lit_adaptive.samplers.DifficultySampler, or on_changed_data to warn or error"
             )
         if self.overlong_cache > self.sampling.max_new_tokens:
             raise ValueError(
@@ -552,6 +568,7 @@ class RolloutDataModule(LanguageDataModule):
             "served": self._served,
             "counters": dict(self.counters),
             "data": self._fingerprint,
+            "ids": self._id_hashes,
             "day": self.dataset.day,
         }
 
@@ -563,6 +580,12 @@ class RolloutDataModule(LanguageDataModule):
         self.set_day(state_dict.get("day"))
         if self.replay is not None and self.trainer is not None:
             self._set_replay_fingerprint(self.trainer.lightning_module)
+        self._next_step, self._served = int(state_dict["next_step"]), int(state_dict["served"])
+        self.counters = dict(state_dict["counters"])
+        self._resumed = True
+        if self.on_changed_data == "remap" and not same_data:
+            self._remap(state_dict)
+            return
         self.sampler.load_state_dict(state_dict["sampler"])
         if self.replay is not None and state_dict["replay"] is not None and same_data:
             self.replay.load_state_dict(state_dict["replay"])
@@ -570,11 +593,40 @@ class RolloutDataModule(LanguageDataModule):
         self._train_ahead = bool(state_dict["train_ahead"])
         step = state_dict["step"]
         self.step = None if step is None else RolloutStep.from_state_dict(step)
-        self._next_step, self._served = int(state_dict["next_step"]), int(state_dict["served"])
-        self.counters = dict(state_dict["counters"])
-        self._resumed = True
+
+    @cached_property
+    def _id_hashes(self) -> Tensor | None:
+        """A hash of each prompt's id: ``[N]`` int64; None if ids are row numbers."""
+        if self.dataset.id_column is None:
+            return None
+        return torch.from_numpy(row_hashes(self.ids).astype(np.int64))
+
+    def _remap(self, state_dict: dict[str, Any]) -> None:
+        """Take over the estimates of the prompts that the checkpoint has, by their ids.
+
+        Raises:
+            ValueError: if prompts have no ids, or none has an id of the checkpoint.
+        """
+        saved, ids = state_dict.get("ids"), self._id_hashes
+        if saved is None or ids is None:
+            raise ValueError(
+                "on_changed_data is 'remap', but the prompts have no ids, now or in the "
+                "checkpoint: give both sets a column of ids (the dataset's option id)"
+            )
+        known, order = saved.sort()
+        place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+        rows = torch.where(known[place] == ids, order[place], -1)
+        if not bool((rows >= 0).any()):
+            raise ValueError(
+                "on_changed_data is 'remap', but no prompt has an id of the checkpoint's: start a "
+                "new run"
+            )
+        sampler: Any = self.sampler
+        sampler.load_remapped(state_dict["sampler"], rows)
+        self.checkpoint_rows = rows
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
         """Stop the scorer's worker processes, and close the engine."""
+        self.checkpoint_rows = None
         self.scorer.close()
         self.engine.close()

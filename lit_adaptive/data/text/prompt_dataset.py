@@ -69,6 +69,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     Attributes:
         tokenizer: has a pad token.
         source: name of the source in errors.
+        id_column: column of the ids; None if they are row numbers.
         day: the day that the chat template reads, as an ISO date; None if it reads none.
         dropped: number of rows dropped because their prompt was too long.
         shortened: number of prompts that lost their beginning.
@@ -113,7 +114,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
                 f"{self.source} has columns {taken}, which are names of a batch's own fields: "
                 "rename or remove them"
             )
-        self._id = id if id in names else None
+        self.id_column = id if id in names else None
         self._other_columns = [name for name in names if name not in read]
         self._roles = (prompt, demonstration, chat, system)
         self._tokenize(None)
@@ -123,7 +124,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self.dropped, self.shortened = 0, 0
         self._rows: Counts = np.arange(len(self._tokenized))
         self._limit_lengths(overlong)
-        if self._id is not None:
+        if self.id_column is not None:
             _ = self.ids  # a repeated id is an error now, not in the first refresh
 
     def _tokenize(self, day: str | None) -> None:
@@ -184,7 +185,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     @cached_property
     def ids(self) -> Ids:
         """One for each row, all different: strings, or ``[N]`` int64."""
-        return row_ids(self._source_rows, self._id, self._rows)
+        return row_ids(self._source_rows, self.id_column, self._rows)
 
     def content(self) -> Iterator[tuple[str, Any]]:
         """All columns of the source, which identify the rows."""

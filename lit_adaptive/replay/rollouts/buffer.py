@@ -131,6 +131,7 @@ class RolloutBuffer(SavedState):
         self.replaced = self.evicted = self.expired = self.stale_updates = 0
         self._fingerprint: str | None = None
         self._next_key = 0
+        self._factors: Tensor | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -301,7 +302,10 @@ class RolloutBuffer(SavedState):
             return torch.ones(len(self), dtype=torch.float64)
         if self._mass is None:
             tau = self.tau if self.policy == "fresh" else None
-            logs = log_masses(self._base, self._version, alpha=self.alpha, tau=tau)
+            base = self._base
+            if self._factors is not None:
+                base = base * self._factors[self._prompt]
+            logs = log_masses(base, self._version, alpha=self.alpha, tau=tau)
             self._mass = (logs - logs.max()).clamp_(min=_LOWEST_LOG_MASS).exp_()
         return self._mass
 
@@ -342,6 +346,27 @@ class RolloutBuffer(SavedState):
         self.stale_updates += int((~present).sum())
         return int(present.sum())
 
+    def set_factors(self, factor: Tensor | None) -> None:
+        """Multiply base priorities by a factor of the group's prompt, now and later.
+
+        Args:
+            factor: ``[N]`` for all prompts, finite and above 0; None: 1. The policy ``uniform``
+                ignores it.
+
+        Raises:
+            ValueError: naming the prompts whose factor is NaN, infinite or not above 0.
+        """
+        if factor is not None:
+            factor = factor.detach().cpu().double().clone()
+            bad = ~(factor.isfinite() & (factor > 0))
+            if bool(bad.any()):
+                prompts = bad.nonzero().flatten()[:8]
+                raise ValueError(
+                    f"the factors of prompts {prompts.tolist()} are {factor[prompts].tolist()}; "
+                    "they must be finite and above 0"
+                )
+        self._factors, self._mass = factor, None
+
     def groups(self) -> RolloutGroups:
         """All groups, the oldest first, copied."""
         return RolloutGroups.cat(list(self._groups.values()))
@@ -362,6 +387,7 @@ class RolloutBuffer(SavedState):
             "groups": self.groups().state_dict(),
             "key": self._key.clone(),
             "base": self._base.clone(),
+            "factors": None if self._factors is None else self._factors.clone(),
             "next_key": self._next_key,
             "newest": self._newest,
             "counters": self.counters,
@@ -385,6 +411,7 @@ class RolloutBuffer(SavedState):
         parts = groups.split()
         self.clear()
         self._append(groups, parts, state["key"], state["base"])
+        self.set_factors(state.get("factors"))  # earlier versions have none
         self._next_key, self._newest = state["next_key"], state["newest"]
         self._fingerprint = saved if self._fingerprint is None else self._fingerprint
         for name in _COUNTERS:
@@ -467,7 +494,7 @@ def _checked_state(state: dict[str, Any], settings: dict[str, Any]) -> RolloutGr
         _check_priorities_of_state(state, groups, settings)
         _check_numbers_of_state(state, groups)
         torch.Generator().set_state(state["generator"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the rollout buffer's state is damaged ({error}): use another checkpoint, or start "
             "with an empty buffer. Nothing was changed"
@@ -485,6 +512,11 @@ def _check_priorities_of_state(
     valid = valid and key.dtype is torch.int64 and base.dtype is torch.float64
     if not (valid and bool((base.isfinite() & (base > 0)).all())):
         raise ValueError(f"it lacks {size} keys, or finite priorities above 0")
+    factors: Tensor | None = state.get("factors")
+    if factors is not None:
+        known = factors[groups.prompt]  # raises if there are too few
+        if not bool((known.isfinite() & (known > 0)).all()):
+            raise ValueError("it lacks finite factors above 0")
     if size and not (bool((key.diff() > 0).all()) and 0 <= int(key[0]) <= int(key[-1])):
         raise ValueError("its keys do not ascend")
     if not isinstance(state["next_key"], int) or (size and int(key[-1]) >= state["next_key"]):

@@ -46,6 +46,8 @@ def test_a_resumed_buffer_draws_what_an_uninterrupted_one_draws(policy: str) -> 
             draws.append(buffer.draw(9, version=version, beta=0.4))
             priority = torch.rand(9, generator=random)
             buffer.update_priorities(draws[-1].key, priority)
+            if step % 3 == 0:
+                buffer.set_factors(torch.rand(90, generator=random) + 1e-3)
         return draws
 
     for resumed, uninterrupted in zip(run({11, 12, 30}), run(set()), strict=True):
@@ -100,6 +102,8 @@ DAMAGE: dict[str, dict[str, Any]] = {
     "priorities of 0": {"base": torch.zeros(6, dtype=torch.float64)},
     "priorities for other groups": {"base": torch.ones(5, dtype=torch.float64)},
     "no priorities": {"base": None},
+    "factors for other prompts": {"factors": torch.ones(5, dtype=torch.float64)},
+    "negative factors": {"factors": torch.full((6,), -1.0, dtype=torch.float64)},
     "groups newer than the newest version": {"newest": 2},
     "no version": {"newest": None},
     "a version that is text": {"newest": "4"},

@@ -65,6 +65,22 @@ def test_prioritized_ignores_age_and_fresh_fades_with_it() -> None:
     assert drawn.weight.tolist() == [1.0]
 
 
+def test_priorities_are_multiplied_by_the_factors_of_the_prompts() -> None:
+    buffer = RolloutBuffer(3, policy="prioritized", alpha=0.5)
+    buffer.add(joined([graded_group(i, advantage=0.5) for i in (4, 2)]))
+    buffer.set_factors(torch.tensor([1.0, 1.0, 0.04, 0.25, 0.16]))
+    buffer.add(joined([graded_group(3, advantage=0.5)]))  # later groups have their factor too
+    expected = torch.tensor([0.4, 0.2, 0.5], dtype=torch.float64) / 1.1
+    torch.testing.assert_close(buffer.probabilities()[1], expected)
+    buffer.update_priorities(torch.tensor([1]), torch.tensor([2.0]))  # four times |A|
+    expected = torch.tensor([0.4, 0.4, 0.5], dtype=torch.float64) / 1.3
+    torch.testing.assert_close(buffer.probabilities()[1], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"factors of prompts \[1, 2\] are \[0.0, nan\]"):
+        buffer.set_factors(torch.tensor([1.0, 0.0, math.nan]))
+    buffer.set_factors(None)
+    assert float(buffer.probabilities()[1][0] * 2) == pytest.approx(0.5, abs=1e-5)
+
+
 def test_a_heavy_group_is_certain_and_the_others_share_the_rest() -> None:
     buffer = RolloutBuffer(5, policy="prioritized", alpha=1.0)
     buffer.add(joined([graded_group(i, advantage=a) for i, a in enumerate([1, 1, 100, 2, 40])]))
