@@ -147,7 +147,7 @@ class AdaptiveDataModule(SampledDataModule):
             raise ValueError(f"on_changed_data is {on_changed_data!r}; it must be {names}")
         self.num_workers = num_workers
         self.collate = collate
-        self.on_changed_data = on_changed_data
+        self.on_changed_data: str = on_changed_data
         self.sampler = sampler(size)
         self.sampler.reseed(self.seed)
         if difficulty is not None:

@@ -199,7 +199,7 @@ class RolloutDataModule(LanguageDataModule):
             difficulty=difficulty,
             scores=scores,
             eval_batch_size=eval_batch_size,
-            on_changed_data=on_changed_data,  # type: ignore[arg-type]
+            on_changed_data=on_changed_data,
             seed=seed,
         )
         self.sampling = sampling or SamplingParams()
