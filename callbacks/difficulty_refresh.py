@@ -275,17 +275,17 @@ class DifficultyRefresh(Callback):
     def _renumber(self, rows: Tensor) -> None:
         """Keep the observations of prompts that are still there, under their new numbers."""
         known = (rows >= 0).nonzero().flatten()
-        place = torch.full((int(rows.max()) + 1,), -1)
+        before = max([0, *(int(each.index.max()) for each in self._memory if len(each.index))])
+        place = torch.full((max(before, int(rows.max())) + 1,), -1)
         place[rows[known]] = known
 
         def move(observed: _Observations) -> _Observations:
-            index = torch.where(observed.index < len(place), observed.index, 0)
-            index = torch.where(observed.index < len(place), place[index], -1)
+            index = place[observed.index]
             return _Observations(index[index >= 0], observed.pass_rate[index >= 0])
 
-        self._window = [move(each) for each in self._window]
-        moved = [(move(references), move(later)) for references, later in self._memory]
-        self._memory = deque(moved, maxlen=self._memory.maxlen)
+        self._memory = deque(map(move, self._memory), maxlen=self._memory.maxlen)
+        # A new refresh follows at once, without the step that was under way.
+        self._window, self._referenced = [], torch.empty(0, dtype=torch.int64)
 
     def _embed(self, trainer: Trainer, module: Any) -> Tensor:
         """Embeddings of all prompts ``[N, F]``; each rank computes its share."""

@@ -122,7 +122,7 @@ def test_estimates_statistics_and_observations_follow_the_prompts(
 
 def test_observations_of_prompts_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     _, _, first = fit(build(FIRST), tmp_path)
-    observed = torch.cat([parts[0].index for parts in first._memory])
+    observed = torch.cat([each.index for each in first._memory])
     kept = [FIRST[i]["id"] for i in observed.tolist() if i >= 10]
     refresh = DifficultyRefresh(references=10, hidden_size=16, file=None)
     refresh.load_state_dict(first.state_dict())
@@ -130,7 +130,7 @@ def test_observations_of_prompts_that_are_gone_are_forgotten(tmp_path: Path) -> 
     data.load_state_dict(torch.load(tmp_path / "step=4.ckpt")["RolloutDataModule"])
     assert data.checkpoint_rows is not None
     refresh._renumber(data.checkpoint_rows)
-    moved = torch.cat([parts[0].index for parts in refresh._memory])
+    moved = torch.cat([each.index for each in refresh._memory])
     assert [data.ids[i] for i in moved.tolist()] == kept
 
 
