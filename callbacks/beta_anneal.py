@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks._training_length import total_steps
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.schedules import linear_schedule
 
 
@@ -33,8 +34,7 @@ class BetaAnneal(Callback):
         for name, value in (("start", start), ("end", end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; beta must lie in [0, 1]")
-        if steps is not None and steps <= 0:
-            raise ValueError(f"steps is {steps}; it must be above 0, or null for the whole run")
+        check_at_least(steps=(steps, 1))
         self.start = start
         self.end = end
         self.steps = steps

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from callbacks._run_files import jsonl, run_directory, sample_id, write_jsonl
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
 
@@ -72,9 +73,7 @@ class CompletionTable(Callback):
         columns: Sequence[str] = (),
         terminal: bool = True,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("rows", rows)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(every_n_steps=(every_n_steps, 1), rows=(rows, 1))
         if file is not None and Path(file).suffix != ".jsonl":
             raise ValueError(f"file is {file!r}; it must end in .jsonl")
         if reserved := sorted(set(columns) & set(_COLUMNS)):

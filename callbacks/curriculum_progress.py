@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks._training_length import total_steps
+from lit_adaptive.core.bounds import check_at_least
 
 
 class CurriculumProgress(Callback):
@@ -33,10 +34,7 @@ class CurriculumProgress(Callback):
     }
 
     def __init__(self, every_n_batches: int = 0, steps: int | None = None) -> None:
-        if every_n_batches < 0:
-            raise ValueError(f"every_n_batches is {every_n_batches}; it must not be negative")
-        if steps is not None and steps <= 0:
-            raise ValueError(f"steps is {steps}; it must be above 0, or null for the whole run")
+        check_at_least(every_n_batches=(every_n_batches, 0), steps=(steps, 1))
         self.every_n_batches = every_n_batches
         self.steps = steps
         self._total = 0

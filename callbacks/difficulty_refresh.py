@@ -13,6 +13,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from callbacks._run_files import local_run_directory
 from lit_adaptive.core.advantages import has_spread
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.difficulty import (
     adaptive_difficulty,
     calibration_error,
@@ -149,15 +150,13 @@ class DifficultyRefresh(Callback):
         cache_dir: str | None = None,
         file: str | None = "difficulty.png",
     ) -> None:
-        for name, value, least in (
-            ("every_n_steps", every_n_steps, 1),
-            ("references", references, 0),
-            ("hidden_size", hidden_size, 1),
-            ("updates", updates, 0),
-            ("memory", memory, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        check_at_least(
+            every_n_steps=(every_n_steps, 1),
+            references=(references, 0),
+            hidden_size=(hidden_size, 1),
+            updates=(updates, 0),
+            memory=(memory, 1),
+        )
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
         if weights is not None and not Path(weights).is_file():

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_adaptive.core.bounds import check_at_least
+
 OnCollapse = Literal["warn", "stop", "bonus"]
 
 
@@ -63,9 +65,7 @@ class EntropyGuard(Callback):
         monitor: str = "train/entropy",
     ) -> None:
         _check_floor(floor, relative=relative)
-        for name, count in (("patience", patience), ("warmup", warmup)):
-            if count <= 0:
-                raise ValueError(f"{name} is {count}; it must be above 0 (measurements)")
+        check_at_least(patience=(patience, 1), warmup=(warmup, 1))
         if on_collapse not in ("warn", "stop", "bonus"):
             raise ValueError(f"on_collapse is {on_collapse!r}; it must be warn, stop or bonus")
         if not 0 < step <= max_bonus < math.inf:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks._ranks import gather_over_ranks
 from callbacks._scoring import score_dataset
+from lit_adaptive.core.bounds import check_at_least
 
 
 class LossRefresh(Callback):
@@ -53,11 +54,7 @@ class LossRefresh(Callback):
     ) -> None:
         if every not in ("batch", "epoch"):
             raise ValueError(f"every is {every!r}; it must be 'batch' or 'epoch'")
-        if rescore_every_n_epochs < 0:
-            raise ValueError(
-                f"rescore_every_n_epochs is {rescore_every_n_epochs}; it must be above 0, "
-                "or 0 to disable it"
-            )
+        check_at_least(rescore_every_n_epochs=(rescore_every_n_epochs, 0))
         if not 0 <= forget <= 1:
             raise ValueError(f"forget is {forget}; it must lie in [0, 1]")
         if on_nan not in ("raise", "skip"):

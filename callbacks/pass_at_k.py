@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from callbacks._ranks import gather_rows
 from lit_adaptive.core.advantages import pass_at_k
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
@@ -85,14 +86,13 @@ class PassAtK(Callback):
         batch_prompts: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("samples", samples),
-            ("every_n_epochs", every_n_epochs),
-            ("max_prompts", 1 if max_prompts is None else max_prompts),
-            ("batch_prompts", batch_prompts),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(
+            samples=(samples, 1),
+            every_n_epochs=(every_n_epochs, 1),
+            max_prompts=(max_prompts, 1),
+            batch_prompts=(batch_prompts, 1),
+            seed=(seed, -(2**63)),
+        )
         if not k or min(k) < 1 or max(k) > samples:
             raise ValueError(
                 f"k is {[*k]} and samples is {samples}; pass@k can be estimated for k from 1 to "

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.text.packing import ranges
 from lit_adaptive.files import write_atomically
 from lit_adaptive.modules.base import evaluation_mode
@@ -52,8 +53,7 @@ class ReferenceLogProbs(Callback):
     def __init__(self, path: str | None = None, after_epochs: int = 0) -> None:
         if path is not None and Path(path).suffix != ".safetensors":
             raise ValueError(f"path is {path!r}; it must end in .safetensors")
-        if after_epochs < 0:
-            raise ValueError(f"after_epochs is {after_epochs}; it must be at least 0")
+        check_at_least(after_epochs=(after_epochs, 0))
         self.path = None if path is None else Path(path)
         self.after_epochs = after_epochs
         self._log_probs: Tensor | None = None

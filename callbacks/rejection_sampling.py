@@ -11,6 +11,7 @@ from torch import Tensor
 
 from callbacks._ranks import equal_share, first_of_each_group, gather_rows
 from callbacks._run_files import run_directory, sample_id, write_jsonl
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
@@ -70,16 +71,12 @@ class RejectionSampling(Callback):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value in (("samples", samples), ("batch_size", batch_size)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(samples=(samples, 1), batch_size=(batch_size, 1), per_prompt=(per_prompt, 0))
         if sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0, so all completions of a prompt are equal: set it "
                 "above 0"
             )
-        if per_prompt < 0:
-            raise ValueError(f"per_prompt is {per_prompt}; it must be above 0, or 0 to keep all")
         if keep_at_least != keep_at_least:
             raise ValueError("keep_at_least is nan; set the least reward of an accepted completion")
         if split not in ("train", "val", "test"):

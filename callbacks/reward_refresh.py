@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from callbacks._ranks import equal_share, first_of_each_group, gather_over_ranks
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward
@@ -61,16 +62,11 @@ class RewardRefresh(Callback):
         samples: int = 1,
         batch_size: int = 64,
     ) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(
-                f"every_n_epochs is {every_n_epochs}; it must be above 0, or 0 to score only at "
-                "the start"
-            )
+        check_at_least(
+            every_n_epochs=(every_n_epochs, 0), samples=(samples, 1), batch_size=(batch_size, 1)
+        )
         if source not in ("demonstrations", "policy"):
             raise ValueError(f"source is {source!r}; it must be 'demonstrations' or 'policy'")
-        for name, value in (("samples", samples), ("batch_size", batch_size)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
         if samples > 1 and source != "policy":
             raise ValueError(
                 f"samples is {samples}, but a demonstration is one completion: "

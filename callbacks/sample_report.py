@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from callbacks._ranks import gather_over_ranks
 from callbacks._run_files import csv_logger, image_loggers, log_image
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.report.samples import (
     BINS,
     SampleRecord,
@@ -65,10 +66,7 @@ class SampleReport(Callback):
     }
 
     def __init__(self, every_n_epochs: int = 0, examples: int = 8) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(
-                f"every_n_epochs is {every_n_epochs}; it must be above 0, or 0 to disable it"
-            )
+        check_at_least(every_n_epochs=(every_n_epochs, 0))
         if not 0 <= examples <= 64:
             raise ValueError(f"examples is {examples}; it must lie in [0, 64]")
         self.every_n_epochs = every_n_epochs

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._ranks import gather_over_ranks
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.diagnostics import coverage, effective_sample_size, sampling_entropy
 
 _IN_PROGRESS_BAR = ("sampler/ess", "sampler/coverage")
@@ -39,8 +40,7 @@ class SamplingMonitor(Callback):
     provides: frozenset[str] = frozenset()
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps <= 0:
-            raise ValueError(f"every_n_steps is {every_n_steps}; it must be above 0, or null")
+        check_at_least(every_n_steps=(every_n_steps, 1))
         self.every_n_steps = every_n_steps
         self._drawn = torch.zeros(0, dtype=torch.bool)
         self._interval = 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from callbacks._batch_selector import BatchSelector
 from callbacks._ranks import gather_over_ranks
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.corrections import inclusion_weights
 from lit_adaptive.core.hard_examples import selective_backprop_probabilities
 
@@ -42,8 +43,7 @@ class SelectiveBackprop(BatchSelector):
     ) -> None:
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; the selectivity must be at least 0 and finite")
-        if history <= 0:
-            raise ValueError(f"history is {history}; it must be above 0")
+        check_at_least(history=(history, 1), seed=(seed, -(2**63)))
         self.beta = beta
         self.history = history
         self.correct = correct

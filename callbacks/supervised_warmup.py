@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import BatchSampler, RandomSampler
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.demonstration_dataset import DemonstrationDataset
 
@@ -57,10 +58,7 @@ class SupervisedWarmup(Callback):
         learning_rate: float = 1e-3,
         chat: bool = False,
     ) -> None:
-        if steps < 0:
-            raise ValueError(f"steps is {steps}; it must be at least 0")
-        if batch_size <= 0:
-            raise ValueError(f"batch_size is {batch_size}; it must be above 0")
+        check_at_least(steps=(steps, 0), batch_size=(batch_size, 1))
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
         self.dataset, self.steps, self.batch_size = dataset, steps, batch_size

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
+
 
 class TargetSync(Callback):
     """Copies the online network into the target network, or moves the target towards it.
@@ -28,8 +30,7 @@ class TargetSync(Callback):
     provides = frozenset({"duty.target_sync"})
 
     def __init__(self, every_n_steps: int = 1_000, tau: float = 1.0) -> None:
-        if every_n_steps <= 0:
-            raise ValueError(f"every_n_steps is {every_n_steps}; it must be above 0")
+        check_at_least(every_n_steps=(every_n_steps, 1))
         if not 0 < tau <= 1:
             raise ValueError(f"tau is {tau}; it must lie in (0, 1] (1 copies the network)")
         self.every_n_steps = every_n_steps

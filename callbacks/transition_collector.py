@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.schedules import linear_schedule
 from lit_adaptive.rollout.environments.streams import (
     EnvironmentStep,
@@ -53,8 +54,7 @@ class TransitionCollector(Callback):
         epsilon_transitions: int = 10_000,
         vectorization: Vectorization = "sync",
     ) -> None:
-        if warmup < 0:
-            raise ValueError(f"warmup is {warmup}; it must be at least 0")
+        check_at_least(warmup=(warmup, 0), epsilon_transitions=(epsilon_transitions, 1))
         if not 0 < transitions_per_batch < math.inf:
             raise ValueError(
                 f"transitions_per_batch is {transitions_per_batch}; it must be above 0 and finite"
@@ -62,8 +62,6 @@ class TransitionCollector(Callback):
         for name, value in (("epsilon_start", epsilon_start), ("epsilon_end", epsilon_end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; a probability lies in [0, 1]")
-        if epsilon_transitions <= 0:
-            raise ValueError(f"epsilon_transitions is {epsilon_transitions}; it must be above 0")
         self.transitions_per_batch = transitions_per_batch
         self.warmup = warmup
         self.epsilon_start = epsilon_start

@@ -1,4 +1,4 @@
-"""Every numeric option of every class refuses nan, and inf, -1 and 0 where they have no meaning.
+"""Every numeric option refuses nan and 10**30, and inf, -1 and 0 where they have no meaning.
 
 The options are those of the classes that the configs build, with the arguments they are built with.
 A refusal names the option and the value.
@@ -122,7 +122,7 @@ def numeric_options(cls: type) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_bad_numbers_are_refused_by_name_and_value(built: Built) -> None:
     assert len(built) > 60
     internal = {"ColumnSpec"}  # its arguments are checked by the dataset that makes it
@@ -132,7 +132,7 @@ def test_bad_numbers_are_refused_by_name_and_value(built: Built) -> None:
         if cls.__name__ in internal:
             continue
         for name, fraction in numeric_options(cls).items():
-            for bad in (math.nan, math.inf, -1, 0) if fraction else (-1, 0):
+            for bad in (math.nan, math.inf, -1, 0) if fraction else (-1, 0, 10**30):
                 count += 1
                 value = float(bad) if fraction else bad
                 case = f"{cls.__name__}.{name} = {value}"
@@ -174,21 +174,18 @@ def options_of(node: Any, path: str = "", owner: str = "") -> Iterator[tuple[str
 
 
 def cases() -> Iterator[tuple[Path, str, str]]:
-    """Each option of each class once, in the first config that has it, with each bad value.
-
-    Not those of a dataset's ``source``: jsonargparse tries them as rows of a list instead.
-    """
+    """Each option of each class once, in the first config that has it, with each bad value."""
     seen: set[str] = set()
     for path in RECIPES:
         for option, key, value in options_of(yaml.safe_load(path.read_text())):
-            if key not in seen and option and ".source." not in option and "power" not in option:
+            if key not in seen and option:
                 seen.add(key)
                 for bad in BAD.get(type(value), WORDS):
                     yield path, option, bad
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +214,7 @@ def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a
                 wrong.append(f"{case}: {len(error.splitlines())} lines: {error}")
         except Exception as error:
             wrong.append(f"{case}: {type(error).__name__}: {error}")
-        if time.monotonic() - start > 10:
+        if time.monotonic() - start > 20:
             wrong.append(f"{case}: took {time.monotonic() - start:.0f} s")
     assert count > 200
     assert refused > count / 2

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
     r"^\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:\s*$"
-    r"|- Expected a <class 'NoneType'>|Given value type: |Given value: )"
+    r"|- Expected a <class 'NoneType'>|- Not of type Path: |Given value type: |Given value: )"
 )
 _VALUE = re.compile(r"\.? ?\b(?:Got|Given) value: (.*)$")
 _VALUES = re.compile(r"\b(?:Got|Given) value: (.*?)(?=\.? Got value: |$)")

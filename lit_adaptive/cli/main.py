@@ -37,6 +37,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils._pytree import tree_flatten_with_path
 
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
@@ -130,18 +131,22 @@ class AdaptiveCLI(LightningCLI):
             self.parser.error(error)
         try:
             super().instantiate_classes()
-        except (ValueError, ModuleNotFoundError, MisconfigurationException) as cause:
-            self.parser.error(str(root_cause(cause)), cause)
+        except (*_MEMORY_ERRORS, ModuleNotFoundError, MisconfigurationException) as cause:
+            error = _memory_error(root_cause(cause), self.config[str(self.subcommand)])
+            if error is None and isinstance(cause, RuntimeError):
+                raise
+            self.parser.error(error or str(root_cause(cause)), cause)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; report an error of the configuration that shows later without its traceback."""
         try:
             super()._run_subcommand(subcommand)
-        except (MisconfigurationException, DependencyNotInstalled, ValueError) as error:
-            if not isinstance(error, ValueError) or raised_by_package(error):
+        except (*_MEMORY_ERRORS, MisconfigurationException, DependencyNotInstalled) as error:
+            if message := _memory_error(error, self.config[subcommand]):
+                self.parser.error(message, error)
+            known = isinstance(error, MisconfigurationException | DependencyNotInstalled)
+            if known or (isinstance(error, ValueError) and raised_by_package(error)):
                 self.parser.error(str(error), error)
-            raise
-        except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
             lines = [line.strip() for line in str(error).splitlines()[1:4]]
@@ -175,7 +180,7 @@ class AdaptiveCLI(LightningCLI):
                 "wrapper draws an epoch ahead and reorders it, which freezes a sampler that "
                 "learns. The datamodules give each rank its share themselves: remove the option"
             )
-        if error := _trainer_error(trainer):
+        if error := _integer_error(config) or _trainer_error(trainer):
             self.parser.error(error)
         name = self._config_name(config)
         if config.get("ckpt_path") in ("last", "best"):
@@ -346,6 +351,44 @@ def _trainer_error(trainer: Namespace) -> str | None:
     accelerator, devices = trainer.accelerator, str(trainer.devices)
     if re.fullmatch(r"0|-\d+", devices) and (accelerator == "cpu" or devices != "-1"):
         return f"trainer.devices is {devices}; it must be above 0, auto, or on GPUs -1 for all"
+    return None
+
+
+_MEMORY_ERRORS = (MemoryError, RuntimeError, ValueError)
+"""What NumPy and torch raise for an array that is too large, and for much else."""
+
+_TOO_LARGE = re.compile(
+    r"(can't|Unable to) allocate|CUDA out of memory|Storage size calculation overflowed"
+    r"|Maximum allowed (size|dimension) exceeded|cannot be represented as a SymInt"
+)
+
+
+def _memory_error(error: BaseException, config: Namespace) -> str | None:
+    """For an array that does not fit into the memory: the option that is likely to blame."""
+    if not isinstance(error, MemoryError) and not _TOO_LARGE.search(str(error)):
+        return None
+    path, value = max(_integers(config), key=lambda item: item[1])
+    return (
+        f"out of memory: {next(iter(str(error).splitlines()), 'no reason given')}\n"
+        f"the greatest number in the config is {path}={value}: lower it, or sizes beside it"
+    )
+
+
+def _integers(config: Namespace) -> list[tuple[str, int]]:
+    """Path and value of each integer of a config."""
+    leaves = tree_flatten_with_path(config.as_dict())[0]
+    return [
+        (".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), value)
+        for path, value in leaves
+        if isinstance(value, int) and not isinstance(value, bool)
+    ]
+
+
+def _integer_error(config: Namespace) -> str | None:
+    """An integer of more than 64 bits, which neither torch nor NumPy has."""
+    for path, value in _integers(config):
+        if not -(2**63) <= value < 2**63:
+            return f"{path} is {value}; an integer must lie in [-2**63, 2**63)"
     return None
 
 

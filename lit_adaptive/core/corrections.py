@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.kernels import weights as loops
 
 
@@ -38,8 +39,7 @@ def inverse_probability_weights(probability: Tensor, *, size: int, beta: float =
         ValueError: naming the argument that is out of its range.
     """
     check_beta(beta)
-    if size <= 0:
-        raise ValueError(f"size is {size}; the number of items that can be drawn is above 0")
+    check_at_least(size=(size, 1))
     return ratio_powers(1 / size, probability, beta)[0]
 
 

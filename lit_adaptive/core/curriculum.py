@@ -49,7 +49,8 @@ def competence(progress: float, *, start: float = 0.01, power: float = 2.0) -> f
     if not 0 < power < math.inf:
         raise ValueError(f"power is {power}; it must be above 0 (2: square root, 1: linear)")
     first = start**power
-    return float(min(1.0, (progress * (1 - first) + first) ** (1 / power)))
+    rising = (progress * (1 - first) + first) ** (1 / power)
+    return float(min(1.0, max(start, rising)))  # `first` of a great power is rounded to 0
 
 
 def staged_competence(progress: float, *, shares: Sequence[float]) -> float:

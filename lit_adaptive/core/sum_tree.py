@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.kernels import sum_tree as loops
 from lit_adaptive.core.kernels import sum_tree_torch as batched
 
@@ -55,8 +56,7 @@ class SumTree:
     """
 
     def __init__(self, capacity: int, *, device: str | torch.device = "cpu") -> None:
-        if capacity <= 0:
-            raise ValueError(f"capacity is {capacity}; a sum tree needs at least one slot")
+        check_at_least(capacity=(capacity, 1))
         self.capacity = capacity
         self.device = torch.device(device)
         self._compiled = self.device.type == "cpu"  # tests turn it off to run the torch path

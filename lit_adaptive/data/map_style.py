@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.fingerprint import data_changes, data_fingerprint
 from lit_adaptive.data.sampled import Batch, Normalize, SampledDataModule, ServedBatches
 from lit_adaptive.data.seeding import derive_seed, seeded
@@ -129,8 +130,7 @@ class AdaptiveDataModule(SampledDataModule):
             normalize=normalize,
             seed=seed,
         )
-        if eval_batch_size is not None and eval_batch_size <= 0:
-            raise ValueError(f"eval_batch_size is {eval_batch_size}; it must be above 0")
+        check_at_least(eval_batch_size=(eval_batch_size, 1))
         for name, evaluated in (("val_dataset", val_dataset), ("test_dataset", test_dataset)):
             _check_same_columns(dataset, evaluated, name)
         self._batches_option = batches_per_epoch
@@ -140,8 +140,7 @@ class AdaptiveDataModule(SampledDataModule):
         if val_dataset is None:  # Lightning checks for an override, and warns about an empty one
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.eval_batch_size = eval_batch_size or 4 * batch_size
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
+        check_at_least(1024, num_workers=(num_workers, 0))
         if on_changed_data not in self._changed_data_options:
             names = " or ".join(self._changed_data_options)
             raise ValueError(f"on_changed_data is {on_changed_data!r}; it must be {names}")

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.sources.rows import RowSource, load_rows
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.rollout.models.embeddings import SentenceEncoder, cached_embeddings
@@ -53,9 +54,9 @@ class PassRateDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("references", references), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_at_least(
+            references=(references, 1), batch_size=(batch_size, 1), seed=(seed, -(2**63))
+        )
         self.dataset, self.encoder = dataset, encoder or SentenceEncoder()
         self.references, self.batch_size = references, batch_size
         self.cache_dir, self.seed = cache_dir, seed

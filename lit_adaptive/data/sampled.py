@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_adaptive.contract import check_pairing
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.core.prioritized import importance_sampling_weights
 from lit_adaptive.data.seeding import derive_seed, reseed
@@ -64,9 +65,8 @@ class SampledDataModule(LightningDataModule):
         seed: int | None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("batches_per_epoch", batches_per_epoch)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(batch_size=(batch_size, 1), batches_per_epoch=(batches_per_epoch, 1))
+        check_at_least(seed=(seed, -(2**63)))
         if not 0 <= beta <= 1:
             raise ValueError(
                 f"beta is {beta}; it must lie in [0, 1] (0: no correction, 1: unbiased)"

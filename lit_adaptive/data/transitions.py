@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.sampled import Batch, SampledDataModule, ServedBatches
 from lit_adaptive.replay import ReplayBuffer
 from lit_adaptive.rollout.environments.make import make_environment
@@ -80,12 +81,9 @@ class TransitionsDataModule(SampledDataModule):
             normalize=normalize,
             seed=seed,
         )
-        for name, value in (
-            ("num_environments", num_environments),
-            ("evaluation_episodes", evaluation_episodes),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(
+            num_environments=(num_environments, 1), evaluation_episodes=(evaluation_episodes, 1)
+        )
         for kwargs in (environment_kwargs or {}, evaluation_environment_kwargs or {}):
             if (mode := kwargs.get("render_mode")) not in (None, "human"):
                 raise ValueError(

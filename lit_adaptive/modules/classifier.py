@@ -14,6 +14,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.hard_examples import focal_loss
 from lit_adaptive.modules.base import EvaluatedModule
 from lit_adaptive.modules.optimization import OptimizerFactory, SchedulerFactory, scheduled
@@ -68,8 +69,7 @@ class Classifier(EvaluatedModule):
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
+        check_at_least(num_classes=(num_classes, 2))
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
         if not 0 <= weight_decay < math.inf:

@@ -6,6 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_adaptive.core.bounds import check_at_least
+from lit_adaptive.rollout.models.hub import hub_access
+from lit_adaptive.rollout.models.pretrained import transformers_quiet
+
 
 class Dense(nn.Sequential):
     """Fully connected layers with ReLU over the flattened input.
@@ -27,9 +31,7 @@ class Dense(nn.Sequential):
     ) -> None:
         sizes = {"in_features": in_features, "num_classes": num_classes}
         sizes |= {f"hidden[{i}]": size for i, size in enumerate(hidden)}
-        for name, size in sizes.items():
-            if size <= 0:
-                raise ValueError(f"{name} is {size}; it must be above 0")
+        check_at_least(**{name: (size, 1) for name, size in sizes.items()})
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
         widths = [in_features, *hidden]
@@ -66,7 +68,11 @@ class TransformersClassifier(nn.Module):
         }
         if task not in families:
             raise ValueError(f"task is {task!r}; it must be one of {[*families]}")
-        self.model: Any = families[task].from_pretrained(path, num_labels=num_classes)
+        try:
+            with transformers_quiet(), hub_access(path):
+                self.model: Any = families[task].from_pretrained(path, num_labels=num_classes)
+        except OSError as error:
+            raise ValueError(f"the model {path!r} cannot be loaded. {error}") from error
         if frozen_backbone:
             self.model.base_model.requires_grad_(requires_grad=False)
 

@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.difficulty import (
     attention_pass_rates,
     calibrated_logits,
@@ -48,9 +49,7 @@ class DifficultyPredictor(nn.Module):
 
     def __init__(self, embedding_size: int, hidden_size: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
-        for name, value in (("embedding_size", embedding_size), ("hidden_size", hidden_size)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(embedding_size=(embedding_size, 1), hidden_size=(hidden_size, 1))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
         self.embedding_size = embedding_size

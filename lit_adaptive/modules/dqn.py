@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.td import double_q_errors, huber_losses, q_errors
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.optimization import OptimizerFactory
@@ -68,10 +69,7 @@ class DQN(AdaptiveModule):
         super().__init__()
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
-        if num_actions is not None and num_actions <= 0:
-            raise ValueError(
-                f"num_actions is {num_actions}; it must be above 0, or null for the environment's"
-            )
+        check_at_least(num_actions=(num_actions, 1))
         if huber_delta is not None and not huber_delta > 0:
             raise ValueError(f"huber_delta is {huber_delta}; it must be above 0, or null")
         self.save_hyperparameters()

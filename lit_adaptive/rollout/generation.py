@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from lit_adaptive.core.bounds import check_at_least
+
 _COMPACT = 0.25  # fraction of finished rows from which they are removed from the batch
 _TILE = 512  # vocabulary entries that are summed together
 
@@ -32,16 +34,13 @@ class SamplingParams:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens <= 0:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be above 0")
+        check_at_least(max_new_tokens=(self.max_new_tokens, 1), top_k=(self.top_k, 0))
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(
                 f"temperature is {self.temperature}; it must be at least 0 (0: greedy) and finite"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 0 (0: all tokens)")
 
 
 class Completions(NamedTuple):

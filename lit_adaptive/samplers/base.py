@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
+
 
 class Draw(NamedTuple):
     """Indices, and the probability of each at the moment of the draw.
@@ -50,11 +52,7 @@ class IndexSampler(ABC):
     """
 
     def __init__(self, size: int, *, seed: int = 0, device: str | torch.device = "cpu") -> None:
-        if size <= 0:
-            raise ValueError(
-                f"size is {size}; a sampler needs at least one index to choose from: "
-                "pass the dataset's length or the buffer's capacity"
-            )
+        check_at_least(size=(size, 1), seed=(seed, -(2**63)))
         self.size = size
         self.device = torch.device(device)
         # Always a CPU generator: the same random numbers, hence the same draws, on every device.
@@ -231,8 +229,7 @@ class IndexSampler(ABC):
 
     def _check_draw(self, batch_size: int = 1) -> None:
         """Raise ValueError unless ``batch_size`` indices can be drawn."""
-        if batch_size <= 0:
-            raise ValueError(f"batch_size is {batch_size}; it must be above 0")
+        check_at_least(batch_size=(batch_size, 1))
         if self.count == 0:
             raise ValueError("nothing was inserted yet, so nothing can be drawn: insert() first")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.samplers.base import Draw, IndexSampler
 
 
@@ -80,13 +81,11 @@ class DrawBatches(Sampler[BatchDraw]):
         world_size: int = 1,
         normalize: Literal["none", "batch", "buffer"] = "batch",
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("batches_per_epoch", batches_per_epoch),
-            ("world_size", world_size),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(
+            batch_size=(batch_size, 1),
+            batches_per_epoch=(batches_per_epoch, 1),
+            world_size=(world_size, 1),
+        )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must lie in [0, {world_size}), the world_size")
         if normalize not in ("none", "batch", "buffer"):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.samplers.base import Draw, SamplerFactory, check_indices
 from lit_adaptive.samplers.shuffled import ShuffledSampler
 from lit_adaptive.samplers.wrapper import WrapperSampler
@@ -41,8 +42,7 @@ class BucketedSampler(WrapperSampler):
         filled: bool = True,
         seed: int = 0,
     ) -> None:
-        if batches <= 0:
-            raise ValueError(f"batches is {batches}; it must be above 0 (1 sorts nothing)")
+        check_at_least(batches=(batches, 1))
         self.batches = batches
         self._lengths: Tensor | None = None
         super().__init__(size, [inner], seed=seed)

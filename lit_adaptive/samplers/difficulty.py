@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.difficulty import (
     Selection,
     Target,
@@ -86,9 +87,7 @@ class DifficultySampler(AdaptiveSampler):
         check_selection(target, selection, alpha, tau)
         if not 0 <= uniform_share < 1:
             raise ValueError(f"uniform_share is {uniform_share}; it must lie in [0, 1)")
-        for name, value in (("window", window), ("group_size", group_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_at_least(window=(window, 1), group_size=(group_size, 1))
         self.estimator = BetaPosterior() if estimator is None else copy.deepcopy(estimator)
         self.estimator.allocate(size)
         self.target: Target = target

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.kernels import heap
 from lit_adaptive.core.prioritized import priority_masses, rank_priorities
 from lit_adaptive.samplers.base import (
@@ -57,8 +58,7 @@ class RankPrioritizedSampler(AdaptiveSampler):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(size, seed=seed, device=device)
-        if resort_every <= 0:
-            raise ValueError(f"resort_every is {resort_every}; it must be above 0")
+        check_at_least(resort_every=(resort_every, 1))
         self.alpha = float(alpha)
         self.resort_every = resort_every
         self._mass = priority_masses(rank_priorities(torch.arange(size, 0, -1)), alpha=self.alpha)

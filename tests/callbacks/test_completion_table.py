@@ -412,8 +412,8 @@ def test_a_resumed_wandb_run_gets_no_step_twice_and_a_new_run_gets_all() -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every_n_steps": 0}, "every_n_steps is 0; it must be above 0"),
-        ({"rows": -1}, "rows is -1; it must be above 0"),
+        ({"every_n_steps": 0}, "every_n_steps is 0; it must be at least 1"),
+        ({"rows": -1}, "rows is -1; it must be at least 1"),
         ({"file": "rollouts.csv"}, r"file is 'rollouts.csv'; it must end in .jsonl"),
         ({"columns": ["age"]}, r"columns is \['age'\]; the table always has \['age'\]"),
     ],

@@ -357,7 +357,7 @@ def test_a_second_validation_starts_empty(tmp_path: Path) -> None:
         ({"samples": 8}, r"k is \[1, 4, 16\] and samples is 8; .* raise samples, or lower k"),
         ({"k": [0]}, r"k is \[0\] and samples is 16"),
         ({"k": []}, r"k is \[\] and samples is 16"),
-        ({"samples": 0}, "samples is 0; it must be above 0"),
+        ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"max_prompts": 0}, "max_prompts is 0"),
         ({"batch_prompts": 0}, "batch_prompts is 0"),

@@ -225,7 +225,7 @@ def test_samples_of_a_language_model_are_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"samples": 0}, "samples is 0; it must be above 0"),
+        ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"sampling": SamplingParams(temperature=0.0)}, "sampling.temperature is 0, so all"),
         ({"per_prompt": -1}, "per_prompt is -1"),

@@ -6,7 +6,7 @@ import pytest
 
 from lit_adaptive import __version__
 from lit_adaptive.cli.errors import shorten
-from lit_adaptive.cli.main import AdaptiveCLI
+from lit_adaptive.cli.main import AdaptiveCLI, main
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
 
@@ -33,6 +33,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
         ("--trainer.devices=-2", ["trainer.devices is -2"]),
         ("--ckpt_path=/nowhere.ckpt", ["/nowhere.ckpt, which does not exist"]),
         ("--nonsense=3", ["unrecognized arguments: --nonsense=3"]),
+        (f"--data.batch_size={10**30}", [f"data.init_args.batch_size is {10**30}", "2**63"]),
+        (f"--trainer.max_steps={10**30}", [f"trainer.max_steps is {10**30}", "2**63"]),
+        (f"--model.num_classes={10**13}", ["out of memory", f"num_classes={10**13}: lower it"]),
     ],
 )
 def test_an_error_names_the_option_and_a_suggestion_in_few_lines(
@@ -103,3 +106,32 @@ def test_help_is_short_and_the_version_names_the_program_once(
     with pytest.raises(SystemExit):
         AdaptiveCLI(["--version"])
     assert capsys.readouterr().out == f"lit-adaptive {__version__}\n"
+
+
+def test_a_batch_that_does_not_fit_into_the_memory_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.fast_dev_run=true", f"--data.batch_size={10**13}", f"--runs={tmp_path}"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(CONFIG), *options])
+    error = capsys.readouterr().err.partition("error: ")[2]
+    assert f"data.init_args.batch_size={10**13}: lower it" in error
+    assert "out of memory" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("source.size=many", ["lit_adaptive.data.Arithmetic", '"size"', "'int'", "got many"]),
+        ("source.seize=7", ["'seize' is not accepted by lit_adaptive.data.Arithmetic", "'size'?"]),
+    ],
+)
+def test_a_bad_option_of_a_source_is_not_taken_for_a_list_of_rows(
+    option: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(CONFIG.with_name("dapo.yaml")), f"--runs={tmp_path}"]
+    with pytest.raises(SystemExit):
+        AdaptiveCLI(["fit", *arguments, f"--data.dataset.{option}"])
+    error = capsys.readouterr().err.partition("error: ")[2]
+    for word in words:
+        assert word in error

@@ -113,3 +113,11 @@ def test_a_self_paced_threshold_is_positive_and_does_not_fall() -> None:
         self_paced_mask(torch.ones(2), threshold=0.0)
     with pytest.raises(ValueError, match="the threshold grows"):
         self_paced_threshold(0.5, start=2.0, end=1.0)
+
+
+@pytest.mark.parametrize("power", [1e-9, 700.0, 1e30])
+def test_competence_starts_at_the_start_with_any_power(power: float) -> None:
+    # 0.2**700 is rounded to 0, and so was the competence.
+    assert competence(0.0, start=0.2, power=power) == pytest.approx(0.2)
+    assert 0.2 <= competence(1e-9, start=0.2, power=power) <= 1.0
+    assert competence(1.0, start=0.2, power=power) == 1.0

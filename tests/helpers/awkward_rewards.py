@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -40,9 +41,25 @@ def _write_junk() -> None:
             os.write(descriptor, b"\x80\x05junk\n[0, 1.0]")
 
 
+class Payload:
+    """Unpickling it creates the file that the environment variable names."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(os.environ["PAYLOAD_FILE"]),)
+
+
+def _write_pickles() -> None:
+    """Write pickles to all open files: those to the host, and copies of those to the trainer."""
+    line = pickle.dumps(Payload())
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"\n" + line + b"\n" + line)
+
+
 ACTIONS = {
     "fork": _fork,
     "junk": _write_junk,
+    "pickles": _write_pickles,
     "kill host": lambda: os.kill(os.getppid(), signal.SIGKILL),
     "hang": _hang,
     "hold": _hold_the_interpreter,
@@ -57,6 +74,8 @@ OUTPUTS: dict[str, Any] = {
     "huge": 1e39,
     "fork": 7.0,
     "junk": 8.0,
+    "pickles": 9.0,
+    "payload": Payload(),
     "kill host": 9.0,
     "text": "very good",
     "nan": float("nan"),

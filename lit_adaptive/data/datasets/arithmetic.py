@@ -6,8 +6,9 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Any, Literal, NamedTuple
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.shares import share_count
-from lit_adaptive.data.datasets.questions import QuestionRows, check_at_least
+from lit_adaptive.data.datasets.questions import MOST_ROWS, QuestionRows
 
 Split = Literal["train", "validation", "test"]
 GRADES = ("correct", "sloppy", "wrong")
@@ -73,7 +74,7 @@ class Arithmetic(QuestionRows):
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        size: number of questions, above 0.
+        size: number of questions, above 0; at most 10 million demonstrations are made.
         digits: maximum digits of an operand, from 1 to 9 (4 with products).
         operators: some of ``+``, ``-`` and ``*``, drawn equally often.
         correct: fraction of the demonstrations; the three fractions add up to 1.
@@ -104,12 +105,9 @@ class Arithmetic(QuestionRows):
     ) -> None:
         fractions = (correct, sloppy, wrong)
         _check_choices(split, digits, operators, fractions, sloppy_reward)
-        check_at_least(
-            size=(size, 1),
-            digits=(digits, 1),
-            demonstrations_per_prompt=(demonstrations_per_prompt, 1),
-            seed=(seed, 0),
-        )
+        check_at_least(digits=(digits, 1), seed=(seed, 0))
+        check_at_least(MOST_ROWS, size=(size, 1))
+        check_at_least(MOST_ROWS // size, demonstrations_per_prompt=(demonstrations_per_prompt, 1))
         rng = Random(f"{seed} {split}")  # noqa: S311
         questions = _draw_questions(rng, size, digits, operators, split)
         grades = _exact_grades(fractions, size * demonstrations_per_prompt)

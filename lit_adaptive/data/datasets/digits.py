@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.shares import share_count
 
 CLASSES = 10
@@ -67,6 +68,7 @@ class LongTailedDigits(Dataset[dict[str, Any]]):
             len(shares) == CLASSES and all(0 < share <= 1 for share in shares)
         ):
             raise ValueError(f"shares is {shares}; give {CLASSES} shares in (0, 1]")
+        check_at_least(seed=(seed, -(2**63)))
         loaded: Any = load_digits()
         self._pixels = torch.from_numpy(loaded.images).float().div_(16)[:, None]
         self._labels = torch.from_numpy(loaded.target).long()

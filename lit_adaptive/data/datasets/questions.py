@@ -9,6 +9,9 @@ from torch.utils.data import Dataset
 
 from lit_adaptive.data.sources.columns import check_columns, numeric_columns, to_float64
 
+MOST_ROWS = 10_000_000
+"""Greatest number of rows that are generated; they are held in memory."""
+
 
 class QuestionRows(Dataset[dict[str, Any]]):
     """The rows of an Arrow table as dictionaries.
@@ -57,10 +60,3 @@ class QuestionRows(Dataset[dict[str, Any]]):
                 f"{numeric_columns(self.table)}"
             )
         return values
-
-
-def check_at_least(**bounds: tuple[int, int]) -> None:
-    """Raise a ValueError if a named argument, given as (value, minimum), is below its minimum."""
-    for name, (value, minimum) in bounds.items():
-        if value < minimum:
-            raise ValueError(f"{name} is {value}; it must be at least {minimum}")

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lit_adaptive.data.datasets.questions import check_at_least
+from lit_adaptive.core.bounds import check_at_least
+from lit_adaptive.data.datasets.questions import MOST_ROWS
 from lit_adaptive.data.sources.columns import MapDataset, check_rows
 from lit_adaptive.data.sources.tables import ColumnDataset
 from lit_adaptive.data.text.tokenization import tokenizer_threads
@@ -83,7 +84,8 @@ class TaskQuestions(ColumnDataset):
             raise ValueError(f"imbalance is {imbalance}; it must be at least 1 (1: balanced)")
         if per_class is None:
             per_class = 500 if split == "train" else 100
-        check_at_least(per_class=(per_class, 1), seed=(seed, 0))
+        check_at_least(seed=(seed, 0))
+        check_at_least(MOST_ROWS, per_class=(per_class, 1))
         sizes = long_tail(per_class, imbalance if split == "train" else 1.0, len(TASKS))
         texts: list[str] = []
         ids: list[str] = []

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import has_spread
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.shares import share_count
 from lit_adaptive.data.fingerprint import row_hashes
 from lit_adaptive.data.language import LanguageDataModule
@@ -233,16 +234,14 @@ class RolloutDataModule(LanguageDataModule):
         self._attached: Any = None
 
     def _check_options(self) -> None:
-        for name, value, least in (
-            ("group_size", self.group_size, 1 + self.demonstrations),
-            ("inner_epochs", self.inner_epochs, 1),
-            ("minibatches", self.minibatches, 1),
-            ("refill", self.refill, 0),
-            ("overlong_cache", self.overlong_cache, 0),
-            ("steps_per_epoch", 1 if self.steps_per_epoch is None else self.steps_per_epoch, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        check_at_least(
+            group_size=(self.group_size, 1 + self.demonstrations),
+            inner_epochs=(self.inner_epochs, 1),
+            minibatches=(self.minibatches, 1),
+            refill=(self.refill, 0),
+            overlong_cache=(self.overlong_cache, 0),
+            steps_per_epoch=(self.steps_per_epoch, 1),
+        )
         if self.minibatches > self.batch_size:
             raise ValueError(
                 f"minibatches is {self.minibatches}, but a step has {self.batch_size} groups per "

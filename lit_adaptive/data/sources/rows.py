@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,14 @@ from lit_adaptive.data.sources.columns import (
     to_float64,
     validated_ids,
 )
+from lit_adaptive.rollout.models.hub import hub_access
 
-RowSource: TypeAlias = MapDataset | str | Path | Sequence[dict[str, Any]]
+if TYPE_CHECKING:
+    RowList: TypeAlias = Sequence[dict[str, Any]]
+else:  # jsonargparse takes a bad option of a dataset for the only row of a Sequence
+    RowList = tuple[dict[str, Any], ...]
+
+RowSource: TypeAlias = MapDataset | str | Path | RowList
 """File, folder, hub name, list of dictionaries or map-style dataset that ``load_rows`` reads.
 
 ``Path`` keeps jsonargparse from replacing a path by the content of its file; ``MapDataset`` stands
@@ -215,7 +221,8 @@ def _rows_of(source: Any) -> Rows:
         return _load(str(source), None, "train")
     if isinstance(source, HubRows):
         return source.rows
-    name = str(getattr(source, "source", type(source).__name__))
+    default = "list" if isinstance(source, list | tuple) else type(source).__name__
+    name = str(getattr(source, "source", default))
     if isinstance(source, ArrowDataset):
         arrow_dataset: Any = source
         return Rows(
@@ -371,7 +378,8 @@ def _load(path: str, name: str | None, split: str) -> Rows:
             elif path.startswith((".", "/", "~")) or path.count("/") > 1:
                 raise FileNotFoundError("there is no such file or folder")
             else:
-                dataset = datasets.load_dataset(path, name, split=split)
+                with hub_access(path):
+                    dataset = datasets.load_dataset(path, name, split=split)
     except Exception as error:  # readers of formats raise what they like
         names = [path, *map(str, _files(path))]
         if isinstance(error, ValueError) and str(error).startswith(tuple(names)):

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.sources.columns import DRAW_KEYS, Ids, check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, Turns, resolve_tokenizer
@@ -135,6 +136,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         prompts: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
+        check_at_least(max_length=(max_length, 1), pack_length=(pack_length, 1))
         if pack_length is not None and pack_length < max_length:
             raise ValueError(
                 f"pack_length is {pack_length}, max_length {max_length}; a row must hold any sample"

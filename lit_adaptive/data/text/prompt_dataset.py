@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.sources.columns import DRAW_KEYS, Ids, check_columns, check_rows
 from lit_adaptive.data.sources.rows import Rows, RowSource, load_rows, numeric_column, row_ids
 from lit_adaptive.data.text.chat import Chat, resolve_tokenizer
@@ -94,8 +95,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         max_length: int = 1024,
         overlong: PromptLengthPolicy = "error",
     ) -> None:
-        if max_length <= 0:
-            raise ValueError(f"max_length is {max_length}; it must be above 0")
+        check_at_least(max_length=(max_length, 1))
         self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
         self._source_rows = load_rows(source)
         self.source = self._source_rows.source

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.segments import segment_mean, segment_sum
 from lit_adaptive.modules.base import EvaluatedModule, evaluation_mode
 from lit_adaptive.modules.language.checkpoints import (
@@ -66,10 +67,7 @@ class PolicyModule(EvaluatedModule):
         reward: Reward | Scorer | None,
     ) -> None:
         super().__init__()
-        if max_new_tokens < 0:
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens}; it must be at least 0 (0: no completions)"
-            )
+        check_at_least(max_new_tokens=(max_new_tokens, 0))
         if weights is not None and not Path(weights).is_file():
             raise ValueError(
                 f"weights is {weights!r}, which is not a file: give the path of a checkpoint"

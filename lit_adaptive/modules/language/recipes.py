@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.language.probes import (
     attention_cost_ratio,
@@ -41,8 +42,7 @@ class LoRA:
         dropout: float = 0.0,
         targets: list[str] | None = None,
     ) -> None:
-        if rank <= 0:
-            raise ValueError(f"rank is {rank}; it must be above 0")
+        check_at_least(rank=(rank, 1))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
@@ -186,14 +186,11 @@ class ConfiguredLM(CausalLM):
         lora: LoRA | None = None,
     ) -> None:
         super().__init__(gradient_checkpointing=gradient_checkpointing, lora=lora)
-        for name, value in (
-            ("hidden_size", hidden_size),
-            ("layers", layers),
-            ("heads", heads),
-            ("max_positions", max_positions),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(
+            hidden_size=(hidden_size, 1), heads=(heads, 1), max_positions=(max_positions, 1)
+        )
+        check_at_least(10_000, layers=(layers, 1))
+        check_at_least(seed=(seed, 0))
         if hidden_size % heads:
             raise ValueError(
                 f"heads is {heads}; it must divide hidden_size, which is {hidden_size}"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import FAILED, FLAT, INFORMATIVE, SOLVED
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.corrections import check_beta
 from lit_adaptive.core.freshness import check_tau, log_masses
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
@@ -121,6 +122,7 @@ class RolloutBuffer(SavedState):
         _check_arguments(capacity, policy, signal, epsilon, max_age, tolerance)
         check_alpha(alpha)
         check_tau(tau)
+        check_at_least(seed=(seed, -(2**63)))
         self.capacity = capacity
         self.policy: DrawPolicy = policy
         self.signal: PrioritySignal = signal
@@ -422,8 +424,7 @@ class RolloutBuffer(SavedState):
 def _check_arguments(
     capacity: int, policy: str, signal: str, epsilon: float, max_age: int | None, tolerance: float
 ) -> None:
-    if capacity <= 0:
-        raise ValueError(f"capacity is {capacity}; a buffer holds at least one group")
+    check_at_least(capacity=(capacity, 1), max_age=(max_age, 0))
     for name, value, choices in (
         ("policy", policy, get_args(DrawPolicy)),
         ("signal", signal, get_args(PrioritySignal)),
@@ -433,10 +434,6 @@ def _check_arguments(
     if not 0 < epsilon < torch.inf:
         raise ValueError(
             f"epsilon is {epsilon}; it must be above 0 and finite, so that every group can be drawn"
-        )
-    if max_age is not None and max_age < 0:
-        raise ValueError(
-            f"max_age is {max_age}; an age in policy versions is not negative (null: unlimited)"
         )
     if not 0 <= tolerance < 0.5:
         raise ValueError(f"tolerance is {tolerance}; it must lie in [0, 0.5)")

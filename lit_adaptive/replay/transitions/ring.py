@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.kernels import ring as compiled
 from lit_adaptive.core.kernels.row_copy import all_within
 from lit_adaptive.replay.state import SavedState, check_settings
@@ -64,9 +65,7 @@ class TransitionRing(SavedState):
         device: str | torch.device = "cpu",
     ) -> None:
         self.size = RingSize(capacity, num_streams, n_step, frame_stack)
-        for name, value in self.size._asdict().items():
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        check_at_least(**{name: (value, 1) for name, value in self.size._asdict().items()})
         if n_step > 255:
             raise ValueError(f"n_step is {n_step}; it must lie in [1, 255]")
         if not 0 <= gamma <= 1:

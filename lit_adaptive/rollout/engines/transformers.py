@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.rollout.engines.base import Engine, Policy
 from lit_adaptive.rollout.generation import (
     Completions,
@@ -32,8 +33,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, max_rows: int = 512) -> None:
         super().__init__()
-        if max_rows <= 0:
-            raise ValueError(f"max_rows is {max_rows}; it must be above 0")
+        check_at_least(max_rows=(max_rows, 1))
         self.max_rows = max_rows
 
     def generate(

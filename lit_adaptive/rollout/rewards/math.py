@@ -5,6 +5,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.rollout.rewards.base import AnswerReward
 
 
@@ -28,8 +29,7 @@ class MathVerify(AnswerReward):
     """
 
     def __init__(self, column: str = "answer", boxed: bool = False, precision: int = 6) -> None:
-        if precision < 0:
-            raise ValueError(f"precision is {precision}; it must not be negative")
+        check_at_least(100, precision=(precision, 0))
         self.column = column
         self.boxed = boxed
         self.precision = precision

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import cloudpickle  # type: ignore[import-untyped]  # a dependency of gymnasium; pickles what a script defines
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.rollout.rewards._host import (
     LOAD_LIMIT,
     Evaluation,
@@ -94,15 +95,12 @@ class RewardPool:
         max_timeouts: int = 64,
         name: str | None = None,
     ) -> None:
-        if workers < 0:
-            raise ValueError(f"workers is {workers}; it must not be negative (0: in this process)")
+        check_at_least(1024, workers=(workers, 0))
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"timeout_s is {timeout_s}; it must be above 0, or None: no limit")
         if on_error not in ("raise", "zero", "skip"):
             raise ValueError(f"on_error is {on_error!r}; it must be 'raise', 'zero' or 'skip'")
-        for argument, value in (("chunk", chunk), ("max_timeouts", max_timeouts)):
-            if value is not None and value < 1:
-                raise ValueError(f"{argument} is {value}; it must be at least 1")
+        check_at_least(chunk=(chunk, 1), max_timeouts=(max_timeouts, 1))
         self.reward = reward
         self.workers = workers
         self.timeout_s = timeout_s

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
+from lit_adaptive.rollout.models.hub import hub_access
 from lit_adaptive.rollout.models.pretrained import load_tokenizer, transformers_quiet
 from lit_adaptive.rollout.rewards.base import Reward
 
@@ -48,9 +50,7 @@ class RewardModel(Reward):
         device: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
-        for argument, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{argument} is {value}; it must be above 0")
+        check_at_least(batch_size=(batch_size, 1), max_length=(max_length, 1))
         self.name = name
         self.batch_size = batch_size
         self.max_length = max_length
@@ -129,7 +129,7 @@ class RewardModel(Reward):
 
         tokenizer = load_tokenizer(self.name)
         try:
-            with transformers_quiet():
+            with transformers_quiet(), hub_access(self.name):
                 model, loading = AutoModelForSequenceClassification.from_pretrained(
                     self.name, dtype=self.dtype, output_loading_info=True
                 )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.segments import center_segments, segment_std
 from lit_adaptive.rollout.rewards._host import Failure
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS, Reward, reward_name
@@ -55,8 +56,7 @@ class WeightedReward:
             raise ValueError(
                 f"timeout_s is {self.timeout_s}; it must be above 0, or null for the scorer's"
             )
-        if self.chunk is not None and self.chunk <= 0:
-            raise ValueError(f"chunk is {self.chunk}; it must be above 0, or null for all")
+        check_at_least(chunk=(self.chunk, 1))
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,11 @@ def test_gather_and_column_agree_with_the_rows() -> None:
         ({"operators": ""}, "operators is ''"),
         ({"correct": 0.5}, "add up to 1"),
         ({"correct": 1.5, "wrong": -0.5}, "must not be negative"),
+        ({"size": 10**30}, f"size is {10**30}; it must be at most 10000000"),
+        (
+            {"demonstrations_per_prompt": 10**12},
+            f"demonstrations_per_prompt is {10**12}; it must be",
+        ),
         ({"correct": float("nan")}, "add up to 1"),
         ({"sloppy_reward": 2.0}, "sloppy_reward is 2"),
         ({"demonstrations_per_prompt": 0}, "demonstrations_per_prompt is 0"),

@@ -138,6 +138,7 @@ def test_a_missing_path_is_named_without_a_request_to_the_hub(
         raise ConnectionError(f"request for {path}, {name}, {split}")
 
     monkeypatch.setattr(datasets, "load_dataset", request)
+    monkeypatch.setattr("lit_adaptive.rollout.models.hub._reachable", lambda: True)
     for path in (str(tmp_path / "none"), "./none", "a/b/none"):
         with pytest.raises(ValueError, match=r"none' cannot be loaded.*no such file or folder"):
             HubRows(path)

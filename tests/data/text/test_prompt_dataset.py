@@ -106,7 +106,7 @@ def test_the_fingerprint_changes_with_prompts_their_borders_and_their_order(tmp_
         ([{"question": "1"}], {}, "has no column 'prompt'; its columns are"),
         ([{"prompt": "1"}], {"columns": ["answer"]}, "has no column 'answer'"),
         ([{"prompt": "1"}, {"prompt": ""}], {}, r"is empty in rows \[1\]"),
-        ([{"prompt": "1"}], {"max_length": 0}, "max_length is 0; it must be above 0"),
+        ([{"prompt": "1"}], {"max_length": 0}, "max_length is 0; it must be at least 1"),
         ([{"prompt": "1"}], {"chat": True}, "no chat template"),
         ([{"prompt": "1", "shown": ""}], {"demonstration": "shown"}, r"is empty in rows \[0\]"),
     ],

@@ -146,5 +146,5 @@ def test_an_engine_without_a_policy_names_the_remedy() -> None:
 
 
 def test_max_rows_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="max_rows is 0; it must be above 0"):
+    with pytest.raises(ValueError, match="max_rows is 0; it must be at least 1"):
         TransformersEngine(max_rows=0)

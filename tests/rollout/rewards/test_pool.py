@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from awkward_rewards import (
     Awkward,
     Calls,
     Mean,
+    Payload,
     ProcessInfo,
     Scalar,
     Slow,
@@ -152,6 +154,42 @@ def test_a_second_return_and_writes_to_open_files_change_no_reward(
             assert call(pool, completions) == [reward if k == 17 else k for k in range(40)]
             assert call(pool, ["1", "2", "3"]) == [1, 2, 3]
         assert pool.restarts == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "huge", [1e39, -1e39, 3.5e38, 10**400], ids=["1e39", "-1e39", "3.5e38", "10**400"]
+)
+def test_a_number_that_float32_does_not_hold_is_lost_and_the_greatest_is_kept(
+    workers: int, huge: float
+) -> None:
+    greatest = float(torch.finfo(torch.float32).max)
+
+    class Given(Reward):
+        def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
+            return [huge, greatest, -greatest]
+
+    with RewardPool(Given(), workers=workers, chunk=None, on_error="skip") as pool:
+        rewards = call(pool, ["a", "b", "c"])
+        assert rewards == [None, greatest, -greatest]
+        kept = torch.tensor([value for value in rewards if value is not None])
+        assert kept.isfinite().all()
+        assert [failure.sample for failure in pool.lost] == [0]
+        assert pool.lost[0].reason.startswith("gave ")
+
+
+@pytest.mark.parametrize("action", ["pickles", "payload"])
+def test_nothing_that_a_reward_sends_is_unpickled_in_the_trainer_or_its_host(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAYLOAD_FILE", str(tmp_path / "ran"))
+    pickle.loads(pickle.dumps(Payload()))
+    (tmp_path / "ran").unlink()
+    with RewardPool(Awkward(), workers=2, chunk=4, on_error="skip") as pool:
+        for _ in range(2):
+            rewards = call(pool, [action, *map(str, range(1, 12))])
+            assert rewards == [9.0 if action == "pickles" else None, *range(1, 12)]
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -159,5 +159,5 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"max_length": 0}])
 def test_sizes_must_be_positive(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="is 0; it must be above 0"):
+    with pytest.raises(ValueError, match="is 0; it must be at least 1"):
         RewardModel("x", **arguments)  # type: ignore[arg-type]
