@@ -30,6 +30,8 @@ REQUIRED = {
     "iw-SFT, the paper's ratio",
     "iw-SFT, the specification's ratio",
     "DFT",
+    "EAFT",
+    "PSFT",
     "Reward-weighted sampling (RWR)",
     "SFT(Q)",
     "GRPO",
@@ -194,6 +196,7 @@ MORE = {
     "iw_sft_paper": {
         f"model.init_args.{name}" for name in ("ratio", "level", "temperature", "clamp")
     },
+    "psft": {"model.init_args.q_decay"},
     "rwr": {"data.init_args.scores", "data.init_args.beta"},
     "sft_q": {"data.init_args.scores", "data.init_args.beta"},
     "digits_curriculum": {"data.init_args.difficulty"},

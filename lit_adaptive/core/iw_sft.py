@@ -28,7 +28,7 @@ Departures from the sources:
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 
-Objective = Literal["iw", "dft", "nll"]
+LogitObjective = Literal["iw", "dft", "nll"]
+Objective = Literal["iw", "dft", "eaft", "psft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]
 Clamp = tuple[float, float] | Literal["default"] | None
 
@@ -50,6 +51,10 @@ DEFAULT_CLAMPS: dict[tuple[str, str], tuple[float, float] | None] = {
     ("ref_over_policy", "token"): None,
 }
 """Those of the authors' code for the paper's ratio; the specification clamps nothing."""
+
+
+EAFT_TOP = 20
+"""Number of most likely tokens whose entropy EAFT takes."""
 
 
 class TokenWeights(NamedTuple):
@@ -152,6 +157,40 @@ def dft_weights(log_prob: Tensor) -> TokenWeights:
     return TokenWeights(log_prob.float().exp(), torch.zeros_like(log_prob, dtype=torch.bool))
 
 
+@torch.no_grad()
+def eaft_weights(top_log_prob: Tensor, alpha: float = 1.0) -> TokenWeights:
+    r"""Entropy-adaptive fine-tuning (Diao et al., 2026, arXiv:2601.02151): :math:`(H/3)^\alpha`.
+
+    H is the entropy in nats of the :data:`EAFT_TOP` most likely tokens, with probabilities divided
+    by their sum; its maximum is log 20 = 2.996. So a token on which the policy is certain counts
+    little, whether it agrees or not.
+
+    Args:
+        top_log_prob: ``[K, k]`` log-probabilities of the k most likely tokens.
+        alpha: at least 0; 0 is plain SFT.
+    """
+    log_share = top_log_prob.float().log_softmax(-1)
+    entropy = -(log_share.exp() * log_share).sum(-1)
+    return TokenWeights((entropy / 3) ** alpha, torch.zeros_like(entropy, dtype=torch.bool))
+
+
+@torch.no_grad()
+def psft_weights(log_prob: Tensor, old: Tensor, epsilon: float = 0.2) -> TokenWeights:
+    r"""Proximal SFT (Zhu et al., 2025, arXiv:2508.17784), as weights of :math:`-\log\pi`.
+
+    :math:`-\min(r, \mathrm{clip}(r, 1-\epsilon, 1+\epsilon))` with :math:`r = \pi/\pi_{old}` has
+    the gradient of :math:`-r \log\pi` up to :math:`1+\epsilon`, and none beyond.
+
+    Args:
+        log_prob: ``[K]`` of the policy.
+        old: ``[K]`` of an earlier policy.
+        epsilon: above 0.
+    """
+    ratio = (log_prob - old).float().clamp(max=MAX_LOG_WEIGHT).exp()
+    clipped = ratio > 1 + epsilon
+    return TokenWeights(ratio.masked_fill(clipped, 0.0), clipped)
+
+
 def self_normalize(weight: Tensor, mean: Tensor | None = None) -> Tensor:
     """Weights ``[K]`` divided by their mean over tokens, or by ``mean``, such as that of all ranks.
 
@@ -192,6 +231,7 @@ def check_iw_sft_options(
     clamp: Clamp,
     reduction: str,
     count: float | None,
+    objectives: Any = LogitObjective,
 ) -> None:
     """Check the options of ``ImportanceWeightedSFTLoss`` that ``modules.IWSFT`` shares.
 
@@ -199,7 +239,7 @@ def check_iw_sft_options(
         ValueError: naming the option, its value and its valid values.
     """
     for name, value, known in (
-        ("objective", objective, ("iw", "dft", "nll")),
+        ("objective", objective, get_args(objectives)),
         ("ratio", ratio, ("ref_over_policy", "policy_over_ref")),
         ("level", level, ("token", "sequence")),
         ("reduction", reduction, ("token", "sequence", "fixed")),
@@ -243,7 +283,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         *,
         ratio: Ratio = "ref_over_policy",
         level: RatioLevel = "token",
-        objective: Objective = "iw",
+        objective: LogitObjective = "iw",
         clamp: Clamp = "default",
         normalize: bool = False,
         label_smoothing: bool = False,
@@ -267,7 +307,7 @@ class ImportanceWeightedSFTLoss(nn.Module):
         self.epsilon, self.temperature = epsilon, temperature
         self.ratio: Ratio = ratio
         self.level: RatioLevel = level
-        self.objective: Objective = objective
+        self.objective: LogitObjective = objective
         self.clamp: Clamp = clamp
         self.normalize, self.label_smoothing = normalize, label_smoothing
         self.ignore_index, self.shift = ignore_index, shift

@@ -4,7 +4,9 @@
 from the paper's code, and why:
   1. The reference's log-probabilities are computed once, before training, so that no second model
      stays in memory (``reference: cached``).
-  2. The loss is averaged over the tokens, or sequences, of an update's micro-batches and ranks; the
+  2. ``psft`` compares the policy with its moving average (``q_decay``), as PPO-EWMA does (Hilton et
+     al., 2022, arXiv:2110.00641). The paper compares it with the policy before the last 8 updates.
+  3. The loss is averaged over the tokens, or sequences, of an update's micro-batches and ranks; the
      paper's code averages each micro-batch separately.
 """
 
@@ -15,14 +17,17 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.iw_sft import (
+    EAFT_TOP,
     Clamp,
     Objective,
     Ratio,
     TokenWeights,
     check_iw_sft_options,
     dft_weights,
+    eaft_weights,
     iw_sft_weights,
     label_smoothed_losses,
+    psft_weights,
     self_normalize,
 )
 from lit_adaptive.core.log_probs import TokenLogProbs
@@ -45,7 +50,9 @@ IWSFT_OPTIMIZATION = Optimization(
 
 
 class IWSFT(PolicyModule):
-    """Fine-tunes on demonstrations with iw-SFT, DFT or plain SFT; the signal is each sample's loss.
+    """Fine-tunes on demonstrations with iw-SFT, its kin or plain SFT.
+
+    The signal is each sample's loss.
 
     Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy``, ``tokens`` (trained so far)
     and, of the token weights, ``iw/mean``, ``iw/max``, ``iw/clamped`` (fraction) and ``iw/ess``
@@ -54,7 +61,7 @@ class IWSFT(PolicyModule):
 
     Args:
         model: recipe of the language model.
-        objective: ``iw``, ``dft`` or ``nll`` (plain SFT).
+        objective: ``iw``, ``dft``, ``eaft``, ``psft`` or ``nll`` (plain SFT).
         ratio: ratio of ``iw``: the paper's ``policy_over_ref``, or the specification's
             ``ref_over_policy``.
         level: one weight of ``iw`` per ``sequence`` or per ``token``.
@@ -65,7 +72,11 @@ class IWSFT(PolicyModule):
             (until then all weights are 1); ``frozen``: a second copy of the initial model;
             ``adapter_off``: the model without its LoRA.
         q_decay: decay per step of a moving average of the policy that the weights are computed
-            with, in [0, 1); by default they are computed with the policy itself.
+            with, in [0, 1); by default they are computed with the policy itself. It is the old
+            policy of ``psft``, which needs it.
+        eaft_alpha: exponent of the entropy of ``eaft``, at least 0 (0: plain SFT).
+        psft_clip: relative increase of a token's probability over the old policy at which ``psft``
+            ignores the token, above 0.
         label_smoothing: weight of the uniform distribution in the targets, in [0, 1).
         reduction: ``token``, ``sequence``, or ``fixed``: the sum divided by ``count``.
         count: divisor of ``fixed``, per rank and micro-batch.
@@ -95,6 +106,8 @@ class IWSFT(PolicyModule):
         normalize: bool = False,
         reference: Reference = "cached",
         q_decay: float | None = None,
+        eaft_alpha: float = 1.0,
+        psft_clip: float = 0.2,
         label_smoothing: float = 0.0,
         reduction: Reduction = "token",
         count: float | None = None,
@@ -118,7 +131,17 @@ class IWSFT(PolicyModule):
             clamp=clamp,
             reduction=reduction,
             count=count,
+            objectives=Objective,
         )
+        if not 0 <= eaft_alpha < math.inf:
+            raise ValueError(f"eaft_alpha is {eaft_alpha}; it must be at least 0 and finite")
+        if not 0 < psft_clip < math.inf:
+            raise ValueError(f"psft_clip is {psft_clip}; it must be above 0 and finite")
+        if objective == "psft" and q_decay is None:
+            raise ValueError(
+                "objective is psft and q_decay is null; the old policy is a moving average: set "
+                "q_decay, such as 0.9"
+            )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if count is not None and not 0 < count < math.inf:
@@ -136,6 +159,7 @@ class IWSFT(PolicyModule):
         self.temperature, self.normalize = temperature, normalize
         self.clamp: Clamp = clamp
         self.reference: Reference = reference
+        self.eaft_alpha, self.psft_clip = eaft_alpha, psft_clip
         self.q_decay, self.label_smoothing = q_decay, label_smoothing
         self.reduction: Reduction = reduction
         self.count = count
@@ -161,7 +185,7 @@ class IWSFT(PolicyModule):
         models: list[LanguageModel] = []
         if self.objective == "iw" and self.reference == "frozen":
             models.append(self._build_frozen())
-        if self.objective == "iw" and self.q_decay is not None:
+        if self.objective in ("iw", "psft") and self.q_decay is not None:
             self.average = self.build().requires_grad_(requires_grad=False)
             self.average.load_state_dict(self.policy.state_dict())  # adapters are random
             models.append(self.average)
@@ -193,11 +217,19 @@ class IWSFT(PolicyModule):
         return self._reference_log_probs(batch, self.reference)
 
     @torch.no_grad()
-    def _weights(self, log_prob: Tensor, batch: Batch) -> TokenWeights | None:
+    def _weights(self, scores: TokenLogProbs, batch: Batch) -> TokenWeights | None:
+        log_prob = scores.log_prob.detach()
         if self.objective == "nll":
             return None
         if self.objective == "dft":
             return dft_weights(log_prob)
+        if self.objective == "eaft":
+            assert scores.top_log_prob is not None
+            return eaft_weights(scores.top_log_prob, self.eaft_alpha)
+        if self.objective == "psft":
+            assert self.average is not None
+            old = self.average.eval().score_targets(batch)[0].log_prob
+            return psft_weights(log_prob, old, self.psft_clip)
         reference = self._reference(batch)
         if reference is None:
             return None
@@ -222,10 +254,10 @@ class IWSFT(PolicyModule):
         """The weighted loss, and the mean negative log-likelihood of each sample."""
         logging = self._logs_now()
         scores, mean = self.policy.score_targets(
-            batch, top_k=int(logging), smoothing=self.label_smoothing > 0
+            batch, top_k=self._top_tokens(logging), smoothing=self.label_smoothing > 0
         )
         losses = label_smoothed_losses(scores.log_prob, mean, self.label_smoothing)
-        weights = self._weights(scores.log_prob.detach(), batch)
+        weights = self._weights(scores, batch)
         size = len(batch["index"])
         tokens, samples = self._mean_over_ranks(len(losses), size)  # of this micro-batch
         if weights is not None:
@@ -253,6 +285,12 @@ class IWSFT(PolicyModule):
             self._add_statistics(loss.detach() * count, scores, weights, batch)
         nll = segment_mean(-scores.log_prob.detach(), batch["sequence"], size)
         return {"loss": loss, "losses": nll}
+
+    def _top_tokens(self, logging: bool) -> int:
+        """Number of most likely tokens that are needed: for the accuracy, or an entropy."""
+        if self.objective != "eaft":
+            return int(logging)
+        return min(EAFT_TOP, len(self.policy.existing_tokens()))
 
     def _add_statistics(
         self, total: Tensor, scores: TokenLogProbs, weights: TokenWeights | None, batch: Batch

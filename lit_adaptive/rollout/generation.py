@@ -1,5 +1,6 @@
 """Generate completions of prompts, with the log-probability of each sampled token."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,9 @@ class SamplingParams:
         top_p: sample from the smallest set of most probable tokens with this total probability, in
             (0, 1].
         top_k: sample from the ``top_k`` most probable tokens, at least 0; 0 for all tokens.
+        min_p: sample only tokens of at least ``min_p`` times the greatest probability, in [0, 1).
+        repetition_penalty: makes tokens of the prompt and completion less likely, above 0; 1 for
+            none, which training requires.
 
     Raises:
         ValueError: naming the argument that is out of its range.
@@ -32,6 +36,8 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least(max_new_tokens=(self.max_new_tokens, 1), top_k=(self.top_k, 0))
@@ -41,6 +47,13 @@ class SamplingParams:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p is {self.min_p}; it must lie in [0, 1) (0: all tokens)")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and finite "
+                "(1: no penalty)"
+            )
 
 
 class Completions(NamedTuple):
@@ -49,7 +62,8 @@ class Completions(NamedTuple):
     Attributes:
         tokens: ``[T_i]`` int64 for each completion, on the CPU, including the stop token.
         log_probs: ``[T_i]`` float32 for each completion: log-probabilities at the sampling
-            temperature (greedy: 1) over the full vocabulary, before ``top_p`` and ``top_k``.
+            temperature (greedy: 1) over the full vocabulary, before ``top_p``, ``top_k``,
+            ``min_p`` and ``repetition_penalty``.
         finish: ``"stop"``, or ``"length"`` at ``max_new_tokens``, for each completion.
         version: version of the policy that generated them, for a policy in training.
     """
@@ -92,11 +106,25 @@ def left_pad_sequences(
     return ids, torch.arange(width) >= width - lengths[:, None]
 
 
-def mask_logits(logits: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Set ``logits`` ``[B, V]`` of tokens outside ``top_p`` and ``top_k`` to minus infinity.
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens ``seen`` ``[B, V]`` bool less likely, or more with a ``penalty`` below 1.
 
-    The token at which the cumulative probability reaches ``top_p`` is kept (Holtzman et al., 2020).
+    Their ``logits`` ``[B, V]`` are divided by ``penalty`` if positive, else multiplied (Keskar et
+    al., 2019, arXiv:1909.05858, with transformers' rule for negative ones).
     """
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalized, logits)
+
+
+def mask_logits(logits: Tensor, top_p: float, top_k: int, min_p: float = 0.0) -> Tensor:
+    """Set ``logits`` ``[B, V]`` of tokens outside the three bounds to minus infinity.
+
+    The token at which the cumulative probability reaches ``top_p`` is kept (Holtzman et al., 2020),
+    and those of at least ``min_p`` times the greatest probability (Nguyen et al., 2024).
+    """
+    if min_p > 0:
+        bound = logits.amax(-1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < bound, -torch.inf)
     if top_k and top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -190,9 +218,16 @@ class _ActiveRows:
 
 
 class _Generated:
-    """The tokens of all completions so far."""
+    """The tokens of all completions so far.
 
-    def __init__(self, count: int, max_new_tokens: int, device: torch.device) -> None:
+    Attributes:
+        seen: ``[count, V]`` bool, the tokens of each prompt and completion; None if not needed.
+    """
+
+    def __init__(
+        self, count: int, max_new_tokens: int, device: torch.device, seen: Tensor | None
+    ) -> None:
+        self.seen = seen
         self.tokens = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=device)
         # The default dtype is bfloat16 under precision bf16-true.
         self.log_probs = torch.zeros(count, max_new_tokens, dtype=torch.float32, device=device)
@@ -203,6 +238,8 @@ class _Generated:
         """Add the next ``token`` ``[R]`` of the completions ``index`` that have not ended."""
         active = ~self.stopped[index]
         index, token = index[active], token[active]
+        if self.seen is not None:
+            self.seen[index, token] = True
         self.tokens[index, step], self.log_probs[index, step] = token, log_prob[active]
         self.length[index] = step + 1
         self.stopped[index] = torch.isin(token, stops)
@@ -218,17 +255,21 @@ class _Generated:
 
 
 def _next_tokens(
-    logits: Tensor, sampling: SamplingParams, uniform: Tensor | None
+    logits: Tensor, sampling: SamplingParams, uniform: Tensor | None, seen: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Tokens ``[B]`` and their log-probabilities ``[B]``; greedy without ``uniform``."""
     logits = logits.float()
+    likely = logits
+    if seen is not None:
+        likely = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
+        logits, likely = logits / sampling.temperature, likely / sampling.temperature
     log_probs = logits.log_softmax(-1)
     if uniform is None:
-        token = logits.argmax(-1)
+        token = likely.argmax(-1)
     else:
-        masked = mask_logits(log_probs, sampling.top_p, sampling.top_k)
+        likely = log_probs if seen is None else likely.log_softmax(-1)
+        masked = mask_logits(likely, sampling.top_p, sampling.top_k, sampling.min_p)
         token = sample_tokens(masked.exp(), uniform)
     return token, log_probs.gather(-1, token[:, None])[:, 0]
 
@@ -275,9 +316,15 @@ def generate(
         )
     count, device = len(prompt_ids) * samples, prompt_ids.device
     stops = torch.tensor(list(stop_token_ids), device=device)
-    rows, generated = _ActiveRows(prompt_mask), _Generated(count, sampling.max_new_tokens, device)
+    rows = _ActiveRows(prompt_mask)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)
     logits = decode(prompt_ids, rows.mask, positions, rows.cache)
+    seen = None
+    if sampling.repetition_penalty != 1:
+        counts = torch.zeros_like(logits, dtype=torch.int64)
+        seen = counts.scatter_add_(1, prompt_ids, prompt_mask.long()).bool()
+        seen = seen.repeat_interleave(samples, 0)
+    generated = _Generated(count, sampling.max_new_tokens, device, seen)
     if samples > 1:
         rows.repeat(samples)
         logits = logits.repeat_interleave(samples, 0)
@@ -289,7 +336,8 @@ def generate(
             else:
                 random = uniforms[:, step]
             uniform = random[rows.index]
-        token, log_prob = _next_tokens(logits, sampling, uniform)
+        shown = None if generated.seen is None else generated.seen[rows.index]
+        token, log_prob = _next_tokens(logits, sampling, uniform, shown)
         generated.add(rows.index, token, log_prob, step, stops)
         done = bool(generated.stopped.all()) or step + 1 == sampling.max_new_tokens
         if done if all_done is None else all_done(done):

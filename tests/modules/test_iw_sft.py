@@ -1,6 +1,8 @@
 """IWSFT: its loss is that of the written formula, whatever the reference is kept in."""
 
+import copy
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,62 @@ def test_the_loss_equals_the_formula_on_full_logits(options):
     assert differ >= 2
 
 
+def eaft_loss(logits: Tensor, target: Tensor, old: Tensor) -> Tensor:
+    """The formula of Diao et al., token by token."""
+    losses = []
+    for row, token in zip(logits, target, strict=True):
+        best = sorted(row.tolist(), reverse=True)[:20]
+        shares = [math.exp(x - best[0]) for x in best]
+        shares = [x / sum(shares) for x in shares]
+        entropy = -sum(x * math.log(x) for x in shares if x > 0)
+        losses.append((entropy / 3) ** 1.5 * -row.log_softmax(-1)[token])
+    return torch.stack(losses)
+
+
+def psft_loss(logits: Tensor, target: Tensor, old: Tensor) -> Tensor:
+    """The formula of Zhu et al.: the clipped surrogate of PPO with an advantage of 1."""
+    ratio = (logits.log_softmax(-1) - old.log_softmax(-1)).gather(-1, target[:, None])[:, 0].exp()
+    return -torch.minimum(ratio, ratio.clamp(0.95, 1.05))
+
+
+@pytest.mark.parametrize(
+    ("options", "formula"),
+    [
+        ({"objective": "eaft", "eaft_alpha": 1.5}, eaft_loss),
+        ({"objective": "psft", "psft_clip": 0.05, "q_decay": 0.8}, psft_loss),
+    ],
+    ids=["eaft", "psft"],
+)
+def test_the_gradient_equals_that_of_the_papers_formula_in_float64(options, formula):
+    module = IWSFT(tiny(), optimization=FAST, max_new_tokens=0, **options)
+    gradients = []
+
+    class Gradients(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients.append({n: p.grad.clone() for n, p in pl_module.policy.named_parameters()})
+
+    _, record = fit(module, sums(sampler=PrioritizedSampler, scores="difficulty"), Gradients())
+    clipped = 0
+    for state, batch, got in zip(record.states, record.batches, gradients, strict=True):
+        module.load_state_dict(state)
+        twin = copy.deepcopy(module.policy).double().requires_grad_()
+        mask = torch.ones_like(batch["input_ids"])
+        logits = twin.model(input_ids=batch["input_ids"], attention_mask=mask).logits
+        old = copy.deepcopy(module.average or module.policy).double()
+        with torch.no_grad():
+            before = old.model(input_ids=batch["input_ids"], attention_mask=mask).logits
+        place = batch["position"]
+        logits, before = logits.flatten(0, 1)[place], before.flatten(0, 1)[place]
+        losses = formula(logits, batch["target"], before)
+        clipped += int((losses == -1.05).sum())
+        (losses * batch["weight"][batch["sequence"]]).mean().backward()
+        for name, parameter in twin.named_parameters():
+            torch.testing.assert_close(
+                got[name].double(), parameter.grad, rtol=1e-3, atol=1e-5, msg=name
+            )
+    assert clipped > 0 or formula is eaft_loss
+
+
 # option -> (its other value, options beside it)
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "objective": ("dft", {}),
@@ -142,6 +200,8 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "clamp": ((0.99, 1.01), {}),
     "normalize": (True, {}),
     "q_decay": (0.9, {}),
+    "eaft_alpha": (2.0, {"objective": "eaft"}),
+    "psft_clip": (0.01, {"objective": "psft", "q_decay": 0.5}),
     "label_smoothing": (0.3, {}),
     "reduction": ("sequence", {}),
     "count": (7.0, {"reduction": "fixed", "count": 30.0}),

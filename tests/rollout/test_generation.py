@@ -1,5 +1,6 @@
 """Completions against transformers' generate, fresh forward passes and explicit distributions."""
 
+import math
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MinPLogitsWarper
 
 from lit_adaptive.rollout.generation import (
     Completions,
@@ -315,3 +317,62 @@ def test_sampling_by_tiles_equals_sampling_by_one_sum(size: int, support: float,
     total = mass.double().sum(-1, keepdim=True)
     expected = (mass.double().cumsum(-1) <= uniform[:, None] * total).sum(-1)
     assert sample_tokens(mass, uniform).equal(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05, 0.4, 0.99]))
+def test_min_p_keeps_the_tokens_of_transformers(seed: int, min_p: float) -> None:
+    logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)) * 2
+    kept = mask_logits(logits, 1.0, 0, min_p).isfinite()
+    expected = MinPLogitsWarper(min_p)(torch.zeros(3, 1, dtype=torch.long), logits).isfinite()
+    assert kept.equal(expected)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])
+def test_a_greedy_completion_with_a_penalty_is_that_of_transformers(
+    model: Any, penalty: float
+) -> None:
+    ours = run(model, PROMPTS, SamplingParams(12, temperature=0.0, repetition_penalty=penalty))
+    plain = run(model, PROMPTS, SamplingParams(12, temperature=0.0))
+    assert any(not one.equal(two) for one, two in zip(ours.tokens, plain.tokens, strict=True))
+    for prompt, tokens, log_probs in zip(PROMPTS, ours.tokens, ours.log_probs, strict=True):
+        ids = torch.tensor([prompt])  # alone: transformers would count its padding as a token
+        expected = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            repetition_penalty=penalty,
+        )[0, len(prompt) :]
+        assert tokens.equal(expected)
+        # Log-probabilities are those of the policy, without the penalty.
+        policy = full_log_probs(model, prompt, tokens.tolist(), 1.0)
+        torch.testing.assert_close(log_probs.double(), policy, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_with_a_penalty_follow_the_penalized_distribution() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
+    penalized = torch.tensor([1.0, 1.0, 0.5, -2.0])  # tokens 0 and 3 are in the prompt
+
+    def decode(input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        return logits.repeat(len(input_ids), 1)
+
+    ids, mask = left_pad_sequences([[0, 3]], 2)
+    sampling = SamplingParams(1, temperature=0.7, repetition_penalty=2.0)
+    completions = generate(decode, ids, mask, sampling, [], samples=40_000)
+    counts = torch.bincount(torch.cat(completions.tokens), minlength=4) / 40_000
+    torch.testing.assert_close(counts, (penalized / 0.7).softmax(-1), rtol=0, atol=0.012)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("min_p", 1.0),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+    ],
+)
+def test_a_value_out_of_range_is_named(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {value}; it must"):
+        SamplingParams(**{option: value})

@@ -252,6 +252,12 @@ class RolloutDataModule(LanguageDataModule):
                 f"temperature is {self.sampling.temperature}; greedy completions of a prompt are "
                 "all equal, so nothing can be learnt from them: set it above 0"
             )
+        if self.sampling.repetition_penalty != 1:
+            raise ValueError(
+                f"repetition_penalty is {self.sampling.repetition_penalty}; completions would be "
+                "sampled from another distribution than the policy's, which no importance weight "
+                "corrects here: set it to 1 (callbacks.PassAtK and RejectionSampling accept it)"
+            )
         if not 0 <= self.replay_fraction < 1:
             raise ValueError(
                 f"replay_fraction is {self.replay_fraction}; it must lie in [0, 1): some groups "

@@ -67,14 +67,16 @@ class ContinuousBatchingEngine(Engine):
         """See ``Engine``.
 
         Raises:
-            ValueError: if ``top_p`` or ``top_k`` would truncate the distribution.
+            ValueError: if ``sampling`` would change the distribution otherwise than by temperature.
             RuntimeError: if transformers failed on some prompts.
         """
-        if sampling.top_p < 1 or sampling.top_k:
+        plain = SamplingParams(sampling.max_new_tokens, sampling.temperature)
+        if sampling != plain:
             raise ValueError(
-                f"top_p is {sampling.top_p} and top_k {sampling.top_k}; continuous batching "
-                "returns log-probabilities of the truncated distribution, not of the policy: leave "
-                "them at 1 and 0, or use TransformersEngine"
+                f"top_p is {sampling.top_p}, top_k {sampling.top_k}, min_p {sampling.min_p} and "
+                f"repetition_penalty {sampling.repetition_penalty}; continuous batching returns "
+                "log-probabilities of the truncated distribution, not of the policy: leave them at "
+                "1, 0, 0 and 1, or use TransformersEngine"
             )
         if len(prompts) == 0:
             return Completions([], [], [], self.version)

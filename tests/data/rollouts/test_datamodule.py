@@ -258,6 +258,10 @@ def test_at_least_one_group_of_a_step_is_fresh() -> None:
         ({"replay_fraction": 0.5}, "replay_fraction is 0.5, but there is no replay buffer"),
         ({"replay_fraction": 1.0}, r"replay_fraction is 1.0; it must lie in \[0, 1\)"),
         (
+            {"sampling": SamplingParams(repetition_penalty=1.2)},
+            "repetition_penalty is 1.2; completions would be sampled from another distribution",
+        ),
+        (
             {"sampling": SamplingParams(5, temperature=0.0)},
             "temperature is 0.0; greedy completions",
         ),

@@ -101,7 +101,7 @@ def test_completions_change_with_the_weights(prompts: PromptDataset) -> None:
 
 def test_truncated_distributions_are_rejected(prompts: PromptDataset) -> None:
     policy = _policy(prompts)
-    with pytest.raises(ValueError, match=r"top_p is 0.9 and top_k 0; .* leave them at 1"):
+    with pytest.raises(ValueError, match=r"top_p is 0.9, top_k 0, .* leave them at 1"):
         _generate(policy, prompts, [1], SamplingParams(9, top_p=0.9))
 
 
