@@ -62,6 +62,15 @@ class _Observations(NamedTuple):
         known = ~difficulty.isnan()
         return cls(groups.prompt[known], (1 - difficulty[known]).float())
 
+    def without(self, index: Tensor) -> "_Observations":
+        """Those of other prompts than ``index``."""
+        others = ~torch.isin(self.index, index)
+        return _Observations(self.index[others], self.pass_rate[others])
+
+    def first(self, count: int) -> "_Observations":
+        """The first ``count``, or all."""
+        return _Observations(self.index[:count], self.pass_rate[:count])
+
     @classmethod
     def cat(cls, parts: "list[_Observations]") -> "_Observations":
         """All observations; ``parts`` may be empty."""
@@ -232,8 +241,7 @@ class DifficultyRefresh(Callback):
         if step is None:
             return
         observed = _Observations.of(step.fresh)
-        own = ~torch.isin(observed.index, self._referenced)  # references are known already
-        self._window.append(_Observations(*(value[own] for value in observed)))
+        self._window.append(observed.without(self._referenced))  # which are known already
         self._drawn.append(_histogram(observed.pass_rate))
         last = trainer.global_step >= trainer.estimated_stepping_batches
         if data.next_version % self.every_n_steps == 0 and not last:
@@ -352,7 +360,7 @@ class DifficultyRefresh(Callback):
             _Observations(*(value[part] for value in new))
             for part in (slice(half), slice(half, None))
         )
-        earlier = self._latest(beside=half)
+        earlier = self._latest(beside=half).without(new.index)
         parts = ((first, second), (second, first))
         predicted = torch.cat(
             [
@@ -387,10 +395,14 @@ class DifficultyRefresh(Callback):
         for _ in range(self.updates):
             order = torch.randperm(size, generator=generator)
             count = min(_BATCH, size // 2)
-            query, references = (
+            query, others = (
                 _Observations(*(value[part] for value in known))
-                for part in (order[:count], order[count : count + _ATTENDED])
+                for part in (order[:count], order[count:])
             )
+            # A prompt must not attend to itself: most prompts were never visited.
+            references = others.without(query.index).first(_ATTENDED)
+            if not len(references.index):
+                continue
             loss = predictor_loss(
                 self.predictor,
                 self.embeddings[query.index].float().to(device),

@@ -17,8 +17,14 @@ from torch import Tensor
 from callbacks import DifficultyRefresh, PromptStatistics, RolloutReplay
 from lit_adaptive.core import segment_mean
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
-from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor
+from lit_adaptive.modules import (
+    GRPO,
+    ConfiguredLM,
+    Optimization,
+    PassRateModule,
+    PolicyObjective,
+)
+from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor, predictor_loss
 from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.base import Reward
@@ -177,6 +183,73 @@ def test_few_references_are_supplemented_by_earlier_observations(
     run(refresh())
     # 10 references; then 2 steps of 6 groups, of which 4 are informative references, and 10 more.
     assert counts[:3] == [10, 28, 40]
+
+
+class Unrelated:
+    """Embeds texts as random vectors, which say nothing about pass rates."""
+
+    key = "unrelated"
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_no_prompt_is_predicted_or_learnt_from_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing can be predicted here but by attention of a prompt to its own observation.
+    shared: list[int] = []
+
+    def watched(
+        predictor: Any, query: Tensor, target: Tensor, reference: Tensor, *rest: Any
+    ) -> Any:
+        shared.append(int((query[:, None] == reference).all(2).sum()))
+        return predictor_loss(predictor, query, target, reference, *rest)
+
+    monkeypatch.setattr("callbacks.difficulty_refresh.predictor_loss", watched)
+    logger = CSVLogger(tmp_path)
+    options = {"updates": 4, "learning_rate": 1e-9, "hidden_size": 64}
+    callback = refresh(references=20, encoder=Unrelated(), **options)
+    rewards = Scorer([EvenOperands()], workers=0)
+    run(callback, data={"rewards": rewards}, max_epochs=4, logger=logger)
+    logger.save()
+    header, *lines = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("train/difficulty/pearson")
+    pearson = [float(line.split(",")[column]) for line in lines if line.split(",")[column]]
+    assert sum(pearson) / len(pearson) < 0.4  # 0.9 of prompts that attend to themselves
+    assert len(shared) == 24
+    assert not any(shared)
+
+
+def test_a_run_starts_from_a_predictor_that_was_trained_before(tmp_path: Path) -> None:
+    # It predicts by the parity alone before it has learnt anything in the run.
+    torch.manual_seed(0)
+    module = PassRateModule(4, hidden_size=16)
+    vectors = FirstDigit()([f"{number}+1=" for number in range(400)])
+    rates = vectors[:, 0] / 4 * 0.75
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    for _ in range(150):
+        known, asked = torch.randperm(400)[:80].split(40)
+        loss = predictor_loss(
+            module.predictor, vectors[asked], rates[asked], vectors[known], rates[known]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path / "offline.ckpt"
+    torch.save({"state_dict": module.state_dict()}, path)
+    gaps: list[float] = []
+    for weights in (None, str(path)):
+        callback = refresh(encoder=FirstDigit(), updates=0, weights=weights)
+        data = {"rewards": Scorer([EvenOperands()], workers=0), "steps_per_epoch": 1}
+        _, rollouts = run(callback, data=data, max_epochs=1)
+        sampler: Any = rollouts.sampler
+        texts = [row["prompt"] for row in rollouts.dataset.texts(torch.arange(60))]
+        even = FirstDigit()(texts)[:, 0] > 0
+        predicted = sampler.estimator.prediction
+        gaps.append(float(predicted[even].mean() - predicted[~even].mean()))
+    assert gaps[1] > 0.5
+    assert gaps[1] > gaps[0] + 0.1
 
 
 def saved_run(folder: Path, replay: str | None, ckpt_path: str | None = None) -> dict[str, Any]:

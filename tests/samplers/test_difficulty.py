@@ -45,6 +45,17 @@ def test_no_prompt_repeats_in_a_window_and_every_window_is_a_new_selection() -> 
     assert not {*third.tolist()} & {*first.tolist(), *second.tolist()}
 
 
+def test_a_window_ends_after_its_steps_and_not_before() -> None:
+    sampler = sampler_of(RATES, window=2)
+    drawn = [sampler.draw(6).index]
+    sampler.update(drawn[0], torch.full((6,), 0.5))  # now they are nearest to the target
+    drawn.append(sampler.draw(6).index)
+    assert not {*drawn[0].tolist()} & {*drawn[1].tolist()}
+    sampler.update(drawn[1], torch.full((6,), 0.0))
+    window = torch.cat([sampler.draw(6).index, sampler.draw(6).index]).tolist()
+    assert {*drawn[0].tolist()} < {*window}
+
+
 def test_draws_to_replace_uninformative_groups_are_others_of_the_window() -> None:
     sampler = sampler_of(RATES)
     drawn = sampler.draw(6).index.tolist()
