@@ -1,4 +1,4 @@
-"""``lit-adaptive fit | validate | test | predict``: LightningCLI with a directory per run.
+"""``lit-adaptive fit | validate | test | predict | collect``: LightningCLI and run directories.
 
 It adds to LightningCLI:
   1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
@@ -42,12 +42,12 @@ from torch.utils._pytree import tree_flatten_with_path
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
 from lit_adaptive.cli.checkpoints import (
-    AtomicTrainer,
     ResumedOptions,
     best_checkpoint,
     continue_metrics,
     newest_checkpoint,
 )
+from lit_adaptive.cli.collect import CollectingTrainer
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
 from lit_adaptive.cli.sharded import check_sharded_checkpoint
 from lit_adaptive.contract import unmet_needs
@@ -102,7 +102,7 @@ class AdaptiveCLI(LightningCLI):
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
-            trainer_class=AtomicTrainer,
+            trainer_class=CollectingTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -113,6 +113,12 @@ class AdaptiveCLI(LightningCLI):
             parser_kwargs={"version": __version__, "prog": "lit-adaptive"},
             args=args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Names of the subcommands, and the arguments that are not options."""
+        collect = {"collect": {"model", "datamodule"}}
+        return LightningCLI.subcommands() | collect
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create a parser with short error messages, for the command and its subcommands."""

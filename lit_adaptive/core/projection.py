@@ -35,14 +35,11 @@ from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lit_adaptive.core.kernels import projection as kernels
-from lit_adaptive.core.segments import segment_count
 
-Array = npt.NDArray[np.float32]
 ProjectionKind = Literal["count_sketch", "rademacher", "gaussian"]
 
 _KEPT, _MAP = range(2)  # random streams
@@ -262,80 +259,70 @@ class SparseProjection:
             sample: ``[K]`` int64 in [0, B); -1 for tokens that are left out.
             start: coordinate of the matrix's first entry; it is stored row after row.
         """
-        on_cpu = out.device.type == "cpu"
-        left, right = left.float(), right.float()
-        relevant = sample >= 0
-        for side in (left, right):
-            if on_cpu:
-                relevant &= torch.from_numpy(kernels.nonzero_rows(side.numpy()))
-            else:
-                relevant &= side.ne(0).any(1)
-        token = relevant.nonzero().flatten()
-        if not len(token):
-            return
-        samples = out.shape[1]
-        token = token[sample[token].argsort(stable=True)]
+        left, right, samples = left.float(), right.float(), out.shape[1]
         split = max(kernels.LANES // samples, 1)  # of a sample over lanes that would be idle
-        part = sample[token] * split + _rank_in_segment(sample[token]) % split
-        products = _LaneProducts if on_cpu else _DenseProducts
-        matrices = products(left, right, token, part, samples * split)
+        products = _LaneProducts if out.device.type == "cpu" else _DenseProducts
+        matrices = products(left, right, sample, samples, split)
         rows, columns = left.shape[1], right.shape[1]
-        step = max(int(_VALUES / (self.keep_ratio * columns * matrices.samples)), 1)
+        step = max(int(_VALUES / (self.keep_ratio * columns * matrices.width)), 1)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             begin = start + first * columns
             coordinate, row, column = self._entries(begin, count, columns, out.device)
-            values = matrices.entries(row + first, column)[:, : samples * split]
-            if split > 1:
-                values = values.reshape(len(values), samples, split).sum(2)
-            self.add(out, values, coordinate)
+            self.add(out, matrices.entries(row + first, column), coordinate)
 
 
 class _LaneProducts:
-    """Entries of sums of outer products, by the kernels; see ``kernels.projection``."""
+    """Entries of sums of outer products, by the kernels; see ``kernels.projection``.
+
+    Attributes:
+        width: samples or lanes whose entries are held at once.
+    """
 
     def __init__(
-        self, left: Tensor, right: Tensor, token: Tensor, sample: Tensor, samples: int
+        self, left: Tensor, right: Tensor, sample: Tensor, samples: int, split: int
     ) -> None:
-        self.shape = left.shape[1], right.shape[1]
-        self.samples = -(-samples // kernels.LANES) * kernels.LANES
-        counts = segment_count(sample, samples)
-        group = sample // kernels.LANES
-        self.packed: list[tuple[int, Array, Array]] = []
-        for first in range(0, samples, kernels.LANES):
-            chunks = -(-int(counts[first : first + kernels.LANES].max()) // kernels.TOKENS)
-            own = group == first // kernels.LANES
-            where = token[own].numpy(), (sample[own] - first).numpy(), chunks
-            packs = [kernels.pack_lanes(side.numpy(), *where) for side in (left, right)]
-            self.packed.append((first, packs[0], packs[1]))
+        self.shape, self.samples, self.split = (left.shape[1], right.shape[1]), samples, split
+        sides = left.contiguous().numpy(), right.contiguous().numpy()
+        token, chunks = kernels.assign_lanes(*sides, sample.numpy(), samples, split)
+        self.width = len(chunks) * kernels.LANES
+        self.packed = [
+            [kernels.pack_lanes(side, own, count) for side in sides]
+            for own, count in zip(token, chunks.tolist(), strict=True)
+        ]
 
     def entries(self, row: Tensor, column: Tensor) -> Tensor:
-        """Entries ``[k, samples]`` of each sample's matrix."""
-        values = torch.zeros(len(row), self.samples)
+        """Entries ``[k, samples]`` of each sample's matrix; rows ascend."""
+        values = torch.zeros(len(row), self.width)
         flat, positions = values.view(-1).numpy(), (row.numpy(), column.numpy())
-        for first, left, right in self.packed:
-            kernels.add_kept_products(
-                flat, first, self.samples, left, right, *positions, *self.shape
-            )
-        return values
+        for group, (left, right) in enumerate(self.packed):
+            first = group * kernels.LANES
+            kernels.add_kept_products(flat, first, self.width, left, right, *positions, *self.shape)
+        values = values[:, : self.samples * self.split]
+        if self.split == 1:
+            return values
+        return values.reshape(len(row), self.samples, self.split).sum(2)
 
 
 class _DenseProducts:
-    """Entries of sums of outer products, as batched matrix products of a few rows at a time."""
+    """As ``_LaneProducts``, by batched matrix products of a few rows at a time, on any device."""
 
     def __init__(
-        self, left: Tensor, right: Tensor, token: Tensor, sample: Tensor, samples: int
+        self, left: Tensor, right: Tensor, sample: Tensor, samples: int, split: int = 1
     ) -> None:
-        self.samples = samples
+        del split
+        self.width = samples
+        token = ((sample >= 0) & left.ne(0).any(1)).nonzero().flatten()
+        sample = sample[token]
         place = sample, _rank_in_segment(sample)
-        shape = samples, int(place[1].max()) + 1
+        shape = samples, int(place[1].max()) + 1 if len(token) else 0
         self.left = left.new_zeros(*shape, left.shape[1]).index_put_(place, left[token])
         self.right = right.new_zeros(*shape, right.shape[1]).index_put_(place, right[token])
 
     def entries(self, row: Tensor, column: Tensor) -> Tensor:
-        """Entries ``[k, samples]`` of each sample's matrix."""
+        """Entries ``[k, samples]`` of each sample's matrix; rows ascend."""
         if not len(row):
-            return self.left.new_zeros(0, self.samples)
+            return self.left.new_zeros(0, self.width)
         first, last = int(row[0]), int(row[-1]) + 1
         matrices = self.left[:, :, first:last].mT @ self.right
         place = (row - first) * matrices.shape[2] + column

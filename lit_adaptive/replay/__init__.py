@@ -2,6 +2,7 @@
 
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer, RolloutDraw
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
+from lit_adaptive.replay.trajectories import TrajectoryBuffer, TrajectoryStore
 from lit_adaptive.replay.transitions.buffer import ReplayBuffer
 from lit_adaptive.replay.transitions.prioritized import PrioritizedReplayBuffer
 from lit_adaptive.replay.transitions.ring import TransitionRing
@@ -12,5 +13,7 @@ __all__ = [
     "RolloutBuffer",
     "RolloutDraw",
     "RolloutGroups",
+    "TrajectoryBuffer",
+    "TrajectoryStore",
     "TransitionRing",
 ]

@@ -2,9 +2,9 @@
 
 ``core.projection`` has the same hashes as torch operations, with which tests compare these.
 
-The products are computed for 16 samples at once: the values of a token are stored for 16 samples
-side by side (``pack_lanes``), so one vector instruction multiplies a pair of entries for all of
-them. Only the kept entries of the outer products are computed.
+The products are computed for 16 samples at once: their tokens are stored side by side, in 16 lanes
+(``pack_lanes``), so one vector instruction multiplies a pair of entries for all of them. Fewer
+samples have several lanes each. Only the kept entries of the outer products are computed.
 """
 
 from collections.abc import Callable
@@ -162,41 +162,70 @@ add_lanes = cast("Callable[..., None]", intrinsic(_add_lanes))
 
 
 @compiled
-def nonzero_rows(values: Singles) -> npt.NDArray[np.bool_]:
-    """Whether each row of ``values`` ``[K, n]`` has an entry other than 0: ``[K]``."""
-    found = np.zeros(values.shape[0], np.bool_)
-    for k in range(values.shape[0]):
-        for i in range(values.shape[1]):
-            if values[k, i] != 0:
-                found[k] = True
-                break
-    return found
+def _is_zero(row: Singles) -> bool:
+    for value in row:  # noqa: SIM110
+        if value != 0:
+            return False
+    return True
 
 
 @compiled
-def pack_lanes(values: Singles, token: Ints, lane: Ints, chunks: int) -> Singles:
-    """Tokens of up to 16 samples side by side: ``[chunks, n, TOKENS, LANES]``, flat.
+def assign_lanes(
+    left: Singles, right: Singles, sample: Ints, samples: int, split: int
+) -> tuple[Ints, Ints]:
+    """Assign the tokens whose product is not 0 to lanes, those of a sample in turn to ``split``.
+
+    Args:
+        left: ``[K, m]``.
+        right: ``[K, n]``.
+        sample: ``[K]`` in [0, samples), or -1 for tokens to leave out.
+        samples: number of samples.
+        split: number of lanes of a sample.
+
+    Returns:
+        The token at each place ``[groups, places, LANES]``, -1 for none, and the number of chunks
+        of each group of ``LANES`` lanes.
+    """
+    counts = np.zeros(samples, np.int64)
+    relevant = np.zeros(sample.size, np.bool_)
+    for k in range(sample.size):
+        if sample[k] >= 0 and not _is_zero(left[k]) and not _is_zero(right[k]):
+            relevant[k] = True
+            counts[sample[k]] += 1
+    chunks = np.zeros((samples * split + LANES - 1) // LANES, np.int64)
+    for k in range(samples):
+        last = k * split // LANES
+        places = (counts[k] + split - 1) // split
+        chunks[last] = max(chunks[last], (places + TOKENS - 1) // TOKENS)
+    token = np.full((chunks.size, chunks.max() * TOKENS, LANES), -1, np.int64)
+    counts[:] = 0
+    for k in range(sample.size):
+        if relevant[k]:
+            place, part = divmod(counts[sample[k]], split)
+            lane = sample[k] * split + part
+            token[lane // LANES, place, lane % LANES] = k
+            counts[sample[k]] += 1
+    return token, chunks
+
+
+@compiled
+def pack_lanes(values: Singles, token: Ints, chunks: int) -> Singles:
+    """Tokens of up to 16 lanes side by side: ``[chunks, n, TOKENS, LANES]``, flat.
 
     Args:
         values: ``[K, n]``, of all tokens.
-        token: ``[L]``, the tokens of these samples.
-        lane: ``[L]`` in [0, 16), the sample of each.
-        chunks: of ``TOKENS`` tokens, enough for the sample with most.
+        token: ``[places, LANES]``, see ``assign_lanes``.
+        chunks: number of chunks.
     """
     n = values.shape[1]
-    source = np.full((chunks * TOKENS, LANES), -1, np.int64)
-    used = np.zeros(LANES, np.int64)
-    for k in range(token.size):
-        source[used[lane[k]], lane[k]] = token[k]
-        used[lane[k]] += 1
     packed = np.empty((chunks, n, TOKENS, LANES), np.float32)
     for chunk in range(chunks):
         for place in range(TOKENS):
-            rows = source[chunk * TOKENS + place]
+            rows = token[chunk * TOKENS + place]
             for i in range(n):
-                for sample in range(LANES):
-                    row = rows[sample]
-                    packed[chunk, i, place, sample] = values[row, i] if row >= 0 else 0.0
+                for lane in range(LANES):
+                    row = rows[lane]
+                    packed[chunk, i, place, lane] = values[row, i] if row >= 0 else 0.0
     return packed.reshape(-1)
 
 

@@ -1,7 +1,7 @@
 """Collect rollouts: generate completions of prompts, score them, and compute their advantages."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from lit_adaptive.core.corrections import inverse_probability_weights
 from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
+from lit_adaptive.replay.trajectories import TrajectoryStore
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 from lit_adaptive.rollout.rewards.base import COMPLETION_IDS
@@ -276,11 +277,75 @@ def collect_draw(
     Returns:
         The groups, timings and counts by name, and the scores of each rank.
     """
+    seeds = [derive_seed(seed, position) for position in range(len(draw.index))]
+    return _collect_seeded(
+        collector, draw, weight, seeds, version=version, rank=rank, world_size=world_size
+    )
+
+
+def _collect_seeded(
+    collector: RolloutCollector,
+    draw: Draw,
+    weight: Tensor,
+    seeds: list[int],
+    *,
+    version: int,
+    rank: int,
+    world_size: int,
+) -> tuple[RolloutGroups, dict[str, float], list[RewardScores]]:
+    """``collect_draw`` with a seed for each prompt."""
     share = rank_share(draw, rank, world_size)
-    positions = range(rank, len(draw.index), world_size)
-    seeds = [derive_seed(seed, position) for position in positions]
-    collected = collector.collect(share, weight[rank::world_size], version, seeds)
+    part = slice(rank, None, world_size)
+    collected = collector.collect(share, weight[part], version, seeds[part])
     return _gather_ranks(*collected, world_size)
+
+
+def collect_trajectories(
+    collector: RolloutCollector,
+    store: TrajectoryStore,
+    *,
+    at_once: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[int]:
+    """Collect groups of the prompts that a store lacks, all by one policy; a shard at a time.
+
+    The rollouts of a prompt depend on the policy, the seed and the prompt alone, so that an
+    interrupted collection continues with what is missing, also on another number of ranks.
+
+    Args:
+        collector: generates and scores the rollouts; its engine has the policy's weights.
+        store: where rank 0 writes; all ranks must call it together, and see one folder.
+        at_once: prompts per shard and rank, above 0.
+        seed: seed of the rollouts.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Yields:
+        The number of prompts that are still missing: first at the start, then after each shard.
+    """
+    prompts = torch.arange(len(collector.dataset))
+    missing = prompts[~torch.isin(prompts, store.prompts())]
+    if world_size > 1:
+        dist.barrier()  # before rank 0 writes
+    yield len(missing)
+    while len(missing):
+        index, missing = missing[: at_once * world_size], missing[at_once * world_size :]
+        draw = Draw(index, torch.full((len(index),), 1 / len(prompts), dtype=torch.float64))
+        seeds = [derive_seed(seed, prompt) for prompt in index.tolist()]
+        groups, _, _ = _collect_seeded(
+            collector,
+            draw,
+            torch.ones(len(index)),
+            seeds,
+            version=0,
+            rank=rank,
+            world_size=world_size,
+        )
+        if rank == 0:
+            store.add(groups)
+        yield len(missing)
 
 
 def _gather_ranks(

@@ -16,7 +16,7 @@ Where this departs from DOTS with Rollout Replay (Sun et al., 2025, algorithm 1)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
@@ -34,6 +34,7 @@ from lit_adaptive.data.rollouts.collect import (
     RolloutCollector,
     collect_draw,
     collect_fresh_rollouts,
+    collect_trajectories,
     count_tokens,
 )
 from lit_adaptive.data.rollouts.metrics import step_metrics
@@ -41,8 +42,10 @@ from lit_adaptive.data.rollouts.minibatches import MicroBatchBuilder, StepLayout
 from lit_adaptive.data.sampled import Batch, ServedBatches, in_mid_epoch, skip_save_at_this_step
 from lit_adaptive.data.seeding import derive_seed, reseed
 from lit_adaptive.data.text.prompt_dataset import PromptDataset
+from lit_adaptive.data.text.tokenization import tokenizer_key
 from lit_adaptive.replay.rollouts.buffer import RolloutBuffer
 from lit_adaptive.replay.rollouts.groups import RolloutGroups
+from lit_adaptive.replay.trajectories import TrajectoryStore
 from lit_adaptive.rollout.engines.base import Engine
 from lit_adaptive.rollout.engines.transformers import TransformersEngine
 from lit_adaptive.rollout.generation import SamplingParams
@@ -52,7 +55,7 @@ from lit_adaptive.samplers import Draw, SamplerFactory, ShuffledSampler
 
 OnChangedPrompts = Literal["error", "warn", "remap"]
 
-_SERVE, _FRESH, _DEAL, _REPLAY, _REFERENCE = range(5)  # random streams
+_SERVE, _FRESH, _DEAL, _REPLAY, _REFERENCE, _TRAJECTORIES = range(6)  # random streams
 
 
 @dataclass
@@ -550,6 +553,63 @@ class RolloutDataModule(LanguageDataModule):
             self.demonstrations,
             self.overlong_cache,
             module.advantages,
+        )
+
+    def trajectory_facts(self, dataset: PromptDataset | None = None) -> dict[str, str]:
+        """What stored trajectories of a dataset depend on, beside the weights, by name.
+
+        Args:
+            dataset: the prompts; by default those that are trained on.
+        """
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return {
+            "tokenizer": tokenizer_key(self.tokenizer),
+            "prompts": (dataset or self.dataset).fingerprint,
+            "model": module.architecture_fingerprint(),
+            "temperature": repr(float(self.sampling.temperature)),
+        }
+
+    def collect_trajectories(
+        self, folder: str, *, dataset: PromptDataset | None = None, samples: int | None = None
+    ) -> Iterator[int]:
+        """Roll out all prompts with the policy as it is, into a ``TrajectoryStore``; resumable.
+
+        All ranks must call it together.
+
+        Args:
+            folder: of the store.
+            dataset: prompts with the columns that the rewards need; by default those that are
+                trained on.
+            samples: rollouts per prompt; by default ``group_size``.
+
+        Yields:
+            The number of prompts that are still missing.
+
+        Raises:
+            ValueError: if the folder has trajectories of another policy, task or seed.
+        """
+        module, layout = self._attach(), self.layout
+        self.engine.sync(self._next_step)
+        sampling = self.sampling
+        facts = self.trajectory_facts(dataset) | {
+            "weights": module.fingerprint(),
+            "sampling": f"top_p {sampling.top_p}, top_k {sampling.top_k}, max_new_tokens "
+            f"{sampling.max_new_tokens}",
+            "samples": str(samples or self.group_size),
+            "seed": str(self.seed),
+        }
+        collector = replace(
+            self._collector(module),
+            dataset=dataset or self.dataset,
+            group_size=samples or self.group_size,
+        )
+        yield from collect_trajectories(
+            collector,
+            TrajectoryStore(folder, facts),
+            at_once=self.batch_size,
+            seed=self._seed(_TRAJECTORIES, 0),
+            rank=layout.rank,
+            world_size=layout.world_size,
         )
 
     # State ---------------------------------------------------------------------------------------
