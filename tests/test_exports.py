@@ -30,7 +30,7 @@ NOT_EXPORTED = {
     "UpdateStatistics",
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
     *("MicroBatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
-    *("AtomicCheckpointIO", "AtomicTrainer", "ResumedOptions"),
+    *("AtomicCheckpointIO", "AtomicTrainer", "CollectingTrainer", "ResumedOptions"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
     *("Chat", "RenderedChat", "PromptCompletions", "Answers"),
     *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows", "Number"),

@@ -43,8 +43,6 @@ from lit_adaptive.core.kernels import projection as kernels
 ProjectionKind = Literal["count_sketch", "rademacher", "gaussian"]
 
 _KEPT, _MAP = range(2)  # random streams
-_VALUES = 2**18  # values of kept coordinates held at once
-_SIGNS = 2**20  # entries of S held at once
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,8 @@ class SparseProjection:
 
     def coordinates(self, start: int, stop: int, *, device: torch.device | str = "cpu") -> Tensor:
         """Kept coordinates in ``[start, stop)``, ascending: ``[k]`` int64."""
-        if torch.device(device).type == "cpu":
-            return self._entries(start, 1, stop - start, torch.device("cpu"))[0]
+        if _has_kernels(torch.device(device)):
+            return self._entries(start, 1, stop - start, torch.device(device))[0]
         position = torch.arange(start, stop, device=device)
         return position[self.is_kept(position)]
 
@@ -115,7 +113,7 @@ class SparseProjection:
         self, start: int, rows: int, columns: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Kept coordinates of a matrix that begins at ``start``, and their rows and columns."""
-        if device.type == "cpu":
+        if _has_kernels(device):
             key, threshold = np.uint64(self._keys[_KEPT]), np.uint64(self._threshold)
             arrays = kernels.kept_entries(start, rows, columns, key, threshold)
             return tuple(map(torch.from_numpy, arrays))  # type: ignore[return-value]
@@ -141,7 +139,7 @@ class SparseProjection:
         if self.kind == "count_sketch":
             self._add_sketch(out, values, coordinate, scale)
             return
-        step = max(_SIGNS // self.dimensions, 1)
+        step = max(_held(out.device) // self.dimensions, 1)
         rows = values.t().contiguous()  # the product is faster with few rows than few columns
         total = torch.zeros(len(rows), self.dimensions, device=out.device)
         for first in range(0, len(coordinate), step):
@@ -150,7 +148,7 @@ class SparseProjection:
         out.add_(total.t(), alpha=scale * self.dimensions**-0.5)
 
     def _add_sketch(self, out: Tensor, values: Tensor, coordinate: Tensor, scale: float) -> None:
-        if out.device.type == "cpu":
+        if _has_kernels(out.device):
             key = np.uint64(self._keys[_MAP])
             arrays = out.numpy(), values.numpy(), coordinate.numpy()
             kernels.add_sketch(*arrays, key, np.float32(scale))
@@ -165,7 +163,7 @@ class SparseProjection:
 
     def entries(self, coordinate: Tensor) -> Tensor:
         """Columns of S before the division by the root of d, dense kinds: ``[k, d]`` float32."""
-        if coordinate.device.type != "cpu":
+        if not _has_kernels(coordinate.device):
             return self.hashed_entries(coordinate)
         key, columns = np.uint64(self._keys[_MAP]), -(-self.dimensions // 64) * 64
         entries = torch.empty(len(coordinate), columns)
@@ -205,7 +203,8 @@ class SparseProjection:
             start: first coordinate.
         """
         out = self.zeros(len(vectors), device=vectors.device)
-        step = max(int(_VALUES / (self.keep_ratio * max(len(vectors), 1))), 1)
+        held = _held(vectors.device)
+        step = max(int(held / (self.keep_ratio * max(len(vectors), 1))), 1)
         for first in range(0, vectors.shape[1], step):
             part = vectors[:, first : first + step]
             begin = start + first
@@ -229,7 +228,7 @@ class SparseProjection:
         values, row, sample = values[sample >= 0].float(), row[sample >= 0], sample[sample >= 0]
         rows, number = torch.unique(row, return_inverse=True)
         column = torch.arange(columns, device=out.device)
-        step = max(_VALUES // (columns * samples), 1)
+        step = max(_held(out.device) // (columns * samples), 1)
         for first in range(0, len(rows), step):
             own = rows[first : first + step]
             chosen = (number >= first) & (number < first + step)
@@ -261,15 +260,25 @@ class SparseProjection:
         """
         left, right, samples = left.float(), right.float(), out.shape[1]
         split = max(kernels.LANES // samples, 1)  # of a sample over lanes that would be idle
-        products = _LaneProducts if out.device.type == "cpu" else _DenseProducts
+        products = _LaneProducts if _has_kernels(out.device) else _DenseProducts
         matrices = products(left, right, sample, samples, split)
         rows, columns = left.shape[1], right.shape[1]
-        step = max(int(_VALUES / (self.keep_ratio * columns * matrices.width)), 1)
+        step = max(int(_held(out.device) / (self.keep_ratio * columns * matrices.width)), 1)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             begin = start + first * columns
             coordinate, row, column = self._entries(begin, count, columns, out.device)
             self.add(out, matrices.entries(row + first, column), coordinate)
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether the kernels run on a device; others run the same operations in torch."""
+    return device.type == "cpu"
+
+
+def _held(device: torch.device) -> int:
+    """Values held at once: few enough for a CPU's cache, enough to fill a GPU."""
+    return 2**18 if device.type == "cpu" else 2**24
 
 
 class _LaneProducts:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_adaptive.core.log_probs import token_log_probs
+from lit_adaptive.core.log_probs import logit_gradients, token_log_probs
 
 
 def slow_law(
@@ -349,3 +349,24 @@ def test_wrong_input_is_named(wrong: dict[str, Any], message: str) -> None:
     hidden, weight, target = inputs(3, 7, dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
         token_log_probs(**{"hidden": hidden, "weight": weight, "target": target, **wrong})
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("tile", [5, 64])
+def test_gradients_of_the_heads_products_are_those_of_autograd(
+    softcap: float | None, tile: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 6, generator=generator) for n in (7, 23))
+    bias, factor = torch.randn(23, generator=generator), torch.randn(7, generator=generator)
+    target = torch.randint(23, (7,), generator=generator)
+    options: dict[str, Any] = {"temperature": 0.7, "softcap": softcap, "scale": 1.3}
+    parts = (hidden, weight.requires_grad_(), target)
+    log_prob = token_log_probs(*parts, bias=bias.requires_grad_(), **options).log_prob
+    log_prob.backward(factor)
+    gradient = torch.zeros(7, 23)
+    fixed = log_prob.detach(), factor
+    for columns, values in logit_gradients(*parts, *fixed, bias=bias, tile=tile, **options):
+        gradient[:, columns] = values
+    torch.testing.assert_close(gradient.T @ hidden, weight.grad)
+    torch.testing.assert_close(gradient.sum(0), bias.grad)

@@ -144,6 +144,28 @@ def test_rows_are_added_as_to_a_whole_matrix():
     torch.testing.assert_close(out.t(), projection.project(matrices.flatten(1), 11))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_devices_give_what_the_kernels_give(kind, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    projection = SparseProjection(2**33, 70, keep_ratio=0.3, kind=kind, seed=4)
+    vectors = torch.randn(5, 900, generator=generator)
+    left, right = (torch.randn(80, n, generator=generator) for n in (30, 9))
+    sample = torch.randint(-1, 5, (80,), generator=generator)
+    row = torch.randint(40, (80,), generator=generator)
+
+    results = []
+    for kernels in (True, False):
+        monkeypatch.setattr(module, "_has_kernels", lambda _, kernels=kernels: kernels)
+        out = [projection.zeros(5) for _ in range(3)]
+        projection.add_outer_products(out[0], left, right, sample, 2**32 - 100)
+        projection.add_rows(out[1], right, row, sample, 2**32 - 100)
+        projection.add_block(out[2], left[:, :5].contiguous(), 2**32 - 10)
+        results.append([projection.project(vectors, 2**32 - 450), *out])
+    for one, other in zip(*results, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 # Linear, and independent of cuts and order -------------------------------------------------------
 
 

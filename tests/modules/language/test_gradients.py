@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_language import TINY, Recorder, fit, rollouts
 
-from lit_adaptive.core import SparseProjection, off_policy_coefficients
+from lit_adaptive.core import SparseProjection, influence_scores, off_policy_coefficients
 from lit_adaptive.modules import GRPO, ConfiguredLM, LanguageModel, LoRA, PromptGradients
 from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
@@ -207,6 +207,18 @@ def test_rollouts_of_the_datamodule(share: bool) -> None:
     scores, _ = module.policy.score_targets(batch, temperature=0.7)
     factor = coefficients(scores.log_prob.detach())
     assert_equal(got, plain(gradients, batch, factor, sample, 6))
+
+
+def test_a_damaged_prompt_affects_no_other() -> None:
+    gradients = PromptGradients(build(), dimensions=128)
+    expected = gradients(BATCH, lambda _: FACTOR, SAMPLE, 4)
+    broken = FACTOR.clone()
+    broken[(SAMPLE[BATCH["sequence"]] == 1).nonzero()[0]] = torch.nan
+    got = gradients(BATCH, lambda _: broken, SAMPLE, 4)
+    assert got[1].isnan().any()
+    with pytest.raises(ValueError, match=r"gradients of prompts \[1\] are NaN"):
+        influence_scores(got, torch.ones(128))
+    torch.testing.assert_close(got[[0, 2, 3]], expected[[0, 2, 3]])
 
 
 def test_parameters_without_such_gradients_are_named() -> None:
