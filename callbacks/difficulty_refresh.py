@@ -26,6 +26,7 @@ from lit_adaptive.modules import PolicyModule
 from lit_adaptive.modules.base import evaluation_mode
 from lit_adaptive.modules.difficulty_predictor import (
     DifficultyPredictor,
+    PassRatePrediction,
     embed_prompts,
     load_predictor,
     predictor_loss,
@@ -328,7 +329,7 @@ class DifficultyRefresh(Callback):
         references = self._latest()
         if len(references.index):
             predicted = self._predict(self.embeddings, references)
-            data.sampler.set_prediction(trainer.strategy.broadcast(predicted))
+            data.sampler.set_prediction(*trainer.strategy.broadcast(tuple(predicted)))
         if self.references:
             data.sampler.leave_out(new.index)
         estimates: Tensor = data.sampler.pass_rates()
@@ -364,7 +365,9 @@ class DifficultyRefresh(Callback):
         parts = ((first, second), (second, first))
         predicted = torch.cat(
             [
-                self._predict(self.embeddings[part.index], _Observations.cat([earlier, known]))
+                self._predict(
+                    self.embeddings[part.index], _Observations.cat([earlier, known])
+                ).pass_rate
                 for part, known in parts
             ]
         ).float()
@@ -378,8 +381,8 @@ class DifficultyRefresh(Callback):
         metrics |= dict(zip(names, precision, strict=True))
         return {f"train/difficulty/{name}": value for name, value in metrics.items()}
 
-    def _predict(self, query: Tensor, reference: _Observations) -> Tensor:
-        """Pass rates ``[B]`` of the prompts with embeddings ``query`` ``[B, F]``."""
+    def _predict(self, query: Tensor, reference: _Observations) -> PassRatePrediction:
+        """Beliefs about the prompts with embeddings ``query`` ``[B, F]``."""
         assert self.predictor is not None  # built before the first refresh
         return self.predictor.predict(query, self.embeddings[reference.index], reference.pass_rate)
 

@@ -236,20 +236,19 @@ def expected_signal(
 # Prediction ---------------------------------------------------------------------------------------
 
 
-def attention_pass_rates(query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
-    r"""Pass rates of prompts as attention-weighted means of those of reference prompts: ``[B]``.
+def attention_weights(query: Tensor, reference: Tensor) -> Tensor:
+    r"""Weights of the reference prompts in the prediction of each prompt: ``[B, K]``.
 
-    :math:`\hat p_q = \sum_i a_i p_i` with :math:`a = \mathrm{softmax}(z_q \cdot z_i / \sqrt{h})`.
-    DOTS, section 4.1, there of difficulties.
+    :math:`a = \mathrm{softmax}(z_q \cdot z_i / \sqrt{h})`. DOTS, section 4.1, predicts the mean
+    :math:`\hat p_q = \sum_i a_i p_i` of the references' pass rates. The weights are also a belief
+    about the prompt, that its pass rate is :math:`p_i` with probability :math:`a_i`: a mean of 1/2
+    of references that are solved or hopeless promises less than one of references near 1/2.
 
     Args:
         query: ``[B, h]``, features of the prompts.
         reference: ``[K, h]``, features of the reference prompts.
-        pass_rate: ``[K]`` in [0, 1], observed pass rates of the references; or ``[B, K]``, if each
-            row has a policy of its own.
     """
-    attention = torch.softmax(query @ reference.T / query.shape[1] ** 0.5, dim=-1)
-    return (attention * pass_rate).sum(-1)
+    return torch.softmax(query @ reference.T / query.shape[1] ** 0.5, dim=-1)
 
 
 def calibrated_logits(pass_rate: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -12,11 +12,14 @@ Departures from the paper:
   3. The standard deviation is that of the population and the scale multiplies, as in the paper;
      the code uses n - 1 and divides. Its linear regression on the references' own predictions,
      which attend to themselves, is left out.
+  4. It also predicts p(1-p), as the attention-weighted mean of the references' p(1-p), and is
+     trained on both. A pass rate of 1/2 may be predicted because the prompt is like others of 1/2,
+     or because it is like solved and like hopeless ones; only the former are worth rollouts.
 """
 
 import math
 import pickle
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,7 +28,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.difficulty import (
-    attention_pass_rates,
+    attention_weights,
     calibrated_logits,
     calibration_error,
 )
@@ -35,8 +38,20 @@ from lit_adaptive.modules.optimization import learning_rate_schedule
 CALIBRATION_WIDTH = 10
 
 
+class PassRatePrediction(NamedTuple):
+    """What a predictor says about prompts.
+
+    Attributes:
+        pass_rate: ``[B]`` float64 in [0, 1], mean of the belief about each pass rate.
+        variance: ``[B]`` float64, variance of that belief.
+    """
+
+    pass_rate: Tensor
+    variance: Tensor
+
+
 class DifficultyPredictor(nn.Module):
-    """Adapters, attention and calibration: from embeddings to logits of pass rates.
+    """Adapters, attention and calibration: from embeddings to beliefs about pass rates.
 
     Args:
         embedding_size: numbers in an embedding, above 0.
@@ -62,27 +77,29 @@ class DifficultyPredictor(nn.Module):
             last.bias.copy_(torch.tensor([math.log(math.e - 1), 0.0]))  # scale 1, shift 0
         self.calibration = nn.Sequential(nn.Linear(2, CALIBRATION_WIDTH), nn.ReLU(), last)
 
-    def forward(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
-        """Logits of the pass rates of prompts: ``[B]``.
+    def forward(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the pass rates p of prompts, and expected p (1 - p): ``[B]`` each.
 
         Args:
             query: ``[B, F]``, embeddings of the prompts.
             reference: ``[K, F]``, embeddings of the reference prompts.
             pass_rate: ``[K]`` in [0, 1], their observed pass rates; or ``[B, K]``.
         """
-        return self._logits(self.query(query), self.reference(reference), pass_rate)
+        return self._attend(self.query(query), self.reference(reference), pass_rate)
 
-    def _logits(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> Tensor:
-        base = attention_pass_rates(query, reference, pass_rate)
+    def _attend(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> tuple[Tensor, Tensor]:
+        weight = attention_weights(query, reference)
+        base = (weight * pass_rate).sum(-1)
         statistics = torch.stack([pass_rate.mean(-1), pass_rate.std(-1, correction=0)], dim=-1)
         scale, shift = self.calibration(statistics).unbind(-1)
-        return calibrated_logits(base, nn.functional.softplus(scale), shift.tanh())
+        logits = calibrated_logits(base, nn.functional.softplus(scale), shift.tanh())
+        return logits, (weight * pass_rate * (1 - pass_rate)).sum(-1)
 
     @torch.no_grad()
     def predict(
         self, query: Tensor, reference: Tensor, pass_rate: Tensor, *, rows: int = 8192
-    ) -> Tensor:
-        """Pass rates of prompts, without dropout: ``[B]`` float64, on the CPU.
+    ) -> PassRatePrediction:
+        """Beliefs about the pass rates of prompts, without dropout, on the CPU.
 
         Args:
             query: ``[B, F]``, embeddings of the prompts, of any floating type and on any device.
@@ -94,12 +111,14 @@ class DifficultyPredictor(nn.Module):
         self.eval()
         features = self.reference(reference.float().to(device))
         rate = pass_rate.float().to(device)
-        logits = [
-            self._logits(self.query(part.float().to(device)), features, rate).cpu()
+        parts = [
+            self._attend(self.query(part.float().to(device)), features, rate)
             for part in torch.split(query, rows)
         ]
         self.train(training)
-        return torch.cat(logits).double().sigmoid()
+        logits, signal = (torch.cat(part).cpu().double() for part in zip(*parts, strict=True))
+        mean = logits.sigmoid()
+        return PassRatePrediction(mean, (mean * (1 - mean) - signal).clamp(min=0))
 
 
 def _adapter(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
@@ -145,7 +164,7 @@ def predictor_loss(
     reference: Tensor,
     pass_rate: Tensor,
 ) -> Tensor:
-    """Binary cross-entropy with soft labels, as the paper trains the predictor; a scalar.
+    """Binary cross-entropies of p, as in the paper, and of 4 p (1 - p), with soft labels; a scalar.
 
     Args:
         predictor: the predictor.
@@ -154,8 +173,10 @@ def predictor_loss(
         reference: ``[K, F]``, embeddings of reference prompts.
         pass_rate: ``[K]`` or ``[B, K]`` in [0, 1], theirs.
     """
-    logits = predictor(query, reference, pass_rate)
-    return nn.functional.binary_cross_entropy_with_logits(logits, target)
+    logits, signal = predictor(query, reference, pass_rate)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, target)
+    spread = (4 * signal).clamp(1e-4, 1 - 1e-4)
+    return loss + nn.functional.binary_cross_entropy(spread, 4 * target * (1 - target))
 
 
 class PassRateModule(LightningModule):
@@ -198,7 +219,7 @@ class PassRateModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Compare predictions for one policy with its pass rates."""
-        logits = self.predictor(batch["query"], batch["reference"], batch["pass_rate"])
+        logits, _ = self.predictor(batch["query"], batch["reference"], batch["pass_rate"])
         predicted, target = logits.sigmoid(), batch["target"]
         values: dict[str, Tensor | float] = {
             "loss": nn.functional.binary_cross_entropy_with_logits(logits, target),

@@ -48,7 +48,9 @@ class DifficultySampler(AdaptiveSampler):
     Args:
         size: number of prompts, above 0.
         estimator: estimate of each pass rate; by default a ``BetaPosterior``.
-        target: score of a prompt (``core.difficulty.selection_scores``).
+        target: score of a prompt (``core.difficulty.selection_scores``); that of the mean pass
+            rate, but for ``learnability`` and ``informative`` of a ``BetaPosterior`` and
+            ``informative`` of a ``MarkovForecast`` the expectation under the estimator's belief.
         selection: probability of a prompt as a function of its score
             (``core.difficulty.selection_log_masses``).
         alpha: difficulty (1 - pass rate) that ``near`` aims at, in [0, 1].
@@ -142,14 +144,21 @@ class DifficultySampler(AdaptiveSampler):
         if isinstance(self.estimator, FixedDifficulty):
             self.estimator.set_difficulty(self._check_scores(difficulty, name="difficulties"))
 
-    def set_prediction(self, pass_rate: Tensor) -> None:
-        """Take predicted pass rates ``[size]`` in [0, 1], and make a new selection.
+    def set_prediction(self, pass_rate: Tensor, variance: Tensor | None = None) -> None:
+        """Take predicted pass rates and make a new selection.
+
+        Args:
+            pass_rate: ``[size]`` in [0, 1].
+            variance: ``[size]``, variance of the belief about each, at least 0; None: unknown.
 
         Raises:
             ValueError: naming the indices outside [0, 1], or for another shape.
         """
-        _, rate = self._check_pass_rates(torch.arange(self.size), pass_rate)
-        self.estimator.set_prediction(rate)
+        everything = torch.arange(self.size)
+        _, rate = self._check_pass_rates(everything, pass_rate)
+        if variance is not None:
+            _, variance = self._check_pass_rates(everything, variance)
+        self.estimator.set_prediction(rate, variance)
         self.end_window()
 
     def end_window(self) -> None:
@@ -178,17 +187,14 @@ class DifficultySampler(AdaptiveSampler):
                 "FixedDifficulty has no difficulties: give the datamodule `difficulty` (a column "
                 "of the dataset, or a file of scores)"
             )
-        informative = None
-        if self.target == "informative" and not self.thompson:
-            informative = self.estimator.informative(self.group_size)
-        if informative is None:
-            estimator = self.estimator
+        estimator, score = self.estimator, None
+        if not self.thompson:
+            score = estimator.expected_score(self.target, self.group_size)
+        if score is None:
             rate = estimator.sample(self.generator) if self.thompson else estimator.mean()
             score = selection_scores(
                 rate, self.target, alpha=self.alpha, group_size=self.group_size
             )
-        else:
-            score = informative
         inserted = self._inserted.nonzero().flatten()
         log = torch.full((self.size,), -torch.inf, dtype=torch.float64)
         log[inserted] = selection_log_masses(

@@ -19,10 +19,13 @@ from torch import Tensor
 from lit_adaptive.core.difficulty import (
     Gaussian,
     MarkovBelief,
+    Target,
     kalman_update,
     markov_forecast,
     markov_observe,
 )
+
+_LEAST_PRIOR = 1e-3  # pseudo-counts of a prompt that is either solved or hopeless
 
 
 class PassRateEstimator(ABC):
@@ -35,8 +38,13 @@ class PassRateEstimator(ABC):
         """Start for ``size`` prompts of which nothing is known."""
         self.size = size
 
-    def set_prediction(self, pass_rate: Tensor) -> None:  # noqa: B027
-        """Take the pass rates ``[size]`` that a predictor gives; ignored by default."""
+    def set_prediction(self, pass_rate: Tensor, variance: Tensor | None) -> None:  # noqa: B027
+        """Take a predictor's beliefs about the pass rates; ignored by default.
+
+        Args:
+            pass_rate: ``[size]`` in [0, 1], means.
+            variance: ``[size]``, variances; None: unknown.
+        """
 
     @abstractmethod
     def observe(self, index: Tensor, pass_rate: Tensor, rollouts: int) -> None:
@@ -63,8 +71,8 @@ class PassRateEstimator(ABC):
             "choose BetaPosterior or ArcsineKalman, or set thompson to false"
         )
 
-    def informative(self, group_size: int) -> Tensor | None:  # noqa: ARG002
-        """Probability ``[size]`` that rewards of a group differ; None: computed from ``mean``."""
+    def expected_score(self, target: Target, group_size: int) -> Tensor | None:  # noqa: ARG002
+        """Expectation ``[size]`` of a target's score; None: that of ``mean`` serves."""
         return None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -92,11 +100,14 @@ class BetaPosterior(PassRateEstimator):
 
     :math:`a = n_0 \hat p + S`, :math:`b = n_0 (1 - \hat p) + F`, with the decayed numbers S and F
     of successes and failures. So a prompt without visits has the predicted pass rate, and after a
-    visit its own rollouts outweigh it. Without a predictor :math:`\hat p` is 1/2. MoPPS
-    (arXiv:2507.04632) is the case without a predictor and with ``thompson: true``.
+    visit its own rollouts outweigh it. Where the predictor gives a variance v,
+    :math:`n_0 = \hat p (1 - \hat p) / v - 1`, so that the prior has it: below 2, the prompt is
+    rather solved or hopeless than of medium difficulty. Without a predictor :math:`\hat p` is 1/2.
+    MoPPS (arXiv:2507.04632) is the case without a predictor and with ``thompson: true``.
 
     Args:
-        prior_rollouts: number n_0 of pseudo-counts of the prediction, above 0.
+        prior_rollouts: number n_0 of pseudo-counts of the prediction, above 0; the most where the
+            predictor gives a variance.
         forgetting: factor of a prompt's counts at each of its visits, in [0, 1]; MoPPS' lambda.
         decay: factor of all counts at each step, in [0, 1], because the policy changes.
 
@@ -104,7 +115,7 @@ class BetaPosterior(PassRateEstimator):
         ValueError: naming the argument that is out of its range.
     """
 
-    state_names = ("prediction", "successes", "failures")
+    state_names = ("prediction", "prior", "successes", "failures")
 
     def __init__(
         self, prior_rollouts: float = 2.0, forgetting: float = 1.0, decay: float = 1.0
@@ -118,12 +129,17 @@ class BetaPosterior(PassRateEstimator):
         """Start for ``size`` prompts with a prediction of 1/2."""
         super().allocate(size)
         self.prediction = torch.full((size,), 0.5, dtype=torch.float64)
+        self.prior = torch.full((size,), self.prior_rollouts, dtype=torch.float64)
         self.successes = torch.zeros(size, dtype=torch.float64)
         self.failures = torch.zeros(size, dtype=torch.float64)
 
-    def set_prediction(self, pass_rate: Tensor) -> None:
-        """Take predicted pass rates ``[size]``; the counts stay."""
+    def set_prediction(self, pass_rate: Tensor, variance: Tensor | None = None) -> None:
+        """Take predicted pass rates ``[size]`` and their variances; the counts stay."""
         self.prediction = pass_rate.double().clone()
+        if variance is not None:
+            spread = self.prediction * (1 - self.prediction)
+            rollouts = spread / variance.double().clamp(min=1e-12) - 1
+            self.prior = rollouts.clamp(_LEAST_PRIOR, max(self.prior_rollouts, _LEAST_PRIOR))
 
     def observe(self, index: Tensor, pass_rate: Tensor, rollouts: int) -> None:
         """Decay all counts, forget at the visited prompts, and add their successes and failures."""
@@ -132,9 +148,8 @@ class BetaPosterior(PassRateEstimator):
             counts[index] = counts[index] * self.forgetting + share * rollouts
 
     def _parameters(self) -> tuple[Tensor, Tensor]:
-        prior = self.prior_rollouts
-        success = prior * self.prediction + self.successes
-        return success, prior * (1 - self.prediction) + self.failures
+        success = self.prior * self.prediction + self.successes
+        return success, self.prior * (1 - self.prediction) + self.failures
 
     def mean(self) -> Tensor:
         """Mean of each posterior: ``[size]`` float64."""
@@ -146,6 +161,22 @@ class BetaPosterior(PassRateEstimator):
         seed = int(torch.randint(2**62, (), generator=generator))
         success, failure = (parameter.clamp(min=1e-9).numpy() for parameter in self._parameters())
         return torch.from_numpy(np.random.default_rng(seed).beta(success, failure))
+
+    def expected_score(self, target: Target, group_size: int) -> Tensor | None:
+        """Expectations of p (1 - p), and of the probability that rewards of a group differ."""
+        success, failure = self._parameters()
+        total = success + failure
+        if target == "learnability":
+            return success * failure / (total * (total + 1))
+        if target != "informative":
+            return None
+        same = torch.zeros_like(total)
+        for count in (success, failure):  # beta-binomial probability of all or none
+            product = torch.ones_like(total)
+            for number in range(group_size):
+                product *= (count + number) / (total + number)
+            same += product
+        return 1 - same
 
 
 class MarkovForecast(PassRateEstimator):
@@ -185,9 +216,9 @@ class MarkovForecast(PassRateEstimator):
         """Pass rates, taking 1/2 for prompts that are sometimes solved: ``[size]`` float64."""
         return self.state @ torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 
-    def informative(self, group_size: int) -> Tensor:  # noqa: ARG002
-        """Probability of being sometimes solved: ``[size]`` float64."""
-        return self.state[:, 1].clone()
+    def expected_score(self, target: Target, group_size: int) -> Tensor | None:  # noqa: ARG002
+        """For ``informative`` the probability of being sometimes solved: ``[size]`` float64."""
+        return self.state[:, 1].clone() if target == "informative" else None
 
 
 class ArcsineKalman(PassRateEstimator):
@@ -216,7 +247,7 @@ class ArcsineKalman(PassRateEstimator):
         self.prediction = self.psi.clone()
         self.visited = torch.zeros(size, dtype=torch.bool)
 
-    def set_prediction(self, pass_rate: Tensor) -> None:
+    def set_prediction(self, pass_rate: Tensor, variance: Tensor | None = None) -> None:  # noqa: ARG002
         """Take predicted pass rates ``[size]`` as the belief about prompts without visits.
 
         Where there were visits, the prediction is one more observation with ``prior_variance``

@@ -31,7 +31,7 @@ def test_the_prediction_is_that_of_the_written_formula_in_float64() -> None:
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     query, reference, rate = rows(5), rows(7, 1), torch.rand(7)
-    got = predictor.predict(query, reference, rate)
+    got, variance = predictor.predict(query, reference, rate)
 
     def layers(x: list[float], module: Any) -> list[float]:
         norm_in, l1, _, _, l2, _, _, l3, norm_out = module
@@ -65,22 +65,25 @@ def test_the_prediction_is_that_of_the_written_formula_in_float64() -> None:
         sum(w * h for w, h in zip(row, hidden, strict=True)) + b
         for row, b in zip(last.weight.tolist(), last.bias.tolist(), strict=True)
     )
-    for x, value in zip(query.tolist(), got.tolist(), strict=True):
+    for x, value, spread in zip(query.tolist(), got.tolist(), variance.tolist(), strict=True):
         z = layers(x, predictor.query)
         scores = [sum(a * b for a, b in zip(z, key, strict=True)) / math.sqrt(8) for key in keys]
         exps = [math.exp(score - max(scores)) for score in scores]
         base = sum(e * r for e, r in zip(exps, rate.tolist(), strict=True)) / sum(exps)
         logit = math.log1p(math.exp(scale)) * math.log(base / (1 - base)) + math.tanh(shift)
         assert value == pytest.approx(1 / (1 + math.exp(-logit)), abs=2e-5)
+        pairs = zip(exps, rate.tolist(), strict=True)
+        signal = sum(e * r * (1 - r) for e, r in pairs) / sum(exps)
+        assert spread == pytest.approx(max(value * (1 - value) - signal, 0), abs=2e-5)
 
 
 def test_it_starts_as_an_average_over_similar_prompts_without_calibration() -> None:
     predictor = DifficultyPredictor(12, 64)
     reference = rows(9)
     rate = torch.rand(9, generator=torch.Generator().manual_seed(2))
-    predicted = predictor.predict(reference, reference, rate)
+    predicted = predictor.predict(reference, reference, rate).pass_rate
     assert float(torch.corrcoef(torch.stack([predicted, rate.double()]))[0, 1]) > 0.5
-    constant = predictor.predict(rows(4, 5), reference, torch.full((9,), 0.3))
+    constant = predictor.predict(rows(4, 5), reference, torch.full((9,), 0.3)).pass_rate
     torch.testing.assert_close(constant, torch.full((4,), 0.3).double(), rtol=1e-5, atol=1e-5)
 
 
@@ -88,8 +91,8 @@ def test_the_order_of_the_references_does_not_matter() -> None:
     predictor, order = DifficultyPredictor(12, 16), torch.randperm(30)
     rate = torch.rand(30)
     torch.testing.assert_close(
-        predictor.predict(rows(8, 1), rows(30), rate),
-        predictor.predict(rows(8, 1), rows(30)[order], rate[order]),
+        predictor.predict(rows(8, 1), rows(30), rate).pass_rate,
+        predictor.predict(rows(8, 1), rows(30)[order], rate[order]).pass_rate,
         rtol=1e-5,
         atol=1e-6,
     )
@@ -102,7 +105,7 @@ def test_references_that_are_all_solved_or_failed_give_finite_predictions(value:
     predictor_loss(predictor, query, torch.rand(4), reference, rate).backward()
     gradients = [p.grad for p in predictor.parameters() if p.grad is not None]
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
-    predicted = predictor.predict(query, reference, rate)
+    predicted = predictor.predict(query, reference, rate).pass_rate
     assert float((predicted - value).abs().max()) < 0.01
 
 
@@ -120,9 +123,31 @@ def test_a_planted_difficulty_is_recovered_for_policies_it_was_not_trained_on() 
         loss.backward()
         optimizer.step()
     truth = planted(vectors, 0.7)
-    predicted = predictor.predict(vectors[500:], vectors[:64], truth[:64])
+    predicted = predictor.predict(vectors[500:], vectors[:64], truth[:64]).pass_rate
     assert float(torch.corrcoef(torch.stack([predicted, truth[500:].double()]))[0, 1]) > 0.9
     assert float((predicted - truth[500:]).abs().mean()) < 0.1
+
+
+def test_a_mean_of_one_half_is_told_from_a_pass_rate_of_one_half() -> None:
+    # Prompts of kind 0 pass half of their rollouts; of kind 1, a coin decides: solved or hopeless.
+    torch.manual_seed(0)
+    vectors, kind = rows(400), torch.arange(400) % 2
+    vectors[:, 0] = 3.0 * kind
+    rate = torch.where(kind == 0, 0.5, torch.randint(2, (400,)).float())
+    predictor = DifficultyPredictor(12, 32)
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=3e-3)
+    for _ in range(100):
+        order = torch.randperm(300)
+        query, known = order[:64], order[64:192]
+        loss = predictor_loss(predictor, vectors[query], rate[query], vectors[known], rate[known])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mean, variance = predictor.predict(vectors[300:], vectors[:300], rate[:300])
+    for which, expected in ((0, 0.0), (1, 0.25)):
+        part = kind[300:] == which
+        assert float(mean[part].mean()) == pytest.approx(0.5, abs=0.1)
+        assert float(variance[part].mean()) == pytest.approx(expected, abs=0.06)
 
 
 def pass_rate_table(dataset: PromptDataset, policies: int = 3) -> list[dict[str, Any]]:

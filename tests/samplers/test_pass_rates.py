@@ -1,11 +1,12 @@
 """Estimates of pass rates: what they say before, between and after visits."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from lit_adaptive.samplers import ArcsineKalman, BetaPosterior, MarkovForecast
+from lit_adaptive.samplers import ArcsineKalman, BetaPosterior, DifficultySampler, MarkovForecast
 
 
 def beta(**options: float) -> BetaPosterior:
@@ -46,6 +47,34 @@ def test_draws_from_the_posterior_have_its_mean_and_variance() -> None:
     drawn = estimator.sample(torch.Generator().manual_seed(0))
     assert float(drawn.mean()) == pytest.approx(0.25, abs=0.01)
     assert float(drawn.var()) == pytest.approx(0.25 * 0.75 / 3, rel=0.05)
+
+
+def test_a_predicted_variance_sets_the_strength_of_the_prior() -> None:
+    estimator = BetaPosterior(prior_rollouts=20.0)
+    estimator.allocate(3)
+    rate = torch.tensor([0.5, 0.5, 0.2])
+    estimator.set_prediction(rate, variance=torch.tensor([0.25, 0.05, 0.02]))
+    signal = estimator.expected_score("learnability", 8)
+    # E[p (1 - p)] = m (1 - m) - v of each belief.
+    torch.testing.assert_close(signal, torch.tensor([0.0, 0.2, 0.14]).double(), atol=5e-4, rtol=0)
+    estimator.prior = estimator.prior.clamp(max=4)
+    spread = estimator.expected_score("informative", 8)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([estimator.sample(generator) for _ in range(20_000)])
+    monte_carlo = (1 - drawn**8 - (1 - drawn) ** 8).mean(0)
+    torch.testing.assert_close(spread, monte_carlo, atol=0.01, rtol=0)
+    assert estimator.expected_score("near", 8) is None
+
+
+def test_prompts_that_may_be_solved_or_hopeless_are_drawn_after_those_of_one_half() -> None:
+    options: dict[str, Any] = {"target": "learnability", "selection": "top_k"}
+    sampler = DifficultySampler(40, **options)
+    variance = torch.full((40,), 0.24)
+    variance[10:14] = 0.01
+    sampler.set_prediction(torch.full((40,), 0.5), variance)
+    assert sorted(sampler.draw(4).index.tolist()) == [10, 11, 12, 13]
+    with pytest.raises(ValueError, match="-1"):
+        sampler.set_prediction(torch.full((40,), 0.5), -torch.ones(40))
 
 
 def test_a_forecast_moves_prompts_that_are_not_visited_too() -> None:
