@@ -1,6 +1,7 @@
 """LightningDataModules: batches that a sampler drew, with index, probability and weight."""
 
 from lit_adaptive.data.datasets.arithmetic import Arithmetic
+from lit_adaptive.data.datasets.commands import DigitCommands
 from lit_adaptive.data.datasets.concatenated import ConcatenatedQuestions
 from lit_adaptive.data.datasets.digits import LongTailedDigits
 from lit_adaptive.data.datasets.reasoning import DeepScaleR, Gsm8k, ReasoningTask
@@ -25,6 +26,7 @@ __all__ = [
     "DeepScaleR",
     "DemonstrationDataset",
     "DemonstrationsDataModule",
+    "DigitCommands",
     "EncodedText",
     "Gsm8k",
     "HubRows",

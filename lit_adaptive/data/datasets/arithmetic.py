@@ -13,7 +13,7 @@ from lit_adaptive.data.datasets.questions import MOST_ROWS, QuestionRows
 Split = Literal["train", "validation", "test"]
 GRADES = ("correct", "sloppy", "wrong")
 
-_BUCKETS: dict[str, Sequence[int]] = {"train": range(8), "validation": (8,), "test": (9,)}
+BUCKETS: dict[str, Sequence[int]] = {"train": range(8), "validation": (8,), "test": (9,)}
 _OPERATORS = "+-*"
 _IDLE_DRAWS = 50  # per question, without a new one, before there are taken to be no more
 
@@ -136,6 +136,12 @@ class Arithmetic(QuestionRows):
         super().__init__(columns, f"Arithmetic ({split})")
 
 
+def check_split(split: str) -> None:
+    """Raise a ValueError if ``split`` is none of train, validation and test."""
+    if split not in BUCKETS:
+        raise ValueError(f"split is {split!r}; it must be one of {[*BUCKETS]}")
+
+
 def is_sloppy(completion: int, answer: int) -> bool:
     """Whether a completion is off by one, or has as many digits of which one differs."""
     if abs(completion - answer) == 1:
@@ -151,8 +157,7 @@ def _check_choices(
     fractions: tuple[float, float, float],
     sloppy_reward: float,
 ) -> None:
-    if split not in _BUCKETS:
-        raise ValueError(f"split is {split!r}; it must be one of {[*_BUCKETS]}")
+    check_split(split)
     unknown = set(operators) - set(_OPERATORS)
     if unknown or not operators or len(set(operators)) < len(operators):
         raise ValueError(f"operators is {operators!r}; give some of '+', '-' and '*', each once")
@@ -180,7 +185,7 @@ def _draw_questions(
             left, right = right, left
         question = Question(left, operator, right)
         idle += 1
-        if question not in questions and question.bucket in _BUCKETS[split]:
+        if question not in questions and question.bucket in BUCKETS[split]:
             questions[question] = None
             idle = 0
         if idle > _IDLE_DRAWS * (size + 100):
