@@ -7,8 +7,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.datasets.arithmetic import BUCKETS, Split, check_split
-from lit_adaptive.data.datasets.questions import QuestionRows, check_at_least
+from lit_adaptive.data.datasets.questions import QuestionRows
 
 _OPERATIONS: tuple[Callable[[str], str], ...] = (
     lambda digits: digits,
