@@ -400,7 +400,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
     parser.add_argument("--steps", type=int, default=150, help="steps of each method")
-    parser.add_argument("--methods", default=";".join(METHODS), help="names, separated by semicolons")
+    parser.add_argument(
+        "--methods", default=";".join(METHODS), help="names, separated by semicolons"
+    )
     args = parser.parse_args()
     methods = args.methods.split(";")
     if methods[0] != "GRPO" or {*methods} - {*METHODS}:

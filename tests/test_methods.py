@@ -54,6 +54,7 @@ REQUIRED = {
     "Freshness-aware rollout replay",
     "DOTS",
     "DOTS with Rollout Replay",
+    "DOTS by expected signal",
     "MoPPS",
     "DPS",
     "AdaRFT",
