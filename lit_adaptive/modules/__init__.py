@@ -3,7 +3,11 @@
 from lit_adaptive.modules.base import AdaptiveModule
 from lit_adaptive.modules.classifier import Classifier
 from lit_adaptive.modules.classifier_networks import Dense, TransformersClassifier
-from lit_adaptive.modules.difficulty_predictor import DifficultyPredictor, PassRateModule
+from lit_adaptive.modules.difficulty_predictor import (
+    DifficultyPredictor,
+    PassRateModule,
+    PassRatePrediction,
+)
 from lit_adaptive.modules.dqn import DQN
 from lit_adaptive.modules.grpo import GRPO
 from lit_adaptive.modules.iw_sft import IWSFT
@@ -32,6 +36,7 @@ __all__ = [
     "NatureConv",
     "Optimization",
     "PassRateModule",
+    "PassRatePrediction",
     "PolicyModule",
     "PolicyObjective",
     "PretrainedLM",
