@@ -3,18 +3,18 @@
     python benchmarks/difficulty.py [--seeds 5] [--part quality|speed|record]
 
 ``record`` (30 minutes on a core; its result is in ``results/smollm2_pass_rates.parquet``): eight answers of
-SmolLM2-135M-Instruct (bfloat16, temperature 1, up to 8 tokens) to each of some 1,500 questions of
-reasoning-gym, of twelve tasks and levels, after two examples of the task, and after one, which is
-another and weaker policy. A pass rate is the share of answers with the full score.
+SmolLM2-135M-Instruct (bfloat16, temperature 1, up to 8 tokens) to each of 1,650 questions of
+reasoning-gym, of twelve tasks and levels, after two examples of the task; and for a quarter of
+them after one, which is another, mostly weaker policy. A pass rate is the share of answers with the full score.
 
 ``quality``: a fifth of the questions is never drawn; their pass rates with two examples are predicted
 from K references of the others.
 
-    task mean          mean pass rate of the other questions of the task, for which 8 K answers do not suffice
+    task mean          mean pass rate of all other questions of the task
     untrained          attention over the references on the embeddings as they are
     offline            the predictor, trained as ``difficulty_offline`` says on the other policy's answers to the
                        other questions
-    online             the predictor of ``callbacks.DifficultyRefresh`` after ``ROUNDS`` refreshes; two
+    online             the predictor of ``callbacks.DifficultyRefresh`` after ten refreshes; two
                        steps of 32 questions near 1/2, drawn by ``DifficultySampler``, follow each
     offline, online    the same from the offline weights
     ridge              ridge regression on the embeddings, of all that the online predictor has observed
@@ -22,7 +22,7 @@ from K references of the others.
 Reported: Pearson, Spearman, Pearson within tasks (after subtraction of the task's means), and precision of the quarter
 predicted nearest to 1/2: means over seeds with 95 % t-intervals. No prediction correlates with rates of eight answers
 better than the true rates do: Pearson's ceiling is sqrt(1 - noise / variance), with the noise
-mean(p (1 - p) / 7). The task's mean has a ceiling of its own, which shows what is left within tasks.
+mean(p (1 - p) / 7).
 
 ``speed``: seconds to predict 100,000 prompts from 256 references with cached embeddings, and to select from a million,
 on two threads; and the part of a step of ``configs/grpo_dots.yaml`` that all of DOTS but the generation of
