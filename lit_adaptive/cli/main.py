@@ -26,6 +26,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import torch
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import Namespace
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
@@ -71,8 +72,19 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the config as hyperparameters."""
         dump: Any = self.parser.dump(self.config, skip_none=False, format="json")
-        for logger in trainer.loggers:
+        for logger in trainer.loggers:  # RunLogger leaves it out, as the run directory has it
             logger.log_hyperparams({"config": json.loads(dump)})
+
+
+class RunLogger(CSVLogger):
+    """Writes ``metrics.csv``, but no ``hparams.yaml`` beside the ``config.yaml``."""
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing."""
+
+    def save(self) -> None:
+        """Write the metrics."""
+        _ExperimentWriter.save(self.experiment)
 
 
 def _new_run_dir(root: Path, name: str, label: str) -> Path:
@@ -203,7 +215,14 @@ class AdaptiveCLI(LightningCLI):
         label = f"{config.seed_everything}"
         if self.subcommand != "fit":
             label += f"-{self.subcommand}"
-        self.run_dir = _new_run_dir(Path(config.runs), name, label)
+        try:
+            self.run_dir = _new_run_dir(Path(config.runs), name, label)
+        except OSError as error:
+            self.parser.error(
+                f"runs is {config.runs}, where no run directory can be created ({error}): set "
+                "--runs to a writable folder",
+                error,
+            )
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(self.run_dir)
         for logger in _as_list(trainer.logger):
@@ -249,7 +268,7 @@ class AdaptiveCLI(LightningCLI):
         logs = config.get("logger") is not False and not config.get("barebones")
         if self.run_dir is not None and logs:
             folder = self.run_dir
-            csv = CSVLogger(folder.parent.parent, folder.parent.name, folder.name)
+            csv = RunLogger(folder.parent.parent, folder.parent.name, folder.name)
             configured = _as_list(config.get("logger"))
             loggers = [logger for logger in configured if isinstance(logger, Logger)]
             kwargs["logger"] = [csv, *loggers]
@@ -275,9 +294,9 @@ class AdaptiveCLI(LightningCLI):
         return kept
 
     def after_fit(self) -> None:
-        """Print the best checkpoint and the run directory."""
+        """Print why the training ended, the best checkpoint and the run directory."""
         if self.run_dir is not None and self.trainer.is_global_zero:
-            print(f"{_best(self.trainer)}\nrun directory: {self.run_dir}")
+            print(f"{_ending(self.trainer)}\n{_best(self.trainer)}\nrun directory: {self.run_dir}")
 
     def _print_run_dir(self) -> None:
         if self.run_dir is not None and self.trainer.is_global_zero:
@@ -298,6 +317,22 @@ class AdaptiveCLI(LightningCLI):
         resumed = checkpoint and Path(checkpoint).exists() and self.trainer.is_global_zero
         if resumed and self.run_dir is not None and isinstance(logger, CSVLogger):
             continue_metrics(Path(checkpoint), logger)
+
+
+def _ending(trainer: Trainer) -> str:
+    """Number of steps, and the limit or callback that ended the training."""
+    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs or -1}
+    done = {"max_steps": trainer.global_step, "max_epochs": trainer.current_epoch}
+    reasons = [
+        f"{type(part).__name__}: {part.stopping_reason_message}"
+        for part in trainer.callbacks  # type: ignore[attr-defined]
+        if getattr(part, "stopping_reason_message", None)
+    ]
+    reasons += [
+        f"trainer.{name} is {limit}" for name, limit in limits.items() if 0 <= limit <= done[name]
+    ]
+    reason = next(iter(reasons), "a callback or signal stopped it, or max_time passed")
+    return f"ended after {trainer.global_step} steps: {reason}"
 
 
 def _best(trainer: Trainer) -> str:

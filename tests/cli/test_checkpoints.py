@@ -69,6 +69,35 @@ def test_last_is_the_final_state_even_without_improvement(tmp_path: Path) -> Non
     assert state(run)["global_step"] == 18
 
 
+@pytest.mark.parametrize(
+    ("flags", "parts", "words"),
+    [
+        (["--trainer.max_epochs=1"], (), "ended after 7 steps: trainer.max_epochs is 1"),
+        (["--trainer.max_steps=9"], (), "ended after 9 steps: trainer.max_steps is 9"),
+        (
+            ["--trainer.max_epochs=9"],
+            (part("lightning.pytorch.callbacks.EarlyStopping", monitor="val/loss", patience=0),),
+            "steps: EarlyStopping: Monitored metric val/loss did not improve",
+        ),
+        (
+            ["--trainer.max_epochs=9", "--trainer.max_time=00:00:00:00"],
+            (),
+            "steps: a callback or signal stopped it, or max_time passed",
+        ),
+    ],
+    ids=["epochs", "steps", "early stopping", "time"],
+)
+def test_a_run_says_why_it_ended(
+    flags: list[str],
+    parts: tuple[dict[str, Any], ...],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fit(tmp_path, *flags, parts=parts)
+    assert words in capsys.readouterr().out
+
+
 def test_last_resumes_the_newest_run_as_one_run(tmp_path: Path, uninterrupted: Path) -> None:
     first = fit(tmp_path, "--trainer.max_epochs=2")
     kept = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}

@@ -32,6 +32,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
         ("--trainer.val_check_interval=0", ["val_check_interval is 0"]),
         ("--trainer.devices=-2", ["trainer.devices is -2"]),
         ("--ckpt_path=/nowhere.ckpt", ["/nowhere.ckpt, which does not exist"]),
+        ("--runs=/dev/null/runs", ["runs is /dev/null/runs", "to a writable folder"]),
         ("--nonsense=3", ["unrecognized arguments: --nonsense=3"]),
         (f"--data.batch_size={10**30}", [f"data.init_args.batch_size is {10**30}", "2**63"]),
         (f"--trainer.max_steps={10**30}", [f"trainer.max_steps is {10**30}", "2**63"]),

@@ -57,6 +57,7 @@ def test_a_run_directory_holds_metrics_config_checkpoints_and_the_curve(finished
         rows = list(csv.DictReader(file))
     logged = {key for row in rows for key, value in row.items() if value}
     assert {"val/return", "train/loss", "sampler/ess"} <= logged
+    assert not (run / "hparams.yaml").exists()  # config.yaml has all
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

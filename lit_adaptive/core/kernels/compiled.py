@@ -1,6 +1,8 @@
 """``@compiled``: Numba's ``njit`` with the settings shared by all loops of this package."""
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numba
@@ -13,13 +15,32 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Compile on first call, keep the machine code on disk, release the GIL while running."""
-    return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return _njit(function)
 
 
 def inlined(function: Function) -> Function:
     """Compile a few lines that are copied into each caller, since a call would cost as much."""
-    decorate = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
-    return cast("Function", decorate(function))
+    return _njit(function, inline="always")
+
+
+def _njit(function: Function, **options: Any) -> Function:
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast("Function", numba.njit(cache=True, **options)(function))
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        _warn_once()
+        return cast("Function", numba.njit(**options)(function))
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(
+        "loops are compiled anew in each process, for neither the package's folder nor the user's "
+        "cache folder is writable: set NUMBA_CACHE_DIR to a writable folder",
+        stacklevel=2,
+    )
 
 
 def _prefetch(_typing: Any, array: Any, position: Any) -> Any:

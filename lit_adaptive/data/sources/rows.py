@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,9 @@ _BUILDERS = {
 _NO_SPLIT = ("Unknown split", "Unrecognized instruction")  # errors of `datasets`
 _DELIMITERS = ",;\t|"
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_HALF_PAIR = re.compile(  # also found where a pair is cut between two blocks
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]", re.DOTALL
+)
 _JSON_CHUNK = 1 << 26  # bytes of a JSON file from which `datasets` infers the types
 
 
@@ -419,7 +423,7 @@ def _load_files(path: str, name: str | None, split: str) -> Rows:
     reader = type(kind).__module__.rpartition(".")[2]  # such as datasets.packaged_modules.csv.csv
     files: dict[str, list[str]] = kind.config.data_files
     several = sum(map(len, files.values())) > 1
-    if reader == "csv" and several and not _same_headers(files):
+    if several and (reader == "json" or (reader == "csv" and not _same_headers(files))):
         dataset = _read_apart(reader, arguments, files, split)
     else:
         try:
@@ -453,6 +457,8 @@ def _read(reader: str, arguments: dict[str, Any], files: dict[str, list[str]], s
 
     with warnings.catch_warnings(action="error", category=ParserWarning):  # a long row of a CSV
         builder = datasets.load_dataset_builder(**arguments, **options)
+        if reader == "json" and not Path(builder.cache_dir).exists() and _has_half_pair(files):
+            return _read_apart(reader, arguments, files, split)
         builder.download_and_prepare()
     dataset: Any = builder.as_dataset(split=split)
     if reader == "json":
@@ -470,18 +476,18 @@ def _read_apart(
 
     whole: dict[str, Any] = {}
     for name, paths in files.items():
-        if reader == "json":
-            whole[name] = _from_items(_json_items(paths), ", ".join(paths))
-            continue
         own = arguments | {"path": reader, "name": None}
         parts: dict[str, Any] = {}
-        for path in paths:
+        for path in paths if reader != "json" or len(paths) > 1 else ():
             one = {name: [path]}
             try:
                 parts[path] = _read(reader, own | {"data_files": one}, one, name)
             except Exception as error:
                 raise ValueError(f"{path} cannot be read: {_cause(error)}") from error
-        whole[name] = _joined(parts)
+        if reader == "json" and not _same_types(parts.values()):
+            whole[name] = _from_items(_json_items(paths), ", ".join(paths))
+        else:
+            whole[name] = _joined(parts)
     sizes = {name: len(rows) for name, rows in whole.items()}
     pieces = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     return datasets.concatenate_datasets(
@@ -580,6 +586,29 @@ def _is_altered(features: Any) -> bool:
     return dates or any(map(_holds_json, features.values()))
 
 
+def _same_types(parts: Iterable[Any]) -> bool:
+    """Whether each column has one type in all files, of which there is one at least."""
+    types: dict[str, set[str]] = {}
+    for part in parts:
+        for field in part.features.arrow_schema:
+            types.setdefault(field.name, set()).add(str(field.type))
+    return bool(types) and all(len(kinds - {"null"}) <= 1 for kinds in types.values())
+
+
+def _has_half_pair(files: dict[str, list[str]]) -> bool:
+    """Whether JSON files may hold half of a surrogate pair, which ``datasets`` leaves out."""
+    import fsspec
+
+    for file in (file for paths in files.values() for file in paths):
+        end = b""
+        with fsspec.open(file, "rb", compression="infer") as content:
+            while block := content.read(1 << 24):
+                if _HALF_PAIR.search(end + block):
+                    return True
+                end = block[-12:]
+    return False
+
+
 def _json_items(files: Iterable[str]) -> Iterator[Any]:
     for file in files:
         with _opened(file) as lines:
@@ -606,6 +635,8 @@ def _named_split(loaded: Any, split: str, path: str) -> Any:
 
 
 def _explanation(path: str, split: str, error: Exception) -> str:
+    from datasets import config
+
     files, module = _files(path), _module(path)
     if module is not None and has_magic(path) and not files:
         return f"{path} matches no file: give the path of a file, a glob pattern or a folder"
@@ -613,7 +644,16 @@ def _explanation(path: str, split: str, error: Exception) -> str:
         fault = _text_fault(file) if file.is_file() else None
         if fault is not None:
             return fault
+    if str(error).startswith("row "):  # of `_from_items`
+        return str(error)
     cause = _cause(error)
+    cache = Path(config.HF_DATASETS_CACHE)
+    refused = Path(getattr(cause, "filename", None) or ".")
+    if refused in (cache, *cache.parents) or cache in refused.parents:
+        return (
+            f"{path} cannot be cached in {cache} ({cause}): set HF_HOME to a writable folder, or "
+            "free space there"
+        )
     if "corresponds to no data" in str(cause):
         return f"{path} has no rows; it must have at least one"
     if files and str(cause).startswith(_NO_SPLIT):

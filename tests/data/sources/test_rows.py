@@ -402,3 +402,55 @@ def test_a_number_that_is_none_is_named_by_row(kind: str, tmp_path: Path) -> Non
     words = r"reward in .* is not a number in rows \[1\] \(from 0\), where it is \['oops'\]"
     with pytest.raises(ValueError, match=words):
         DemonstrationDataset(source).column("reward")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("a.json", r'[{"x": "ok"}, {"x": ["\ud800b"]}]', "row 1 (from 0) of"),
+        ("a.json", r'[{"x": "b\uDE00"}]', "row 0 (from 0) of"),
+        ("a.jsonl", r'{"x": [{"y": "a\ud800b"}, {"y": "c"}]}', "line 1 of"),
+        ("a.jsonl.gz", r'{"x": "\ud83d "}', "line 1 of"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_in_any_json_file(
+    name: str, text: str, place: str, tmp_path: Path
+) -> None:
+    # The reader of datasets leaves it out, or reads a file of one line as another table.
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(ValueError, match="half of a surrogate pair") as error:
+        load_rows(tmp_path / name)
+    assert str(error.value).startswith(place)
+    assert name in str(error.value)
+
+
+def test_whole_pairs_and_escaped_backslashes_are_text(tmp_path: Path) -> None:
+    rows = [{"x": "\N{GRINNING FACE}"}, {"x": r"\ud800"}, {"x": "\N{GRINNING FACE}" * 3}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name in ("a.jsonl", "a.json"):
+        assert load_rows(tmp_path / name).dataset[:]["x"] == [row["x"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "values", [("7", 7), (7, "007"), (7, 7.5), (None, 7), (["7"], [7]), (7, "seven")], ids=str
+)
+def test_values_keep_their_types_in_each_file_of_a_pattern(values: Any, tmp_path: Path) -> None:
+    # They were converted to the type of the first file: "007" became 7.
+    for number, value in enumerate(values):
+        row = {"prompt": str(number), "answer": value}
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+    read = load_rows(f"{tmp_path}/*.jsonl").dataset[:]["answer"]
+    assert read == list(values)
+    assert [isinstance(value, str) for value in read] == [isinstance(v, str) for v in values]
+
+
+def test_a_cache_that_is_not_writable_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"x": "a"}\n')
+    (tmp_path / "home").touch()  # a file: nobody, not even root, can write below it
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "home" / "datasets"))
+    with pytest.raises(ValueError, match=r"a\.jsonl cannot be cached in .*home.*set HF_HOME"):
+        load_rows(tmp_path / "a.jsonl")
