@@ -217,11 +217,11 @@ class AdaptiveCLI(LightningCLI):
             label += f"-{self.subcommand}"
         try:
             self.run_dir = _new_run_dir(Path(config.runs), name, label)
-        except OSError as error:
+        except OSError as cause:
             self.parser.error(
-                f"runs is {config.runs}, where no run directory can be created ({error}): set "
+                f"runs is {config.runs}, where no run directory can be created ({cause}): set "
                 "--runs to a writable folder",
-                error,
+                cause,
             )
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(self.run_dir)
