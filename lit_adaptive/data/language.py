@@ -11,7 +11,7 @@ from lit_adaptive.data.text.prompt_dataset import PromptDataset
 from lit_adaptive.data.text.tokenization import tokenizer_key
 from lit_adaptive.samplers import SamplerFactory, ShuffledSampler
 
-TextDataset = PromptDataset | DemonstrationDataset
+TextDataset = DemonstrationDataset | PromptDataset  # without a class path the first one
 
 
 class LanguageDataModule(AdaptiveDataModule):

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, seed_everything
 from quiet_trainer import quiet_trainer
 from tiny_language import TINY, demonstrations, fit
 
+from lit_adaptive.cli.main import AdaptiveCLI
 from lit_adaptive.modules import IWSFT, ConfiguredLM, Optimization
 
 pytestmark = [
@@ -167,3 +168,33 @@ def test_master_weights_go_on_exactly_after_a_resume(tmp_path: Path) -> None:
         for name in ("master", "exp_avg", "exp_avg_sq"):
             assert left[name].dtype == torch.float32
             assert torch.equal(left[name], right[name])
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "monitor", "rate", "shrink"),
+    [
+        ("digits_adaptive", "model", "val/loss", 3e-3, ["--data.batches_per_epoch=2"]),
+        (
+            *("sft", "model.optimization", "val/nll", 2e-3),
+            ["--data.dataset.source.size=128", "--trainer.check_val_every_n_epoch=1"],
+        ),
+        ("dapo", "model.optimization", "train/reward", 2e-4, ["--data.steps_per_epoch=1"]),
+    ],
+    ids=["Classifier", "IWSFT", "GRPO"],
+)
+def test_a_plateau_of_its_metric_lowers_the_learning_rate_of_every_module(
+    config: str, option: str, monitor: str, rate: float, shrink: list[str], tmp_path: Path
+) -> None:
+    # No metric improves by a factor of 1e9, so each epoch but the first halves the rate.
+    scheduler = {"monitor": monitor, "patience": 0, "factor": 0.5, "mode": "max", "threshold": 1e9}
+    configs = Path(__file__).parents[2] / "configs"
+    cli = AdaptiveCLI(
+        [
+            *("fit", "--config", str(configs / f"{config}.yaml"), "--runs", str(tmp_path)),
+            f"--{option}.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
+            *(f"--{option}.lr_scheduler.{name}={value}" for name, value in scheduler.items()),
+            *("--trainer.max_epochs=4", "--trainer.log_every_n_steps=1", *shrink),
+            "--trainer.enable_progress_bar=false",
+        ]
+    )
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate / 8)
