@@ -26,7 +26,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import torch
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import Namespace
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
@@ -84,7 +83,8 @@ class RunLogger(CSVLogger):
 
     def save(self) -> None:
         """Write the metrics."""
-        _ExperimentWriter.save(self.experiment)
+        writer: Any = self.experiment
+        super(type(writer), writer).save()  # its own writes the other file too
 
 
 def _new_run_dir(root: Path, name: str, label: str) -> Path:

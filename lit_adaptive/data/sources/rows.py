@@ -601,7 +601,8 @@ def _has_half_pair(files: dict[str, list[str]]) -> bool:
 
     for file in (file for paths in files.values() for file in paths):
         end = b""
-        with fsspec.open(file, "rb", compression="infer") as content:
+        opened: Any = fsspec.open(file, "rb", compression="infer")
+        with opened as content:
             while block := content.read(1 << 24):
                 if _HALF_PAIR.search(end + block):
                     return True
