@@ -18,7 +18,7 @@ import re
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Lightning uses features of jsonargparse that are deprecated; users cannot act on the warnings.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -36,6 +36,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils._pytree import tree_flatten_with_path
 
@@ -83,8 +84,8 @@ class RunLogger(CSVLogger):
 
     def save(self) -> None:
         """Write the metrics."""
-        writer: Any = self.experiment
-        super(type(writer), writer).save()  # its own writes the other file too
+        metrics_only: Any = super(ExperimentWriter, cast("ExperimentWriter", self.experiment))
+        metrics_only.save()
 
 
 def _new_run_dir(root: Path, name: str, label: str) -> Path:
