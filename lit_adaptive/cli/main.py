@@ -72,11 +72,11 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the config as hyperparameters."""
         dump: Any = self.parser.dump(self.config, skip_none=False, format="json")
-        for logger in trainer.loggers:  # RunLogger leaves it out, as the run directory has it
+        for logger in trainer.loggers:  # _RunLogger leaves it out, as the run directory has it
             logger.log_hyperparams({"config": json.loads(dump)})
 
 
-class RunLogger(CSVLogger):
+class _RunLogger(CSVLogger):
     """Writes ``metrics.csv``, but no ``hparams.yaml`` beside the ``config.yaml``."""
 
     def log_hyperparams(self, params: Any = None) -> None:
@@ -269,7 +269,7 @@ class AdaptiveCLI(LightningCLI):
         logs = config.get("logger") is not False and not config.get("barebones")
         if self.run_dir is not None and logs:
             folder = self.run_dir
-            csv = RunLogger(folder.parent.parent, folder.parent.name, folder.name)
+            csv = _RunLogger(folder.parent.parent, folder.parent.name, folder.name)
             configured = _as_list(config.get("logger"))
             loggers = [logger for logger in configured if isinstance(logger, Logger)]
             kwargs["logger"] = [csv, *loggers]
