@@ -298,7 +298,16 @@ class RolloutDataModule(LanguageDataModule):
         """See ``lit_adaptive.contract``."""
         keys = {"behavior_log_probs", "advantage", "age", "off_policy", "position", "target"}
         keys |= {"input_ids", "position_ids", "sequence", "index", "weight", "probability"}
-        attributes = ("step", "finished_step", "roll_out", "sampler", "beta", "tokenizer", "texts")
+        attributes = (
+            "step",
+            "finished_step",
+            "roll_out",
+            "trajectories",
+            "sampler",
+            "beta",
+            "tokenizer",
+            "texts",
+        )
         names = {f"batch.{key}" for key in keys} | {f"data.{name}" for name in attributes}
         if self.replay is not None:
             names.add("data.replay")
