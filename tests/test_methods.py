@@ -55,6 +55,7 @@ REQUIRED = {
     "DOTS",
     "DOTS with Rollout Replay",
     "DOTS by expected signal",
+    "CROPI",
     "MoPPS",
     "DPS",
     "AdaRFT",
@@ -189,6 +190,7 @@ MORE = {
     "grpo_adarft": {"data.init_args.difficulty"},
     "grpo_static_curriculum": {"data.init_args.difficulty"},
     "grpo_dynamic_sampling": {"data.init_args.drop_uninformative", "data.init_args.refill"},
+    "cropi": {"data.init_args.dataset.columns"},  # for the picture
     "grpo_popo": {
         "data.init_args.drop_uninformative",
         "data.init_args.replace_uninformative",

@@ -42,23 +42,33 @@ class DigitCommands(QuestionRows):
         split: ``train``, ``validation`` or ``test``.
         size: number of questions, from 1 to half of those there are.
         digits: maximum number of digits, from 3 to 9; each number is equally likely.
+        commands: the letters to ask; by default all.
         seed: seed of questions and demonstrations, not negative.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or a letter is unknown or given twice.
     """
 
     def __init__(
-        self, split: Split = "train", *, size: int = 20_000, digits: int = 5, seed: int = 0
+        self,
+        split: Split = "train",
+        *,
+        size: int = 20_000,
+        digits: int = 5,
+        commands: str = string.ascii_letters,
+        seed: int = 0,
     ) -> None:
         check_split(split)
         check_at_least(size=(size, 1), digits=(digits, _SHORTEST), seed=(seed, 0))
-        letters = len(string.ascii_letters)
-        most = letters * 10**_SHORTEST * (digits - _SHORTEST + 1) * len(BUCKETS[split]) // 20
+        known = {*commands} & {*string.ascii_letters}
+        if not commands or len(known) < len(commands):
+            raise ValueError(f"commands is {commands!r}; give letters, each once")
+        most = len(commands) * 10**_SHORTEST * (digits - _SHORTEST + 1) * len(BUCKETS[split]) // 20
         if digits > 9 or size > most:
             raise ValueError(
-                f"size is {size} and digits {digits}; digits must be at most 9, and with {digits} "
-                f"{split} has at most {most} questions here: lower size or raise digits"
+                f"size is {size} and digits {digits}; digits must be at most 9, and {split} has at "
+                f"most {most} questions of {len(commands)} commands and {digits} digits here: "
+                "lower size, or raise digits"
             )
         probabilities = _follow_probabilities()
         rng = Random(f"{seed} {split}")  # noqa: S311
@@ -67,7 +77,7 @@ class DigitCommands(QuestionRows):
         }
         seen: set[str] = set()
         while len(seen) < size:
-            letter = rng.randrange(letters)
+            letter = string.ascii_letters.index(rng.choice(commands))
             length = rng.randint(_SHORTEST, digits)
             text = "".join(rng.choice(string.digits) for _ in range(length))
             prompt = f"{string.ascii_letters[letter]}{text}="

@@ -1,0 +1,177 @@
+"""InfluenceRefresh: which prompts it selects, what it logs, and resumed runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import quiet_trainer
+from resumed_runs import assert_same
+from rollout_runs import AlwaysWrong, StepRecorder, fit_rollouts, rollout_data
+from torch import Tensor
+
+from callbacks import InfluenceRefresh, PromptStatistics, SupervisedWarmup
+from lit_adaptive.data import Arithmetic, DigitCommands, PromptDataset, RolloutDataModule
+from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
+from lit_adaptive.rollout.generation import SamplingParams
+from lit_adaptive.rollout.rewards.scorer import Scorer
+from lit_adaptive.samplers import DifficultySampler
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+
+def validation(size: int = 6) -> PromptDataset:
+    return PromptDataset(Arithmetic("validation", size=size, digits=1), columns=["answer"])
+
+
+class Recorded(InfluenceRefresh):
+    """Records the scores of the last selection."""
+
+    def _best(self, scores: Tensor, size: int, data: Any) -> tuple[Tensor, Tensor]:
+        self.scores = scores
+        return super()._best(scores, size, data)
+
+
+def influence(folder: Path, **options: Any) -> InfluenceRefresh:
+    defaults: dict[str, Any] = {
+        "validation": {"sums": validation()},
+        "every_n_steps": 2,
+        "fraction": 0.25,
+        "validation_samples": 4,
+        "dimensions": 256,
+        "keep_ratio": 1.0,
+        "folder": str(folder / "trajectories"),
+    }
+    kind = Recorded if options.pop("recorded", False) else InfluenceRefresh
+    return kind(**(defaults | options))
+
+
+def test_only_the_selected_prompts_are_drawn_until_the_next_phase(tmp_path: Path) -> None:
+    callback = influence(tmp_path, families="answer")
+    recorder, _ = fit_rollouts(rollout_data(), callback, default_root_dir=tmp_path)
+    assert [len(phase) for phase in callback._phases] == [15, 15, 15]
+    for number, step in enumerate(recorder.steps):
+        drawn = set(step.fresh.prompt.tolist())
+        assert drawn <= set(callback._phases[number // 2].tolist())
+    assert len({tuple(phase.tolist()) for phase in callback._phases}) > 1
+    assert (tmp_path / "influence.png").stat().st_size > 5_000
+
+
+def test_a_sampler_by_difficulty_draws_inside_the_selection(tmp_path: Path) -> None:
+    data = rollout_data(sampler=lambda size: DifficultySampler(size, group_size=4))
+    callback = influence(tmp_path)
+    feedback = PromptStatistics(signal="pass_rate", file=None)
+    recorder, _ = fit_rollouts(data, callback, feedback)
+    for number, step in enumerate(recorder.steps):
+        assert {*step.fresh.prompt.tolist()} <= {*callback._phases[number // 2].tolist()}
+
+
+def test_prompts_of_the_validated_kind_are_found(tmp_path: Path) -> None:
+    # Two commands are trained on, one of them is validated; their operations differ.
+    seed_everything(0, verbose=False)
+    pool = PromptDataset(
+        DigitCommands(size=120, digits=3, commands="qv"), columns=["answer", "command"]
+    )
+    target = PromptDataset(
+        DigitCommands("validation", size=20, digits=3, commands="v"), columns=["answer"]
+    )
+    data = RolloutDataModule(pool, batch_size=4, group_size=8, sampling=SamplingParams(4))
+    callback = InfluenceRefresh(
+        {"v": target},
+        1,
+        fraction=0.2,
+        retried=0.0,
+        validation_samples=8,
+        dimensions=2048,
+        folder=str(tmp_path),
+    )
+    warmup = SupervisedWarmup(
+        DigitCommands(size=800, digits=3, commands="qv", seed=1), steps=250, learning_rate=3e-3
+    )
+    model = GRPO(
+        ConfiguredLM(hidden_size=64, layers=2, heads=4),
+        optimization=Optimization(learning_rate=1e-4),
+    )
+    quiet_trainer(max_steps=1, callbacks=[warmup, callback]).fit(model, data)
+    rows = pool.texts(callback._phases[0])
+    share = sum(row["command"] == "v" for row in rows) / len(rows)
+    assert len(rows) >= 10
+    assert share >= 0.9
+
+
+def saved_run(folder: Path, ckpt_path: str | None = None) -> dict[str, Any]:
+    seed_everything(3, verbose=False)
+    recorder, callback = StepRecorder(), influence(folder)
+    model = GRPO(
+        ConfiguredLM(hidden_size=32, layers=1, heads=2),
+        optimization=Optimization(learning_rate=1e-3),
+        max_new_tokens=5,
+    )
+    checkpoint = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    trainer = quiet_trainer(
+        max_epochs=2, callbacks=[callback, recorder, checkpoint], enable_checkpointing=True
+    )
+    trainer.fit(model, rollout_data(), ckpt_path=ckpt_path)
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in model.policy.parameters()]),
+        "prompts": [step.fresh.prompt.tolist() for step in recorder.steps],
+        "phases": callback._phases,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_run_killed_twice_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = saved_run(tmp_path / "whole")
+    _ = saved_run(tmp_path / "once", str(tmp_path / "whole" / "step=1.ckpt"))
+    twice = saved_run(tmp_path / "twice", str(tmp_path / "once" / "step=4.ckpt"))
+    assert twice["prompts"] == whole["prompts"][4:]
+    for name in ("weights", "phases"):
+        assert_same(twice[name], whole[name])
+    assert not (tmp_path / "twice" / "trajectories").exists()  # nothing is rolled out again
+
+
+def test_prompts_without_gradient_are_retried_and_counted(tmp_path: Path) -> None:
+    callback = influence(tmp_path, recorded=True, retried=0.5, fraction=0.5)
+    fit_rollouts(rollout_data(), callback, max_steps=1, max_epochs=1)
+    without = callback.scores.isnan().all(0)  # type: ignore[attr-defined]
+    assert 15 < int(without.sum()) < 60
+    assert int(without[callback._phases[0]].sum()) == 15
+
+
+def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
+    data = rollout_data(rewards=Scorer([AlwaysWrong()], workers=0))
+    with pytest.raises(ValueError, match="none of the 6 validation prompts has a gradient"):
+        fit_rollouts(data, influence(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": {}}, "validation is empty"),
+        ({"every_n_steps": 0}, "every_n_steps is 0"),
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"validation_samples": 1}, "validation_samples is 1"),
+        ({"retried": 1.0}, "retried is 1.0"),
+        ({"keep_ratio": 0.0}, "keep_ratio is 0.0"),
+        ({"constant": -1.0}, "constant is -1.0"),
+        ({"fusion": "mean"}, "fusion is 'mean'"),
+        ({"dimensions": 0}, "dimensions is 0"),
+        ({"prompts_at_once": 0}, "prompts_at_once is 0"),
+    ],
+)
+def test_options_out_of_range_are_named(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        influence(tmp_path, **options)
+
+
+def test_a_fraction_below_a_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which is 3 of 60 prompts, but a step draws 6"):
+        fit_rollouts(rollout_data(), influence(tmp_path, fraction=0.05))
