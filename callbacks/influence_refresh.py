@@ -136,9 +136,12 @@ class InfluenceRefresh(Callback):
         if not 0 <= constant < math.inf:
             raise ValueError(f"constant is {constant}; it must be at least 0 and finite")
         self.validation, self.every_n_steps, self.fraction = validation, every_n_steps, fraction
-        self.validation_samples, self.retried, self.metric = validation_samples, retried, metric
-        self.ratio, self.fusion, self.constant = ratio, fusion, constant
-        self.dimensions, self.keep_ratio, self.projection = dimensions, keep_ratio, projection
+        self.validation_samples, self.retried = validation_samples, retried
+        self.metric: InfluenceMetric = metric
+        self.ratio: InfluenceRatio = ratio
+        self.projection: ProjectionKind = projection
+        self.fusion, self.constant = fusion, constant
+        self.dimensions, self.keep_ratio = dimensions, keep_ratio
         self.parameters, self.prompts_at_once = parameters, prompts_at_once
         self.folder, self.families = folder, families
         self.buffer = TrajectoryBuffer()
