@@ -89,11 +89,13 @@ class DifficultyPredictor(nn.Module):
 
     def _attend(self, query: Tensor, reference: Tensor, pass_rate: Tensor) -> tuple[Tensor, Tensor]:
         weight = attention_weights(query, reference)
-        base = (weight * pass_rate).sum(-1)
+        values = torch.stack([pass_rate, pass_rate * (1 - pass_rate)], dim=-1)  # [K, 2], [B, K, 2]
+        means = torch.einsum("bk,kv->bv" if values.dim() == 2 else "bk,bkv->bv", weight, values)
+        base, signal = means.unbind(-1)
         statistics = torch.stack([pass_rate.mean(-1), pass_rate.std(-1, correction=0)], dim=-1)
         scale, shift = self.calibration(statistics).unbind(-1)
         logits = calibrated_logits(base, nn.functional.softplus(scale), shift.tanh())
-        return logits, (weight * pass_rate * (1 - pass_rate)).sum(-1)
+        return logits, signal
 
     @torch.no_grad()
     def predict(
