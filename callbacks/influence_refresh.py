@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -225,8 +226,10 @@ class InfluenceRefresh(Callback):
         self, data: Any, folder: Path, dataset: PromptDataset | None, samples: int
     ) -> RolloutGroups:
         """Rollouts of all prompts of a dataset, of which those in the folder are not made again."""
-        for missing in data.collect_trajectories(str(folder), dataset=dataset, samples=samples):
-            rank_zero_info(f"{folder.name}: trajectories of {missing} prompts are missing")
+        remaining = data.collect_trajectories(str(folder), dataset=dataset, samples=samples)
+        total = next(remaining)
+        rank_zero_info(f"{total} prompts are rolled out {samples} times each, to {folder}")
+        deque(remaining, maxlen=0)
         return TrajectoryStore(folder, {}).read()
 
     def _select(self, trainer: Trainer, module: Any) -> None:
