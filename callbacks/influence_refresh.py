@@ -99,7 +99,7 @@ class InfluenceRefresh(Callback):
 
     def __init__(
         self,
-        validation: dict[str, PromptDataset],
+        validation: dict[str, PromptDataset] | None = None,
         every_n_steps: int = 50,
         *,
         fraction: float = 0.1,
@@ -117,8 +117,6 @@ class InfluenceRefresh(Callback):
         folder: str | None = None,
         families: str | None = None,
     ) -> None:
-        if not validation:
-            raise ValueError("validation is empty; give at least one set of prompts, by its name")
         for name, value, least in (
             ("every_n_steps", every_n_steps, 1),
             ("validation_samples", validation_samples, 2),
@@ -136,7 +134,8 @@ class InfluenceRefresh(Callback):
             raise ValueError(f"fusion is {fusion!r}; it must be 'reciprocal_rank' or 'max'")
         if not 0 <= constant < math.inf:
             raise ValueError(f"constant is {constant}; it must be at least 0 and finite")
-        self.validation, self.every_n_steps, self.fraction = validation, every_n_steps, fraction
+        self.validation = validation or {}
+        self.every_n_steps, self.fraction = every_n_steps, fraction
         self.validation_samples, self.retried = validation_samples, retried
         self.metric: InfluenceMetric = metric
         self.ratio: InfluenceRatio = ratio
@@ -160,6 +159,8 @@ class InfluenceRefresh(Callback):
                 f"{type(pl_module).__name__} has no gradients of prompts: train a policy, such as "
                 "lit_adaptive.modules.GRPO"
             )
+        if not self.validation:
+            raise ValueError("validation is empty; give at least one set of prompts, by its name")
         size = len(data.dataset)
         selected, drawn = share_count(self.fraction, size), data.batch_size * trainer.world_size
         if selected < drawn:

@@ -152,7 +152,6 @@ def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": {}}, "validation is empty"),
         ({"every_n_steps": 0}, "every_n_steps is 0"),
         ({"fraction": 0.0}, "fraction is 0.0"),
         ({"fraction": 1.5}, "fraction is 1.5"),
@@ -170,6 +169,11 @@ def test_options_out_of_range_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         influence(tmp_path, **options)
+
+
+def test_no_validation_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="validation is empty"):
+        fit_rollouts(rollout_data(), influence(tmp_path, validation=None))
 
 
 def test_a_fraction_below_a_batch_is_refused(tmp_path: Path) -> None:
