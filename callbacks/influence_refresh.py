@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._run_files import local_run_directory, run_directory
+from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.influence import (
     InfluenceMetric,
     InfluenceRatio,
@@ -117,14 +118,12 @@ class InfluenceRefresh(Callback):
         folder: str | None = None,
         families: str | None = None,
     ) -> None:
-        for name, value, least in (
-            ("every_n_steps", every_n_steps, 1),
-            ("validation_samples", validation_samples, 2),
-            ("dimensions", dimensions, 1),
-            ("prompts_at_once", prompts_at_once, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        check_at_least(
+            every_n_steps=(every_n_steps, 1),
+            validation_samples=(validation_samples, 2),
+            dimensions=(dimensions, 1),
+            prompts_at_once=(prompts_at_once, 1),
+        )
         for name, share in (("fraction", fraction), ("keep_ratio", keep_ratio)):
             if not 0 < share <= 1:
                 raise ValueError(f"{name} is {share}; it must lie in (0, 1]")
