@@ -49,7 +49,8 @@ ACCEPTED = {
         *("betas", "tolerance", "temperature", "top_k", "workers", "weight", "baseline"),
         *("AdaptiveBatchSampler.learning_rate", "momentum", "anneal", "prune", "threshold"),
         *("q_decay", "min_p", "tau", "concentration", "floor", "rest"),
-        *("uniform_share", "references", "updates", "forgetting", "eaft_alpha"),
+        *("uniform_share", "references", "updates", "forgetting", "eaft_alpha", "retried"),
+        "constant",
     },
 }
 Built = dict[type, dict[str, Any]]

@@ -91,11 +91,14 @@ def shrunk(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         data |= {"table": pass_rate_table(folder, source), "references": 8, "batch_size": 32}
     if "capacity" in data:
         data |= {"capacity": 500, "evaluation_episodes": 1}
+    names = [callback["class_path"].rsplit(".", 1)[-1] for callback in trainer["callbacks"]]
+    if "InfluenceRefresh" in names:
+        data["dataset"]["source"]["init_args"]["size"] = 400
     for callback in trainer["callbacks"]:
         options = callback.setdefault("init_args", {})
         match callback["class_path"].rsplit(".", 1)[-1]:
-            case "SupervisedWarmup":
-                options["steps"] = 2
+            case "SupervisedWarmup":  # a prompt without any success has no gradient
+                options["steps"] = 300 if "InfluenceRefresh" in names else 2
             case "TransitionCollector":
                 options["warmup"] = 100
             case "PassAtK":

@@ -37,7 +37,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils._pytree import tree_flatten_with_path
 
 import callbacks
@@ -82,6 +82,7 @@ class _RunLogger(CSVLogger):
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing."""
 
+    @rank_zero_only
     def save(self) -> None:
         """Write the metrics."""
         metrics_only: Any = super(ExperimentWriter, cast("ExperimentWriter", self.experiment))

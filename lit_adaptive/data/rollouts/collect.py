@@ -346,6 +346,8 @@ def collect_trajectories(
         if rank == 0:
             store.add(groups)
         yield len(missing)
+    if world_size > 1:
+        dist.barrier()  # before other ranks read
 
 
 def _gather_ranks(
