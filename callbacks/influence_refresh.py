@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._run_files import local_run_directory, run_directory
-from lit_adaptive.core.bounds import check_at_least
+from lit_adaptive.core.bounds import check_at_least, check_choices
 from lit_adaptive.core.influence import (
     InfluenceMetric,
     InfluenceRatio,
@@ -30,6 +30,7 @@ from lit_adaptive.core.systematic import uniform_sample
 from lit_adaptive.data import PromptDataset
 from lit_adaptive.data.rollouts.minibatches import MicroBatch, MicroBatchBuilder
 from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.data.sources.columns import check_columns
 from lit_adaptive.modules import PolicyModule
 from lit_adaptive.modules.language.gradients import PromptGradients
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
@@ -88,8 +89,9 @@ class InfluenceRefresh(Callback):
         families: column of the dataset whose shares in each phase the picture shows.
 
     Raises:
-        ValueError: naming the argument that is out of its range; in training, if ``fraction``
-            selects fewer prompts than a step draws, or no prompt has a gradient.
+        ValueError: naming the argument that is out of its range; before training, if ``fraction``
+            selects fewer prompts than a step draws, or the dataset has no column ``families``; in
+            training, if no prompt has a gradient.
     """
 
     needs = frozenset({"data.trajectories", "data.finished_step", "data.sampler"})
@@ -129,8 +131,12 @@ class InfluenceRefresh(Callback):
                 raise ValueError(f"{name} is {share}; it must lie in (0, 1]")
         if not 0 <= retried < 1:
             raise ValueError(f"retried is {retried}; it must lie in [0, 1)")
-        if fusion not in ("reciprocal_rank", "max"):
-            raise ValueError(f"fusion is {fusion!r}; it must be 'reciprocal_rank' or 'max'")
+        check_choices(
+            metric=(metric, get_args(InfluenceMetric)),
+            ratio=(ratio, get_args(InfluenceRatio)),
+            fusion=(fusion, get_args(Fusion)),
+            projection=(projection, get_args(ProjectionKind)),
+        )
         if not 0 <= constant < math.inf:
             raise ValueError(f"constant is {constant}; it must be at least 0 and finite")
         self.validation = validation or {}
@@ -151,7 +157,7 @@ class InfluenceRefresh(Callback):
     # Hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module, and that a selection is enough for a step."""
+        """Check the module and the columns, and that a selection is enough for a step."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, PolicyModule):
             raise ValueError(
@@ -160,6 +166,9 @@ class InfluenceRefresh(Callback):
             )
         if not self.validation:
             raise ValueError("validation is empty; give at least one set of prompts, by its name")
+        if self.families is not None:
+            (row,) = data.dataset.texts(torch.tensor([0]))
+            check_columns([*row], [self.families], data.dataset.source)
         size = len(data.dataset)
         selected, drawn = share_count(self.fraction, size), data.batch_size * trainer.world_size
         if selected < drawn:

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from lit_adaptive.core.bounds import check_choices
 from lit_adaptive.core.segments import segment_mean
 
 Target = Literal["near", "learnability", "root_learnability", "informative", "arcsine"]
@@ -69,9 +70,7 @@ def check_selection(target: str, selection: str, alpha: float, tau: float) -> No
     Raises:
         ValueError: naming the option, its value and the rule.
     """
-    for name, value, choices in (("target", target, Target), ("selection", selection, Selection)):
-        if value not in get_args(choices):
-            raise ValueError(f"{name} is {value!r}; it must be one of {list(get_args(choices))}")
+    check_choices(target=(target, get_args(Target)), selection=(selection, get_args(Selection)))
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; a difficulty is 1 - pass rate, so it lies in [0, 1]")
     if not 0 < tau < math.inf:

@@ -33,6 +33,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from lit_adaptive.core.bounds import check_choices
 from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 
@@ -238,14 +239,12 @@ def check_iw_sft_options(
     Raises:
         ValueError: naming the option, its value and its valid values.
     """
-    for name, value, known in (
-        ("objective", objective, get_args(objectives)),
-        ("ratio", ratio, ("ref_over_policy", "policy_over_ref")),
-        ("level", level, ("token", "sequence")),
-        ("reduction", reduction, ("token", "sequence", "fixed")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {list(known)}")
+    check_choices(
+        objective=(objective, get_args(objectives)),
+        ratio=(ratio, ("ref_over_policy", "policy_over_ref")),
+        level=(level, ("token", "sequence")),
+        reduction=(reduction, ("token", "sequence", "fixed")),
+    )
     if reduction == "fixed" and (count is None or not count > 0):
         raise ValueError(f"reduction is 'fixed' and count is {count}; give a count above 0")
     _check_temperature(temperature)

@@ -327,13 +327,15 @@ class AdaptiveSampler(IndexSampler):
         self._check_values(index, value, name=name, negative=negative)
         return index, value
 
-    def _check_pass_rates(self, index: Tensor, pass_rate: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``_check_update``, for pass rates ``[K]`` in [0, 1]."""
-        index, rate = self._check_update(index, pass_rate, name="pass rates", negative=False)
+    def _check_pass_rates(
+        self, index: Tensor, pass_rate: Tensor, *, name: str = "pass rates"
+    ) -> tuple[Tensor, Tensor]:
+        """As ``_check_update``, for pass rates ``[K]`` in [0, 1], or for their variances."""
+        index, rate = self._check_update(index, pass_rate, name=name, negative=False)
         outside = rate > 1
         if bool(outside.any()):
             raise ValueError(
-                f"the pass rates of index {index[outside][:8].tolist()} are "
+                f"the {name} of index {index[outside][:8].tolist()} are "
                 f"{rate[outside][:8].tolist()}; they lie in [0, 1]: scale the rewards, or draw by "
                 "the spread of rewards (PrioritizedSampler with callbacks.PromptStatistics, "
                 "signal: spread). Nothing was changed"

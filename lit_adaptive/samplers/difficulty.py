@@ -157,7 +157,7 @@ class DifficultySampler(AdaptiveSampler):
         everything = torch.arange(self.size)
         _, rate = self._check_pass_rates(everything, pass_rate)
         if variance is not None:
-            _, variance = self._check_pass_rates(everything, variance)
+            _, variance = self._check_pass_rates(everything, variance, name="variances")
         self.estimator.set_prediction(rate, variance)
         self.end_window()
 

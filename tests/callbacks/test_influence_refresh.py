@@ -160,6 +160,9 @@ def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
         ({"keep_ratio": 0.0}, "keep_ratio is 0.0"),
         ({"constant": -1.0}, "constant is -1.0"),
         ({"fusion": "mean"}, "fusion is 'mean'"),
+        ({"metric": "angle"}, "metric is 'angle'; it must be one of .*'inner_product'"),
+        ({"ratio": "group"}, "ratio is 'group'; it must be one of .*'prefix'"),
+        ({"projection": "sparse"}, "projection is 'sparse'; it must be one of .*'rademacher'"),
         ({"dimensions": 0}, "dimensions is 0"),
         ({"prompts_at_once": 0}, "prompts_at_once is 0"),
     ],
@@ -179,3 +182,11 @@ def test_no_validation_set_is_refused(tmp_path: Path) -> None:
 def test_a_fraction_below_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is 3 of 60 prompts, but a step draws 6"):
         fit_rollouts(rollout_data(), influence(tmp_path, fraction=0.05))
+
+
+def test_a_column_of_families_that_does_not_exist_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=r"no column 'family'; its columns are .*'answer'"):
+        fit_rollouts(rollout_data(), influence(tmp_path, families="family"))
+    assert not (tmp_path / "trajectories").exists()

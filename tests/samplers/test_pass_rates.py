@@ -75,6 +75,8 @@ def test_prompts_that_may_be_solved_or_hopeless_are_drawn_after_those_of_one_hal
     assert sorted(sampler.draw(4).index.tolist()) == [10, 11, 12, 13]
     with pytest.raises(ValueError, match="-1"):
         sampler.set_prediction(torch.full((40,), 0.5), -torch.ones(40))
+    with pytest.raises(ValueError, match=r"the variances of index \[0, 1.*are \[2.0, 2.0"):
+        sampler.set_prediction(torch.full((40,), 0.5), torch.full((40,), 2.0))
 
 
 def test_a_forecast_moves_prompts_that_are_not_visited_too() -> None:

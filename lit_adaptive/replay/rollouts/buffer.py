@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import FAILED, FLAT, INFORMATIVE, SOLVED
-from lit_adaptive.core.bounds import check_at_least
+from lit_adaptive.core.bounds import check_at_least, check_choices
 from lit_adaptive.core.corrections import check_beta
 from lit_adaptive.core.freshness import check_tau, log_masses
 from lit_adaptive.core.prioritized import check_alpha, importance_sampling_weights
@@ -425,12 +425,7 @@ def _check_arguments(
     capacity: int, policy: str, signal: str, epsilon: float, max_age: int | None, tolerance: float
 ) -> None:
     check_at_least(capacity=(capacity, 1), max_age=(max_age, 0))
-    for name, value, choices in (
-        ("policy", policy, get_args(DrawPolicy)),
-        ("signal", signal, get_args(PrioritySignal)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be one of {list(choices)}")
+    check_choices(policy=(policy, get_args(DrawPolicy)), signal=(signal, get_args(PrioritySignal)))
     if not 0 < epsilon < torch.inf:
         raise ValueError(
             f"epsilon is {epsilon}; it must be above 0 and finite, so that every group can be drawn"
