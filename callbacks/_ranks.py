@@ -37,6 +37,19 @@ def equal_share(count: int, trainer: Trainer) -> Tensor:
     return torch.arange(length) * trainer.world_size + trainer.global_rank
 
 
+def interleave_ranks(
+    rows: Tensor, size: int, trainer: Trainer, pl_module: LightningModule
+) -> Tensor:
+    """Rows ``[n, F]`` that each rank computed of its ``equal_share``, of all ranks: ``[size, F]``.
+
+    In the order of the positions, padding left out.
+    """
+    if trainer.world_size == 1:
+        return rows[:size]
+    gathered: Tensor = pl_module.all_gather(rows.to(pl_module.device))  # type: ignore[assignment]
+    return gathered.transpose(0, 1).flatten(0, 1)[:size]  # [W, n, F] before
+
+
 def first_of_each_group(group: Tensor) -> tuple[Tensor, Tensor]:
     """Find the first sample of each group.
 

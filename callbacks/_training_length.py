@@ -1,4 +1,4 @@
-"""How many optimizer steps a training takes."""
+"""How many optimizer steps a training takes, and which of them something is done at."""
 
 import math
 
@@ -22,3 +22,9 @@ def total_steps(trainer: Trainer, callback: str) -> int:
             f"max_epochs is {trainer.max_epochs}: set one of them, or {callback}'s `steps`"
         )
     return int(steps)
+
+
+def is_due(trainer: Trainer, step: int, every_n_steps: int) -> bool:
+    """Whether ``step`` completes ``every_n_steps``, and training goes on."""
+    ended = trainer.global_step >= trainer.estimated_stepping_batches
+    return step % every_n_steps == 0 and not ended

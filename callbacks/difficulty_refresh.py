@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
+from callbacks._ranks import equal_share, interleave_ranks
 from callbacks._run_files import local_run_directory
+from callbacks._training_length import is_due
 from lit_adaptive.core.advantages import has_spread
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.difficulty import (
@@ -61,16 +63,15 @@ class _Observations(NamedTuple):
         own = ~groups.demonstration
         difficulty = adaptive_difficulty(groups.reward[own], groups.group[own], len(groups))
         known = ~difficulty.isnan()
-        return cls(groups.prompt[known], (1 - difficulty[known]).float())
+        return cls(groups.prompt, (1 - difficulty).float()).select(known)
 
     def without(self, index: Tensor) -> "_Observations":
         """Those of other prompts than ``index``."""
-        others = ~torch.isin(self.index, index)
-        return _Observations(self.index[others], self.pass_rate[others])
+        return self.select(~torch.isin(self.index, index))
 
-    def first(self, count: int) -> "_Observations":
-        """The first ``count``, or all."""
-        return _Observations(self.index[:count], self.pass_rate[:count])
+    def select(self, part: Tensor | slice) -> "_Observations":
+        """Those at some positions."""
+        return _Observations(self.index[part], self.pass_rate[part])
 
     @classmethod
     def cat(cls, parts: "list[_Observations]") -> "_Observations":
@@ -83,11 +84,11 @@ class _Observations(NamedTuple):
 class DifficultyRefresh(Callback):
     """Predicts the pass rate of every prompt, and hands the predictions to the sampler.
 
-    Every ``every_n_steps`` steps some prompts, drawn uniformly, are rolled out by the policy as it
-    is then. A predictor (``modules.DifficultyPredictor``) learns from these and from the steps' own
-    rollouts, and predicts all prompts from *references*: the latest 256 observed prompts, or
-    ``references`` if that is more. DOTS (Sun et al., 2025, arXiv:2506.05316), algorithm 1, lines 3
-    to 6.
+    Every ``every_n_steps`` steps some prompts, drawn uniformly from those that the sampler can
+    draw, are rolled out by the policy as it is then. A predictor (``modules.DifficultyPredictor``)
+    learns from these and from the steps' own rollouts, and predicts all prompts from *references*:
+    the latest 256 observed prompts, or ``references`` if that is more. DOTS (Sun et al., 2025,
+    arXiv:2506.05316), algorithm 1, lines 3 to 6.
 
     Where this departs from the paper:
       1. The predictor learns during the run from its own rollouts (``updates``), instead of before
@@ -244,8 +245,7 @@ class DifficultyRefresh(Callback):
         observed = _Observations.of(step.fresh)
         self._window.append(observed.without(self._referenced))  # which are known already
         self._drawn.append(_histogram(observed.pass_rate))
-        last = trainer.global_step >= trainer.estimated_stepping_batches
-        if data.next_version % self.every_n_steps == 0 and not last:
+        if is_due(trainer, data.next_version, self.every_n_steps):
             self._refresh(trainer, pl_module)
         if self._metrics:
             pl_module.log_dict(self._metrics)
@@ -298,9 +298,8 @@ class DifficultyRefresh(Callback):
     def _embed(self, trainer: Trainer, module: Any) -> Tensor:
         """Embeddings of all prompts ``[N, F]``; each rank computes its share."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        size, ranks = data.sampler.size, trainer.world_size
-        # Equal shares, since ranks of a sharded model must call it equally often.
-        share = torch.arange(trainer.global_rank, -(-size // ranks) * ranks, ranks) % size
+        size = data.sampler.size
+        share = equal_share(size, trainer) % size
         if self.encoder is None:
             with evaluation_mode(module.policy), trainer.precision_plugin.forward_context():
                 vectors = embed_prompts(module.policy, data.dataset.tokens(share))
@@ -308,10 +307,7 @@ class DifficultyRefresh(Callback):
         else:
             texts = [row["prompt"] for row in data.dataset.texts(share)]
             vectors = cached_embeddings(self.cache_dir, self.encoder.key, texts, self.encoder)
-        if ranks > 1:
-            gathered = module.all_gather(vectors.to(module.device)).cpu()  # [W, n, F]
-            vectors = gathered.transpose(0, 1).reshape(-1, vectors.shape[1])[:size]
-        return vectors
+        return interleave_ranks(vectors, size, trainer, module).cpu()
 
     def _refresh(self, trainer: Trainer, module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -340,7 +336,9 @@ class DifficultyRefresh(Callback):
         self._window = []
 
     def _observe_references(self, data: Any, generator: torch.Generator) -> _Observations:
-        index = uniform_sample(data.sampler.size, self.references, generator)
+        drawable: Tensor = data.sampler.drawable
+        count = min(self.references, len(drawable))
+        index = drawable[uniform_sample(len(drawable), count, generator)]
         groups, metrics = data.roll_out(index, train=self.train_on_references)
         self.reference_tokens += metrics["generated_tokens"]
         spread = has_spread(groups.reward, groups.group, len(groups))
@@ -352,15 +350,12 @@ class DifficultyRefresh(Callback):
         """The latest observations that serve as references ``beside`` others."""
         known = _Observations.cat([*self._memory])
         count = max(_ATTENDED, self.references) - beside
-        return _Observations(*(value[max(len(value) - count, 0) :] for value in known))
+        return known.select(slice(max(len(known.index) - count, 0), None))
 
     def _judge(self, new: _Observations, alpha: float) -> dict[str, float]:
         """Predict each half of the new observations from the other half and earlier ones."""
         half = len(new.index) // 2
-        first, second = (
-            _Observations(*(value[part] for value in new))
-            for part in (slice(half), slice(half, None))
-        )
+        first, second = new.select(slice(half)), new.select(slice(half, None))
         earlier = self._latest(beside=half).without(new.index)
         parts = ((first, second), (second, first))
         predicted = torch.cat(
@@ -398,12 +393,9 @@ class DifficultyRefresh(Callback):
         for _ in range(self.updates):
             order = torch.randperm(size, generator=generator)
             count = min(_BATCH, size // 2)
-            query, others = (
-                _Observations(*(value[part] for value in known))
-                for part in (order[:count], order[count:])
-            )
+            query, others = known.select(order[:count]), known.select(order[count:])
             # A prompt must not attend to itself: most prompts were never visited.
-            references = others.without(query.index).first(_ATTENDED)
+            references = others.without(query.index).select(slice(_ATTENDED))
             if not len(references.index):
                 continue
             loss = predictor_loss(

@@ -12,8 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from callbacks._ranks import equal_share, interleave_ranks
 from callbacks._run_files import local_run_directory, run_directory
+from callbacks._training_length import is_due
 from lit_adaptive.core.bounds import check_at_least, check_choices
+from lit_adaptive.core.difficulty import adaptive_difficulty
 from lit_adaptive.core.influence import (
     InfluenceMetric,
     InfluenceRatio,
@@ -212,8 +215,7 @@ class InfluenceRefresh(Callback):
         if step is None:
             return
         self.buffer.update(step.fresh)
-        last = trainer.global_step >= trainer.estimated_stepping_batches
-        if data.next_version % self.every_n_steps == 0 and not last:
+        if is_due(trainer, data.next_version, self.every_n_steps):
             self._select(trainer, pl_module)
         if self._metrics:
             pl_module.log_dict(self._metrics)
@@ -256,24 +258,31 @@ class InfluenceRefresh(Callback):
         targets = torch.stack(
             [
                 mean_validation_gradient(
-                    torch.cat([rows for _, rows in self._gradients(gradients, groups, trainer)])
+                    torch.cat(
+                        [rows for _, rows in self._gradients(gradients, groups, trainer, module)]
+                    )
                 )
                 for groups in self._targets.values()
             ]
         )
-        size = len(data.dataset)
-        scores = torch.full((len(targets), size), math.nan)
-        known = self.buffer.informative
-        for index, rows in self._gradients(gradients, self.buffer.select(known), trainer):
+        everything = torch.arange(len(data.dataset))
+        scores = torch.full((len(targets), len(everything)), math.nan)
+        known = self.buffer.select(self.buffer.informative)
+        rate = self._pass_rates(known)
+        for index, rows in self._gradients(gradients, known, trainer, module):
             for row, target in zip(scores, targets, strict=True):
-                row[known[index]] = influence_scores(rows, target, metric=self.metric)
-        selected, fused = self._best(scores, size, data)
-        everything = torch.arange(size)
+                row[known.prompt[index]] = influence_scores(
+                    rows,
+                    target,
+                    metric=self.metric,
+                    pass_rate=None if rate is None else rate[index],
+                )
+        selected = self._best(scores, data)
         data.sampler.insert(selected)
         data.sampler.remove(everything[~torch.isin(everything, selected)])
         self._metrics = {
             "train/influence/score": float(scores[:, selected].nanmean()),
-            "train/influence/zero_gradient": float(fused.isnan().double().mean()),
+            "train/influence/zero_gradient": float(scores.isnan().all(0).double().mean()),
             "train/influence/seconds": time.perf_counter() - start,
         }
         if self._phases:
@@ -281,8 +290,15 @@ class InfluenceRefresh(Callback):
             self._metrics["train/influence/overlap"] = float(overlap)
         self._phases.append(selected)
 
-    def _best(self, scores: Tensor, size: int, data: Any) -> tuple[Tensor, Tensor]:
-        """The selected prompts ``[k]``, and the fused scores ``[size]``."""
+    def _pass_rates(self, groups: RolloutGroups) -> Tensor | None:
+        """Mean reward of each group ``[P]``, if the metric needs it."""
+        if self.metric != "learnable_cosine":
+            return None
+        return 1 - adaptive_difficulty(groups.reward, groups.group, len(groups))
+
+    def _best(self, scores: Tensor, data: Any) -> Tensor:
+        """The selected prompts ``[k]``, from the scores ``[S, N]`` by validation set."""
+        size = scores.shape[1]
         count = share_count(self.fraction, size)
         if self.fusion == "max":
             fused = max_fusion(scores).double()
@@ -303,10 +319,10 @@ class InfluenceRefresh(Callback):
         )
         chosen = unknown[uniform_sample(len(unknown), retried, generator)] if retried else unknown
         chosen = chosen[:retried]
-        return torch.cat([best[: count - retried], chosen]).sort().values, fused
+        return torch.cat([best[: count - retried], chosen]).sort().values
 
     def _gradients(
-        self, gradients: PromptGradients, groups: RolloutGroups, trainer: Trainer
+        self, gradients: PromptGradients, groups: RolloutGroups, trainer: Trainer, module: Any
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Places of groups ``[p]`` and their projected gradients ``[p, d]``, part by part.
 
@@ -321,25 +337,16 @@ class InfluenceRefresh(Callback):
             attention_cost_ratio=gradients.language.attention_cost_ratio,
             token_values={},
         )
-        step, ranks = self.prompts_at_once, trainer.world_size
-        for first in range(0, len(groups), step * ranks):
-            places = torch.arange(first, min(first + step * ranks, len(groups)))
-            own = places[trainer.global_rank :: ranks]
+        for places in torch.arange(len(groups)).split(self.prompts_at_once * trainer.world_size):
+            own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
             rows = self._own_gradients(gradients, builder, own, trainer)
-            if ranks > 1:
-                padded = torch.zeros(step, rows.shape[1], device=rows.device)
-                padded[: len(rows)] = rows
-                gathered: Any = trainer.strategy.all_gather(padded)  # [W, step, d]
-                rows = gathered.transpose(0, 1).reshape(-1, rows.shape[1])[: len(places)]
-            yield places, rows.cpu()
+            yield places, interleave_ranks(rows, len(places), trainer, module).cpu()
 
     def _own_gradients(
         self, gradients: PromptGradients, builder: MicroBatchBuilder, own: Tensor, trainer: Trainer
     ) -> Tensor:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         count = len(own)
-        if not count:
-            return gradients.projection.zeros(0, device=trainer.strategy.root_device).t()
         rollouts = ragged_positions(builder.groups.size, own)
         cpu_batch = builder.build(MicroBatch(rollouts, 1.0, 1.0))
         batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)

@@ -7,7 +7,8 @@ stored rollouts of a behavior policy, points where validation prompts need it:
     behavior     [K]     the same under the policy beta that generated the tokens, stored
     coefficient  [K]     factor c_t of the gradient of each token's log-probability
     gradient     [P, d]  :math:`\hat g_\beta = \sum_t c_t \nabla\log\pi_\theta(a_t)`, projected
-    score        [P]     inner product or cosine of a gradient and a mean validation gradient
+    score        [P]     inner product or cosine of a gradient and a mean validation gradient, the
+                         latter also times 4 p (1 - p) of the pass rate p
     fused score  [P]     of several validation sets
 
 The estimate of a prompt with K rollouts is
@@ -34,12 +35,13 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import group_advantages
+from lit_adaptive.core.difficulty import selection_scores
 from lit_adaptive.core.policy_ratios import check_tokens, limited_exp
 from lit_adaptive.core.segments import segment_count, segment_mean, segment_sum
 from lit_adaptive.core.shares import share_count
 
 InfluenceRatio = Literal["token", "prefix", "sequence"]
-InfluenceMetric = Literal["cosine", "inner_product"]
+InfluenceMetric = Literal["cosine", "inner_product", "learnable_cosine"]
 
 
 @torch.no_grad()
@@ -180,21 +182,28 @@ def mean_validation_gradient(gradient: Tensor) -> Tensor:
 
 
 def influence_scores(
-    gradient: Tensor, validation: Tensor, *, metric: InfluenceMetric = "cosine"
+    gradient: Tensor,
+    validation: Tensor,
+    *,
+    metric: InfluenceMetric = "cosine",
+    pass_rate: Tensor | None = None,
 ) -> Tensor:
     """How well a step along each prompt's gradient serves validation: ``[P]`` float32.
 
     Args:
         gradient: ``[P, d]``.
         validation: ``[d]``, a mean gradient.
-        metric: ``"cosine"`` (CROPI's code), in [-1, 1], or ``"inner_product"``, the first-order
-            change of the validation objective, which favors prompts with large gradients.
+        metric: ``"cosine"`` (CROPI's code), in [-1, 1]; ``"inner_product"``, the first-order change
+            of the validation objective, which favors prompts with large gradients; or
+            ``"learnable_cosine"``, the cosine times 4 p (1 - p) (LearnAlign, arXiv:2506.11480).
+        pass_rate: p ``[P]`` in [0, 1], for ``"learnable_cosine"``.
 
     Returns:
         ``[P]``; NaN for a prompt without gradient.
 
     Raises:
-        ValueError: if a gradient is not finite, or ``metric`` is unknown.
+        ValueError: if a gradient is not finite, ``metric`` is unknown, or it needs ``pass_rate``
+            and there is none.
     """
     if metric not in get_args(InfluenceMetric):
         raise ValueError(
@@ -203,8 +212,12 @@ def influence_scores(
     check_gradients(gradient)
     norm = gradient.norm(dim=1)
     product = gradient @ validation
-    if metric == "cosine":
+    if metric != "inner_product":
         product = product / (norm * validation.norm()).clamp(min=torch.finfo(torch.float32).tiny)
+    if metric == "learnable_cosine":
+        if pass_rate is None:
+            raise ValueError("metric is 'learnable_cosine', which needs the prompts' pass rates")
+        product = product * 4 * selection_scores(pass_rate, "learnability").to(product)
     return product.masked_fill(norm == 0, math.nan)
 
 

@@ -135,6 +135,11 @@ class DifficultySampler(AdaptiveSampler):
         """Number of prompts that can be drawn."""
         return int(self._inserted.sum())
 
+    @property
+    def drawable(self) -> Tensor:
+        """Prompts that can be drawn: ``[count]`` int64, ascending."""
+        return self._inserted.nonzero().flatten()
+
     def pass_rates(self) -> Tensor:
         """Estimated pass rates: ``[size]`` float64 in [0, 1]."""
         return self.estimator.mean()
@@ -195,7 +200,7 @@ class DifficultySampler(AdaptiveSampler):
             score = selection_scores(
                 rate, self.target, alpha=self.alpha, group_size=self.group_size
             )
-        inserted = self._inserted.nonzero().flatten()
+        inserted = self.drawable
         log = torch.full((self.size,), -torch.inf, dtype=torch.float64)
         log[inserted] = selection_log_masses(
             score[inserted], self.selection, tau=self.tau, uniform_share=self.uniform_share

@@ -32,9 +32,9 @@ def validation(size: int = 6) -> PromptDataset:
 class Recorded(InfluenceRefresh):
     """Records the scores of the last selection."""
 
-    def _best(self, scores: Tensor, size: int, data: Any) -> tuple[Tensor, Tensor]:
+    def _best(self, scores: Tensor, data: Any) -> Tensor:
         self.scores = scores
-        return super()._best(scores, size, data)
+        return super()._best(scores, data)
 
 
 def influence(folder: Path, **options: Any) -> InfluenceRefresh:

@@ -195,6 +195,11 @@ def test_scores_are_cosines_or_inner_products_and_nan_without_a_gradient():
     assert cosine.tolist() == pytest.approx([0.8, math.nan, -1.0], nan_ok=True)
     product = influence_scores(gradient, validation, metric="inner_product")
     assert product.tolist() == pytest.approx([20.0, math.nan, -10.0], nan_ok=True)
+    rate = torch.tensor([0.5, 0.5, 0.25])
+    learnable = influence_scores(gradient, validation, metric="learnable_cosine", pass_rate=rate)
+    assert learnable.tolist() == pytest.approx([0.8, math.nan, -0.75], nan_ok=True)
+    with pytest.raises(ValueError, match="needs the prompts' pass rates"):
+        influence_scores(gradient, validation, metric="learnable_cosine")
     with pytest.raises(ValueError, match=r"prompts \[1\] are NaN"):
         influence_scores(gradient.index_fill(0, torch.tensor([1]), math.nan), validation)
     with pytest.raises(ValueError, match="metric is 'dot'"):
