@@ -337,7 +337,9 @@ class InfluenceRefresh(Callback):
             attention_cost_ratio=gradients.language.attention_cost_ratio,
             token_values={},
         )
-        for places in torch.arange(len(groups)).split(self.prompts_at_once * trainer.world_size):
+        for places in torch.split(
+            torch.arange(len(groups)), self.prompts_at_once * trainer.world_size
+        ):
             own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
             rows = self._own_gradients(gradients, builder, own, trainer)
             yield places, interleave_ranks(rows, len(places), trainer, module).cpu()

