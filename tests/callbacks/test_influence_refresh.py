@@ -12,9 +12,16 @@ from resumed_runs import assert_same
 from rollout_runs import AlwaysWrong, StepRecorder, fit_rollouts, rollout_data
 from torch import Tensor
 
-from callbacks import InfluenceRefresh, PromptStatistics, SupervisedWarmup
+from callbacks import (
+    DifficultyRefresh,
+    InfluenceRefresh,
+    PromptStatistics,
+    RolloutReplay,
+    SupervisedWarmup,
+)
 from lit_adaptive.data import Arithmetic, DigitCommands, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
+from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import DifficultySampler
@@ -63,10 +70,17 @@ def test_only_the_selected_prompts_are_drawn_until_the_next_phase(tmp_path: Path
 
 
 def test_a_sampler_by_difficulty_draws_inside_the_selection(tmp_path: Path) -> None:
-    data = rollout_data(sampler=lambda size: DifficultySampler(size, group_size=4))
-    callback = influence(tmp_path)
+    # CROPI with DOTS and Rollout Replay; references too are prompts of the selection.
+    data = rollout_data(
+        sampler=lambda size: DifficultySampler(size, group_size=4, window=2),
+        replay=RolloutBuffer(12),
+        replay_fraction=0.5,
+    )
+    callback = influence(tmp_path, metric="learnable_cosine")
+    refresh = DifficultyRefresh(2, 4, hidden_size=8, updates=2, file=None)
     feedback = PromptStatistics(signal="pass_rate", file=None)
-    recorder, _ = fit_rollouts(data, callback, feedback)
+    recorder, _ = fit_rollouts(data, callback, feedback, refresh, RolloutReplay())
+    assert len(callback._phases) == 3
     for number, step in enumerate(recorder.steps):
         assert {*step.fresh.prompt.tolist()} <= {*callback._phases[number // 2].tolist()}
 
