@@ -49,11 +49,37 @@ ACCEPTED = {
         *("betas", "tolerance", "temperature", "top_k", "workers", "weight", "baseline"),
         *("AdaptiveBatchSampler.learning_rate", "momentum", "anneal", "prune", "threshold"),
         *("q_decay", "min_p", "tau", "concentration", "floor", "rest"),
-        *("uniform_share", "references", "updates", "forgetting", "eaft_alpha", "retried"),
+        *(
+            "uniform_share",
+            "references",
+            "updates",
+            "forgetting",
+            "asft_beta",
+            "eaft_alpha",
+            "retried",
+        ),
         "constant",
     },
 }
 Built = dict[type, dict[str, Any]]
+
+
+def class_paths(node: Any) -> set[str]:
+    """Classes that a config builds."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = {str(node["class_path"])} if isinstance(node, dict) and "class_path" in node else set()
+    return own.union(*map(class_paths, children))
+
+
+def shrunk(path: Path) -> list[str]:
+    """Options that make a config's data and replay small, as what is refused is not their size."""
+    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    options = ["--data.capacity=500"] if "capacity" in data else []
+    for name in ("dataset", "val_dataset"):
+        source = data.get(name, {}).get("init_args", data.get(name, {})).get("source", {})
+        if "size" in source.get("init_args", {}):
+            options.append(f"--data.{name}.source.size=200")
+    return options
 
 
 def constructors() -> dict[Any, type]:
@@ -69,7 +95,7 @@ def constructors() -> dict[Any, type]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Arguments of the first call of each constructor while all configs are built."""
+    """Arguments of the first call of each constructor while configs of all classes are built."""
     folder, arguments, classes = tmp_path_factory.mktemp("runs"), Built(), constructors()
 
     def record(frame: FrameType, event: str, argument: Any) -> None:
@@ -91,9 +117,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
         patch.setattr(AdaptiveCLI, "instantiate_classes", recorded)
+        seen: set[str] = set()
         for path in RECIPES:
-            shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
-            AdaptiveCLI(["fit", "--config", str(path), f"--runs={folder}", *shrink])
+            if new := class_paths(yaml.safe_load(path.read_text())) - seen:
+                AdaptiveCLI(["fit", "--config", str(path), f"--runs={folder}", *shrunk(path)])
+                seen |= new
     return arguments
 
 
@@ -199,12 +227,10 @@ def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a
     for path, option, bad in cases():
         count += 1
         case = f"{path.stem} --{option}={bad}"
-        shrink = ["--data.capacity=500"] if path.stem.startswith("dqn") else []
         start = time.monotonic()
         try:
-            AdaptiveCLI(
-                ["fit", "--config", str(path), *shrink, f"--runs={tmp_path}", f"--{option}={bad}"]
-            )
+            options = [*shrunk(path), f"--runs={tmp_path}", f"--{option}={bad}"]
+            AdaptiveCLI(["fit", "--config", str(path), *options])
         except SystemExit:
             refused += 1
             error = capsys.readouterr().err.partition("error: ")[2]

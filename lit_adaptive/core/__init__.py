@@ -104,7 +104,9 @@ from lit_adaptive.core.iw_sft import (
     self_normalize,
 )
 from lit_adaptive.core.log_probs import (
+    Distributions,
     TokenLogProbs,
+    kl_divergence,
     logit_gradients,
     token_log_probs,
 )
@@ -180,6 +182,7 @@ __all__ = [
     "FLAT",
     "INFORMATIVE",
     "SOLVED",
+    "Distributions",
     "Gaussian",
     "GumbelDraw",
     "ImportanceWeightedSFTLoss",
@@ -235,6 +238,7 @@ __all__ = [
     "kalman_update",
     "kl_cov",
     "kl_cov_penalties",
+    "kl_divergence",
     "kl_estimates",
     "label_smoothed_losses",
     "learnability",

@@ -38,7 +38,7 @@ from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 
 LogitObjective = Literal["iw", "dft", "nll"]
-Objective = Literal["iw", "dft", "eaft", "psft", "nll"]
+Objective = Literal["iw", "dft", "asft", "eaft", "psft", "nll"]
 Ratio = Literal["ref_over_policy", "policy_over_ref"]
 Clamp = tuple[float, float] | Literal["default"] | None
 

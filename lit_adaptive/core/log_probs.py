@@ -3,6 +3,7 @@ r"""Log-probabilities of tokens without ever holding the logits of all of them.
     logit         z_v   softcap(scale * (h W^T + b)_v) / temperature         [K, V], in tiles
     log_prob            z_target - log sum_v exp z_v                         [K], at most 0
     entropy             -sum_v p_v log p_v                                   [K], in [0, log V]
+    divergence          sum_v p_v (log p_v - log q_v) to a reference q       [K], at least 0
 
 The logits of 4096 tokens over a vocabulary of 49,152 take 805 MB in float32, and a log-softmax with
 its gradient holds three such tensors. Here they are computed in tiles (some tokens times some
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lit_adaptive.core.kernels.tiled_log_probs import LogitsConfig, TiledLogProbs
 
@@ -40,12 +43,63 @@ class TokenLogProbs(NamedTuple):
         top_log_prob: ``[K, k]`` log-probabilities of the k most probable tokens, descending,
             without gradient; None unless requested.
         top_token: ``[K, k]`` int64, these tokens.
+        divergence: ``[K]`` KL divergence to a reference, in nats; None unless requested.
     """
 
     log_prob: Tensor
     entropy: Tensor | None
     top_log_prob: Tensor | None
     top_token: Tensor | None
+    divergence: Tensor | None = None
+
+
+class Distributions(NamedTuple):
+    """Distributions over the vocabulary at K tokens, as what their logits are computed from.
+
+    Attributes:
+        hidden: ``[K, D]``.
+        weight: ``[V, D]``.
+        bias: ``[V]``, or None.
+        softcap: see ``token_log_probs``.
+        scale: see ``token_log_probs``.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def log_probs(self) -> Tensor:
+        """``[K, V]`` float32, or float64 if the hidden states are."""
+        logits = functional.linear(self.hidden, self.weight, self.bias)
+        logits = self.scale * logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.softcap is not None:
+            logits = self.softcap * (logits / self.softcap).tanh()
+        return logits.log_softmax(-1).clamp(min=-1e30)  # 0 * -inf would be NaN
+
+
+def kl_divergence(policy: Distributions, reference: Distributions, *, chunk: int = 256) -> Tensor:
+    r"""KL divergence :math:`\sum_v p_v (\log p_v - \log q_v)` of each token: ``[K]``, in nats.
+
+    Chunk by chunk, each computed again in the backward pass, so that the log-probabilities of one
+    chunk are in memory at a time.
+
+    Args:
+        policy: p.
+        reference: q, of the same vocabulary; without gradient.
+        chunk: tokens at a time, above 0.
+    """
+
+    def divergence(start: int) -> Tensor:
+        rows = slice(start, start + chunk)
+        p = policy._replace(hidden=policy.hidden[rows]).log_probs()
+        with torch.no_grad():
+            q = reference._replace(hidden=reference.hidden[rows]).log_probs()
+        return functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+    starts = range(0, max(len(policy.hidden), 1), chunk)
+    return torch.cat([checkpoint(divergence, start, use_reentrant=False) for start in starts])
 
 
 def token_log_probs(

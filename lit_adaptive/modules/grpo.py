@@ -143,8 +143,8 @@ class GRPO(PolicyModule):
     def _reference(self, batch: Batch) -> Tensor | None:
         if self.objective.kl_beta == 0:
             return None
-        temperature = batch["temperature"]
-        return self._reference_log_probs(batch, self.reference, temperature=temperature)
+        with self._reference_model(self.reference) as model:
+            return model.score_targets(batch, temperature=batch["temperature"])[0].log_prob
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch, and the mean ratio of each rollout to its behavior policy."""

@@ -30,7 +30,7 @@ from lit_adaptive.core.iw_sft import (
     psft_weights,
     self_normalize,
 )
-from lit_adaptive.core.log_probs import TokenLogProbs
+from lit_adaptive.core.log_probs import Distributions, TokenLogProbs
 from lit_adaptive.core.policy_ratios import RatioLevel
 from lit_adaptive.core.segments import Reduction, reduce_segments, segment_mean
 from lit_adaptive.modules.base import evaluation_mode
@@ -54,14 +54,15 @@ class IWSFT(PolicyModule):
 
     The signal is each sample's loss.
 
-    Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy``, ``tokens`` (trained so far)
-    and, of the token weights, ``iw/mean``, ``iw/max``, ``iw/clamped`` (fraction) and ``iw/ess``
-    (fraction). On validation sets ``nll``, ``perplexity``, ``token_accuracy`` and, if
-    ``max_new_tokens`` is above 0, ``exact_match``: the mean reward of greedy completions.
+    Logs ``train/loss``, ``nll``, ``perplexity``, ``token_accuracy``, ``tokens`` (trained so far),
+    ``kl`` (of ``asft``) and, of the token weights, ``iw/mean``, ``iw/max``, ``iw/clamped``
+    (fraction) and ``iw/ess`` (fraction). On validation sets ``nll``, ``perplexity``,
+    ``token_accuracy`` and, if ``max_new_tokens`` is above 0, ``exact_match``: the mean reward of
+    greedy completions.
 
     Args:
         model: recipe of the language model.
-        objective: ``iw``, ``dft``, ``eaft``, ``psft`` or ``nll`` (plain SFT).
+        objective: ``iw``, ``dft``, ``asft``, ``eaft``, ``psft`` or ``nll`` (plain SFT).
         ratio: ratio of ``iw``: the paper's ``policy_over_ref``, or the specification's
             ``ref_over_policy``.
         level: one weight of ``iw`` per ``sequence`` or per ``token``.
@@ -70,10 +71,12 @@ class IWSFT(PolicyModule):
         normalize: whether to divide the weights by their mean over the batch of all ranks.
         reference: ``cached``: log-probabilities computed once by ``callbacks.ReferenceLogProbs``
             (until then all weights are 1); ``frozen``: a second copy of the initial model;
-            ``adapter_off``: the model without its LoRA.
+            ``adapter_off``: the model without its LoRA. ``asft`` needs one of these two.
         q_decay: decay per step of a moving average of the policy that the weights are computed
             with, in [0, 1); by default they are computed with the policy itself. It is the old
             policy of ``psft``, which needs it.
+        asft_beta: coefficient of the KL divergence to the reference in ``asft``, at least 0 (0:
+            ``dft``).
         eaft_alpha: exponent of the entropy of ``eaft``, at least 0 (0: plain SFT).
         psft_clip: relative increase of a token's probability over the old policy at which ``psft``
             ignores the token, above 0.
@@ -106,6 +109,7 @@ class IWSFT(PolicyModule):
         normalize: bool = False,
         reference: Reference = "cached",
         q_decay: float | None = None,
+        asft_beta: float = 0.1,
         eaft_alpha: float = 1.0,
         psft_clip: float = 0.2,
         label_smoothing: float = 0.0,
@@ -133,6 +137,14 @@ class IWSFT(PolicyModule):
             count=count,
             objectives=Objective,
         )
+        if not 0 <= asft_beta < math.inf:
+            raise ValueError(f"asft_beta is {asft_beta}; it must be at least 0 and finite")
+        if objective == "asft" and reference == "cached":
+            raise ValueError(
+                "objective is asft and reference is 'cached', which has no distributions over the "
+                "vocabulary: set reference to frozen (a second model in memory) or, with LoRA, "
+                "adapter_off"
+            )
         if not 0 <= eaft_alpha < math.inf:
             raise ValueError(f"eaft_alpha is {eaft_alpha}; it must be at least 0 and finite")
         if not 0 < psft_clip < math.inf:
@@ -159,7 +171,7 @@ class IWSFT(PolicyModule):
         self.temperature, self.normalize = temperature, normalize
         self.clamp: Clamp = clamp
         self.reference: Reference = reference
-        self.eaft_alpha, self.psft_clip = eaft_alpha, psft_clip
+        self.asft_beta, self.eaft_alpha, self.psft_clip = asft_beta, eaft_alpha, psft_clip
         self.q_decay, self.label_smoothing = q_decay, label_smoothing
         self.reduction: Reduction = reduction
         self.count = count
@@ -183,7 +195,7 @@ class IWSFT(PolicyModule):
     def _build_companions(self) -> list[LanguageModel]:
         """The frozen reference and the moving average, if they are used."""
         models: list[LanguageModel] = []
-        if self.objective == "iw" and self.reference == "frozen":
+        if self.objective in ("iw", "asft") and self.reference == "frozen":
             models.append(self._build_frozen())
         if self.objective in ("iw", "psft") and self.q_decay is not None:
             self.average = self.build().requires_grad_(requires_grad=False)
@@ -214,14 +226,22 @@ class IWSFT(PolicyModule):
         """The reference's log-probabilities ``[K]``; None until they are cached."""
         if self.reference == "cached":
             return batch.get("ref_log_probs")
-        return self._reference_log_probs(batch, self.reference)
+        with self._reference_model(self.reference) as model:
+            return model.score_targets(batch)[0].log_prob
+
+    def _anchor(self, batch: Batch) -> Distributions | None:
+        """The distributions whose divergence ``asft`` penalizes."""
+        if self.objective != "asft":
+            return None
+        with self._reference_model(self.reference) as model:
+            return model.distributions(batch)
 
     @torch.no_grad()
     def _weights(self, scores: TokenLogProbs, batch: Batch) -> TokenWeights | None:
         log_prob = scores.log_prob.detach()
         if self.objective == "nll":
             return None
-        if self.objective == "dft":
+        if self.objective in ("dft", "asft"):
             return dft_weights(log_prob)
         if self.objective == "eaft":
             assert scores.top_log_prob is not None
@@ -254,7 +274,10 @@ class IWSFT(PolicyModule):
         """The weighted loss, and the mean negative log-likelihood of each sample."""
         logging = self._logs_now()
         scores, mean = self.policy.score_targets(
-            batch, top_k=self._top_tokens(logging), smoothing=self.label_smoothing > 0
+            batch,
+            top_k=self._top_tokens(logging),
+            smoothing=self.label_smoothing > 0,
+            reference=self._anchor(batch),
         )
         losses = label_smoothed_losses(scores.log_prob, mean, self.label_smoothing)
         weights = self._weights(scores, batch)
@@ -267,6 +290,8 @@ class IWSFT(PolicyModule):
                 weight = self_normalize(weight, total / tokens.clamp(min=1))
             weights = TokenWeights(weight, weights.clamped)
             losses = losses * weight
+        if scores.divergence is not None:
+            losses = losses + self.asft_beta * scores.divergence
         count = self.count
         if self.reduction != "fixed":
             terms = tokens if self.reduction == "token" else samples
@@ -311,6 +336,8 @@ class IWSFT(PolicyModule):
         self.statistics.add_values(
             "train/token_accuracy", scores.top_token[:, 0] == batch["target"]
         )
+        if scores.divergence is not None:
+            self.statistics.add_values("train/kl", scores.divergence.detach())
         if weights is not None:
             self.statistics.add_values("iw/mean", weights.weight)
             self.statistics.add_ess("iw/ess", weights.weight)

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_adaptive.core.log_probs import logit_gradients, token_log_probs
+from lit_adaptive.core.log_probs import (
+    Distributions,
+    kl_divergence,
+    logit_gradients,
+    token_log_probs,
+)
 
 
 def slow_law(
@@ -370,3 +375,59 @@ def test_gradients_of_the_heads_products_are_those_of_autograd(
         gradient[:, columns] = values
     torch.testing.assert_close(gradient.T @ hidden, weight.grad)
     torch.testing.assert_close(gradient.sum(0), bias.grad)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16])
+@pytest.mark.parametrize(("softcap", "scale"), [(None, 1.0), (2.0, 0.5)])
+def test_the_divergence_and_its_gradients_are_those_of_the_formula(
+    chunk: int, softcap: float | None, scale: float
+) -> None:
+    def distributions(seed: int) -> Distributions:
+        hidden, weight, _ = inputs(16, 30, seed=seed)
+        bias = torch.linspace(-1, 1, 30, dtype=torch.float64).requires_grad_()
+        return Distributions(hidden, weight, bias, softcap, scale)
+
+    policy, reference = distributions(0), distributions(1)
+    factors = torch.linspace(0.5, 2, 16, dtype=torch.float64)
+    got = kl_divergence(policy, reference, chunk=chunk)
+    parts = policy[:3]
+    gradients = torch.autograd.grad((got * factors).sum(), parts)
+    p, q = (slow_law(*d[:3], softcap=softcap, scale=scale) for d in (policy, reference))
+    expected = (p.exp() * (p - q.detach())).sum(-1)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad((expected * factors).sum(), parts))
+    same = kl_divergence(policy, policy, chunk=chunk)
+    torch.testing.assert_close(same, torch.zeros_like(same))
+
+
+def test_a_forbidden_token_has_no_part_in_the_divergence() -> None:
+    hidden, weight, _ = inputs(6, 10)
+    forbidden = torch.zeros(10, dtype=torch.float64)
+    forbidden[3] = -torch.inf
+    kept = [number for number in range(10) if number != 3]
+    other = inputs(6, 10, seed=1)[1]
+    divergence = kl_divergence(
+        Distributions(hidden, weight, forbidden), Distributions(hidden, other, forbidden)
+    )
+    expected = kl_divergence(
+        Distributions(hidden, weight[kept]), Distributions(hidden, other[kept])
+    )
+    torch.testing.assert_close(divergence, expected)
+
+
+def test_the_divergence_holds_one_chunk_of_log_probabilities() -> None:
+    (hidden, weight, _), (other, fixed, _) = inputs(64, 600), inputs(64, 600, seed=1)
+    saved: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, Watch() as watch:
+        divergence = kl_divergence(
+            Distributions(hidden, weight), Distributions(other, fixed), chunk=16
+        )
+        divergence.sum().backward()
+    assert watch.largest == 16 * 600
+    assert max(saved, default=0) <= 600 * 5  # the backward pass computes each chunk again

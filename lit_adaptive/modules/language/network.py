@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.core.log_probs import TokenLogProbs, logit_gradients, token_log_probs
+from lit_adaptive.core.log_probs import (
+    Distributions,
+    TokenLogProbs,
+    kl_divergence,
+    logit_gradients,
+    token_log_probs,
+)
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Fields of a config that do not change what a model computes.
@@ -82,6 +88,7 @@ class LanguageModel(nn.Module):
         top_k: int = 0,
         smoothing: bool = False,
         temperature: float = 1.0,
+        reference: Distributions | None = None,
     ) -> tuple[TokenLogProbs, Tensor | None]:
         """Log-probabilities of the ``target`` tokens.
 
@@ -96,18 +103,12 @@ class LanguageModel(nn.Module):
             top_k: number of most likely tokens to return.
             smoothing: whether to return the mean log-probability over the vocabulary ``[K]``, with
                 gradient.
-            temperature: divisor of the logits, above 0; not applied to ``smoothing``.
+            temperature: divisor of the logits, above 0; not applied to ``smoothing`` and
+                ``reference``.
+            reference: distributions at the positions; the KL divergence to them is returned.
         """
-        base = self.base
-        body = getattr(base, base.base_model_prefix)
-        hidden = body(
-            input_ids=input_ids,
-            attention_mask=None if segment is None else _attention_mask(segment),
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        hidden = hidden.flatten(0, 1)[position]
-        weight, bias = self._head()
+        policy = self._distributions(input_ids, position_ids, position, segment)
+        hidden, weight, bias = policy[:3]
         if self._ids is not None:
             target = torch.searchsorted(self._ids, target)
         scores = token_log_probs(
@@ -126,7 +127,28 @@ class LanguageModel(nn.Module):
             mean = self._mean_log_prob(hidden, weight, bias, target, scores.log_prob)
         if self._ids is not None and scores.top_token is not None:
             scores = scores._replace(top_token=self._ids[scores.top_token])
+        if reference is not None:
+            scores = scores._replace(divergence=kl_divergence(policy, reference))
         return scores, mean
+
+    def distributions(self, batch: dict[str, Any]) -> Distributions:
+        """Distributions over the existing tokens at a batch's positions; see ``score_targets``."""
+        names = ("input_ids", "position_ids", "position")
+        return self._distributions(*(batch[name] for name in names), batch.get("segment"))
+
+    def _distributions(
+        self, input_ids: Tensor, position_ids: Tensor, position: Tensor, segment: Tensor | None
+    ) -> Distributions:
+        base = self.base
+        body = getattr(base, base.base_model_prefix)
+        hidden = body(
+            input_ids=input_ids,
+            attention_mask=None if segment is None else _attention_mask(segment),
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        hidden = hidden.flatten(0, 1)[position]
+        return Distributions(hidden, *self._head(), self._softcap, self._scale)
 
     def score_targets(
         self, batch: dict[str, Any], **options: Any
@@ -281,7 +303,8 @@ class LanguageModel(nn.Module):
         for layer in self.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
-        register_fsdp_forward_method(self, "decode")
+        for method in ("decode", "distributions"):
+            register_fsdp_forward_method(self, method)
 
 
 def _attention_mask(segment: Tensor) -> Tensor:

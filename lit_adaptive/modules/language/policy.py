@@ -184,20 +184,15 @@ class PolicyModule(EvaluatedModule):
         for frozen in self._frozen:
             frozen.to(self.device)
 
-    @torch.no_grad()
-    def _reference_log_probs(self, batch: dict[str, Any], reference: str, **options: Any) -> Tensor:
-        """Log-probabilities ``[K]`` of a batch's targets by the reference.
-
-        Args:
-            batch: see ``LanguageModel.score_targets``.
-            reference: ``adapter_off`` or ``frozen``.
-            **options: see ``LanguageModel.forward``.
-        """
+    @contextmanager
+    def _reference_model(self, reference: str) -> Generator[LanguageModel]:
+        """The reference ``adapter_off`` or ``frozen``, without dropout and gradients."""
         if reference == "adapter_off":
-            # without dropout, which would be there in training mode
-            with evaluation_mode(self.policy), self.policy.model.disable_adapter():
-                return self.policy.score_targets(batch, **options)[0].log_prob
-        return self._frozen[0].score_targets(batch, **options)[0].log_prob
+            with torch.no_grad(), evaluation_mode(self.policy), self.policy.model.disable_adapter():
+                yield self.policy
+        else:
+            with torch.no_grad():
+                yield self._frozen[0]
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule, see ``Optimization``."""
