@@ -48,8 +48,8 @@ class LanguageDataModule(AdaptiveDataModule):
             if evaluated is not None and _key(evaluated) != _key(dataset):
                 raise ValueError(
                     f"{name} ({evaluated.source}) has another tokenizer or chat template than "
-                    f"dataset ({dataset.source}): give both the same `tokenizer` and "
-                    "`chat_template`"
+                    f"dataset ({dataset.source}): give both the same `tokenizer`, "
+                    "`chat_template` and `added_tokens`"
                 )
         super().__init__(
             dataset, sampler, val_dataset=val_dataset, test_dataset=test_dataset, **options

@@ -176,9 +176,19 @@ def test_master_weights_go_on_exactly_after_a_resume(tmp_path: Path) -> None:
         ("digits_adaptive", "model", "val/loss", 3e-3, ["--data.batches_per_epoch=2"]),
         (
             *("sft", "model.optimization", "val/nll", 2e-3),
-            ["--data.dataset.source.size=128", "--trainer.check_val_every_n_epoch=1"],
+            [
+                *("--data.dataset.source.size=128", "--data.val_dataset.source.size=16"),
+                "--trainer.check_val_every_n_epoch=1",
+            ],
         ),
-        ("dapo", "model.optimization", "train/reward", 2e-4, ["--data.steps_per_epoch=1"]),
+        (
+            *("dapo", "model.optimization", "train/reward", 2e-4),
+            [
+                *("--data.dataset.source.size=50", "--data.val_dataset.source.size=16"),
+                *("--data.steps_per_epoch=1", "--data.batch_size=4", "--data.group_size=4"),
+                "--trainer.callbacks=[]",  # among them a long warm-up
+            ],
+        ),
     ],
     ids=["Classifier", "IWSFT", "GRPO"],
 )

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,18 +55,33 @@ def with_template(tokenizer: Any, template: str) -> Any:
     return changed
 
 
-def resolve_tokenizer(tokenizer: Any, chat_template: str | None) -> Any:
+def resolve_tokenizer(
+    tokenizer: Any, chat_template: str | None, added_tokens: Sequence[str] = ()
+) -> Any:
     """A tokenizer with a pad token.
 
     Args:
         tokenizer: a tokenizer of transformers, or a name that ``load_tokenizer`` knows.
         chat_template: Jinja source or file that replaces the tokenizer's template.
+        added_tokens: texts that become one token each; those that are one already stay it.
+
+    Raises:
+        ValueError: if an added token is empty.
     """
+    if isinstance(added_tokens, str) or not all(added_tokens):
+        raise ValueError(
+            f"added_tokens is {added_tokens!r}; it must be a list of texts that are not empty"
+        )
     if isinstance(tokenizer, str):
         from lit_adaptive.rollout.models.pretrained import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer)
     padded = prepare_tokenizer(tokenizer)
+    if added_tokens:
+        from tokenizers import AddedToken
+
+        padded = copy.deepcopy(padded)
+        padded.add_tokens([AddedToken(token, normalized=False) for token in added_tokens])
     return padded if chat_template is None else with_template(padded, chat_template)
 
 

@@ -90,6 +90,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             none with ``weight: 0`` and none of a ``prompt``. By default the last of ``messages``,
             and all of a ``completion``.
         chat_template: Jinja template, or a file that holds one, instead of the tokenizer's.
+        added_tokens: texts that become one token each, such as ``<think>``; completions keep them.
+            A pretrained model needs ``resize_embeddings`` for them, unless it has rows to spare.
         max_length: maximum tokens of a sample.
         overlong: treatment of longer samples: ``truncate_left`` removes the beginning of the prompt
             (and the end of a completion that does not fit alone), ``truncate_right`` the end,
@@ -104,6 +106,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         tokenizer: has a pad token.
+        added_tokens: see above.
         source: name of the source in errors.
         day: the day that the chat template reads, as an ISO date; None if it reads none.
         counts: number of ``rows`` read, ``kept``, ``empty``, ``shortened`` (prompt truncated),
@@ -128,6 +131,7 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
         system: str | None = None,
         turns: Turns | None = None,
         chat_template: str | None = None,
+        added_tokens: Sequence[str] = (),
         max_length: int = 1024,
         overlong: LengthPolicy = "error",
         empty: Literal["error", "drop"] = "error",
@@ -141,7 +145,8 @@ class DemonstrationDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"pack_length is {pack_length}, max_length {max_length}; a row must hold any sample"
             )
-        self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
+        self.tokenizer = resolve_tokenizer(tokenizer, chat_template, added_tokens)
+        self.added_tokens = tuple(added_tokens)
         spec = ColumnSpec(
             prompt=prompt,
             completion=completion,

@@ -266,8 +266,9 @@ def check_messages(conversation: list[Message]) -> None:
         usable = isinstance(content, str) or (content is None and message.get("tool_calls"))
         if not isinstance(message.get("role"), str) or not usable:
             raise ValueError(
-                f"is not a conversation: it holds {message}; it must be a list of messages, each "
-                "with 'role' and with 'content' (a string, or a list of text parts) or 'tool_calls'"
+                f"is not a conversation: it holds {str(message)[:200]}; it must be a list of "
+                "messages, each with 'role' and with 'content' (a string, or a list of text "
+                "parts) or 'tool_calls'"
             )
         if message.get("weight", 1) not in (0, 1):
             raise ValueError(f"holds a message of weight {message['weight']}; it must be 0 or 1")

@@ -63,12 +63,15 @@ class PromptDataset(Dataset[dict[str, Any]]):
         chat: render prompts that are strings by the chat template, as a user's message.
         system: system message put before prompts that have none.
         chat_template: Jinja template, or a file that holds one, instead of the tokenizer's.
+        added_tokens: texts that become one token each, such as ``<think>``; completions keep them.
+            A pretrained model needs ``resize_embeddings`` for them, unless it has rows to spare.
         max_length: maximum tokens of a prompt, above 0.
         overlong: treatment of longer prompts: ``truncate_left`` removes the beginning, ``drop`` the
             row; ``error`` raises.
 
     Attributes:
         tokenizer: has a pad token.
+        added_tokens: see above.
         source: name of the source in errors.
         id_column: column of the ids; None if they are row numbers.
         day: the day that the chat template reads, as an ISO date; None if it reads none.
@@ -92,11 +95,13 @@ class PromptDataset(Dataset[dict[str, Any]]):
         chat: bool = False,
         system: str | None = None,
         chat_template: str | None = None,
+        added_tokens: Sequence[str] = (),
         max_length: int = 1024,
         overlong: PromptLengthPolicy = "error",
     ) -> None:
         check_at_least(max_length=(max_length, 1))
-        self.tokenizer = resolve_tokenizer(tokenizer, chat_template)
+        self.tokenizer = resolve_tokenizer(tokenizer, chat_template, added_tokens)
+        self.added_tokens = tuple(added_tokens)
         self._source_rows = load_rows(source)
         self.source = self._source_rows.source
         names = self._source_rows.dataset.column_names

@@ -71,6 +71,11 @@ class LanguageModel(nn.Module):
         return hasattr(self.model, "disable_adapter")
 
     @property
+    def trains_embeddings(self) -> bool:
+        """Whether the input embeddings, or an adapter of them, are trained."""
+        return any(p.requires_grad for p in self.base.get_input_embeddings().parameters())
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order."""
         lists = [list(m) for m in self.base.modules() if isinstance(m, nn.ModuleList)]

@@ -145,6 +145,14 @@ class PolicyModule(EvaluatedModule):
                     "of one row affect each other (it carries a state from token to token, or does "
                     "not read position ids): set packing to false"
                 )
+            added: Any = getattr(dataset, "added_tokens", ())
+            if added and not language.trains_embeddings:
+                raise ValueError(
+                    f"added_tokens of {name} are {[*added]}, but lora freezes the embeddings, so "
+                    "that these tokens would never be learned: set the model's lora to null or, "
+                    "where input and output embeddings are not tied, name the input embedding in "
+                    "its targets"
+                )
             prompts: Any = getattr(dataset, "prompt_lengths", None)
             if prompts is None:
                 continue

@@ -16,7 +16,7 @@ from lit_adaptive.modules.language.probes import (
     check_head,
     reads_packed_rows,
 )
-from lit_adaptive.rollout.models.pretrained import load_model
+from lit_adaptive.rollout.models.pretrained import load_model, transformers_quiet
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -91,7 +91,7 @@ class CausalLM(ABC):
 
     @abstractmethod
     def make(self, tokenizer: Any) -> Any:
-        """The transformers model."""
+        """The transformers model, with an embedding for each of the tokenizer's tokens."""
 
     def build(self, tokenizer: Any) -> LanguageModel:
         """The model with its adapters, checked against ``tokenizer``.
@@ -106,7 +106,8 @@ class CausalLM(ABC):
         if max(tokens) >= embedded:
             raise ValueError(
                 f"the tokenizer has {max(tokens) + 1} tokens, the model embeds {embedded}: use the "
-                "model's own tokenizer"
+                "model's own tokenizer or, for tokens that were added to it, set the model's "
+                "resize_embeddings to true"
             )
         if self.gradient_checkpointing:
             renamed = getattr(model, "activation_checkpointing_enable", None)  # since 5.2x
@@ -132,8 +133,13 @@ class PretrainedLM(CausalLM):
         name: see ``lit_adaptive.rollout.models.pretrained``.
         dtype: data type of the weights.
         attention: transformers' name of an attention implementation.
+        resize_embeddings: give the tokens of the tokenizer that the model does not embed rows of
+            their own, about the mean of the others.
         gradient_checkpointing: see ``CausalLM``.
         lora: see ``CausalLM``.
+
+    Raises:
+        ValueError: if ``resize_embeddings`` is set and ``lora`` freezes the embeddings.
     """
 
     def __init__(
@@ -142,16 +148,30 @@ class PretrainedLM(CausalLM):
         *,
         dtype: DTypeName = "float32",
         attention: str = "sdpa",
+        resize_embeddings: bool = False,
         gradient_checkpointing: bool = False,
         lora: LoRA | None = None,
     ) -> None:
         super().__init__(gradient_checkpointing=gradient_checkpointing, lora=lora)
-        self.name, self.attention = name, attention
+        if resize_embeddings and lora is not None and lora.targets is None:
+            raise ValueError(
+                "resize_embeddings is true, but lora freezes the embeddings, so that new tokens "
+                "would never be learned: set lora to null or, where input and output embeddings "
+                "are not tied, name the input embedding in its targets"
+            )
+        self.name, self.attention, self.resize_embeddings = name, attention, resize_embeddings
         self.dtype: torch.dtype = getattr(torch, dtype)
 
     def make(self, tokenizer: Any) -> Any:
         """Load the model."""
-        return load_model(self.name, dtype=self.dtype, attention=self.attention)
+        model = load_model(self.name, dtype=self.dtype, attention=self.attention)
+        size = max(tokenizer.get_vocab().values()) + 1
+        if self.resize_embeddings and size > model.get_input_embeddings().num_embeddings:
+            # The same noise for the policy and its reference.
+            with torch.random.fork_rng(devices=[]), transformers_quiet():
+                torch.manual_seed(torch.initial_seed())
+                model.resize_token_embeddings(size)
+        return model
 
 
 class ConfiguredLM(CausalLM):

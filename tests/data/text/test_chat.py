@@ -269,6 +269,60 @@ def test_tools_and_template_options_of_a_row_reach_the_template(kind: str, tmp_p
         assert tokenizer.decode(batch["prompt_ids"][0]) == expected == batch["prompt"][0]
 
 
+@pytest.mark.parametrize("kind", ["list", "parquet", "jsonl"])
+def test_a_call_of_a_tool_needs_no_content(kind: str, tmp_path: Path) -> None:
+    # Chat APIs leave the content of such a message out, set it to null, or to the empty string.
+    calls = [
+        {"role": "assistant", "tool_calls": [CALL]} | content
+        for content in ({}, {"content": None}, {"content": ""})
+    ]
+    talks = [[CALLS[0], call, CALLS[2], CALLS[3]] for call in calls]
+    rows = [{"messages": talk, "prompt": talk[:3]} for talk in talks]
+    called = json.dumps(CALL["function"])
+    text = f"<turn>user\n1+2<end>\n<turn>assistant\n{called}<end>\n<turn>tool\n3<end>\n"
+    text += "<turn>assistant\n"
+    stored, tokenizer = _stored(rows, kind, tmp_path), _chatty(TOOLS)
+    dataset = DemonstrationDataset(stored, tokenizer, messages="messages", turns="all")
+    prompts = PromptDataset(stored, tokenizer)
+    for row in range(3):
+        assert _parts(dataset, row) == (f"{text}3<end>", f"{called}<end>3<end>")
+        assert prompts.texts(torch.tensor([row]))[0]["prompt"] == text
+    last = [{"messages": talk[:2]} for talk in talks]  # the call itself is the completion
+    dataset = DemonstrationDataset(_stored(last, kind, tmp_path), tokenizer)
+    for row in range(3):
+        assert _parts(dataset, row)[1] == f"{called}<end>"
+    nothing = [{"messages": [CALLS[0], {"role": "assistant", "content": None, "tool_calls": []}]}]
+    with pytest.raises(ValueError, match=r"row 0 .* with 'content' .* or 'tool_calls'"):
+        DemonstrationDataset(nothing, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet", "jsonl"])
+def test_content_in_parts_of_text_is_their_concatenation(kind: str, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "1"}, {"type": "text", "text": "+1"}]
+    answer = [{"type": "text", "text": "2"}]
+    in_parts = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    rows = [{"messages": in_parts, "prompt": in_parts[:1]}]
+    stored, tokenizer = _stored(rows, kind, tmp_path), _chatty()
+    expected = _parts(DemonstrationDataset([{"messages": TALK[:2]}], tokenizer))
+    dataset = DemonstrationDataset(stored, tokenizer, messages="messages")
+    assert _parts(dataset) == expected
+    prompts = PromptDataset(stored, tokenizer)
+    assert prompts.texts(torch.tensor([0]))[0]["prompt"] + "2<end>" == expected[0]
+
+
+def test_a_part_that_is_no_text_is_refused_in_a_short_message() -> None:
+    image = {"type": "image", "url": "data:image/png;base64," + "A" * 100_000}
+    talk = [{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}, TALK[1]]
+    for make in (
+        lambda: DemonstrationDataset([{"messages": TALK}, {"messages": talk}], _chatty()),
+        lambda: PromptDataset([{"prompt": TALK[:1]}, {"prompt": talk[:1]}], _chatty()),
+    ):
+        with pytest.raises(ValueError, match=r"row 1 .*list of text parts") as error:
+            make()
+        assert "'image'" in str(error.value)
+        assert len(str(error.value)) < 700
+
+
 def test_tools_may_be_json_and_must_be_a_list() -> None:
     tokenizer = _chatty(TOOLS)
     as_json = [{"messages": CALLS, "tools": json.dumps([TOOL])}]
