@@ -349,7 +349,7 @@ def _best(trainer: Trainer) -> str:
 
 def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -> None:
     """Reject an unreadable checkpoint before anything is built."""
-    if checkpoint is None or "://" in checkpoint or checkpoint.split(":")[0] in ("hpc", "registry"):
+    if checkpoint is None or "://" in checkpoint:
         return  # Lightning resolves it
     if not Path(checkpoint).exists():
         parser.error(f"--ckpt_path is {checkpoint}, which does not exist: correct the path")

@@ -370,6 +370,8 @@ def _load(path: str, name: str | None, split: str) -> Rows:
 
     dataset: Any
     file = Path(path)
+    if path in ("", "."):
+        raise ValueError("the source is '', or the current folder: give the path of a file")
     if _module(path) and file.is_file() and file.stat().st_size == 0:
         raise ValueError(f"{path} is empty and has no rows; it must have at least one")
     saved = any((file / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
@@ -713,6 +715,10 @@ def _not_utf8(file: Path) -> str | None:
     return None
 
 
+def _no_json(constant: str) -> Any:
+    raise ValueError(f"it has no {constant}, write null instead")
+
+
 def _bad_line(path: str) -> str | None:
     """What is wrong with the first bad line of a JSON Lines file; None if nothing is."""
     empty = True
@@ -720,13 +726,14 @@ def _bad_line(path: str) -> str | None:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            if empty and line.lstrip().startswith("["):  # an array, which is read as .json
-                return None
-            empty = False
+            array = empty and line.lstrip().startswith("[")  # then it is read as .json
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"line {number} of {path} is not JSON: {error}"
+                row = json.loads(line, parse_constant=_no_json)
+            except ValueError as error:
+                return None if array else f"line {number} of {path} is not JSON: {error}"
+            empty = False
+            if array and not any(map(str.strip, lines)):
+                return None
             if not isinstance(row, dict):
                 shown = line.strip()[:40]
                 return f"line {number} of {path} is not a JSON object but {shown!r}"

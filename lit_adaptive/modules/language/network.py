@@ -138,8 +138,8 @@ class LanguageModel(nn.Module):
 
     def distributions(self, batch: dict[str, Any]) -> Distributions:
         """Distributions over the existing tokens at a batch's positions; see ``score_targets``."""
-        names = ("input_ids", "position_ids", "position")
-        return self._distributions(*(batch[name] for name in names), batch.get("segment"))
+        tokens, positions = batch["input_ids"], batch["position_ids"]
+        return self._distributions(tokens, positions, batch["position"], batch.get("segment"))
 
     def _distributions(
         self, input_ids: Tensor, position_ids: Tensor, position: Tensor, segment: Tensor | None

@@ -120,6 +120,8 @@ def test_arithmetic_is_a_source_with_ids_and_numbers() -> None:
         ),
         ("a.jsonl", '"' + "x" * 9999 + '"', r"line 1 of .* is not a JSON object but '\"x{39}'$"),
         ("a.jsonl", "\n", "has no rows"),
+        ("a.jsonl", "[1]\n[2]\n", r"line 1 of .* is not a JSON object but '\[1\]'"),
+        ("a.jsonl", '{"x": "a"}\n{"x": NaN}', "line 2 of .* is not JSON: it has no NaN"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
