@@ -11,6 +11,7 @@ from callbacks.curriculum_progress import CurriculumProgress
 from callbacks.difficulty_refresh import DifficultyRefresh
 from callbacks.entropy_guard import EntropyGuard
 from callbacks.episode_evaluation import EpisodeEvaluation
+from callbacks.export_best import ExportBest
 from callbacks.influence_refresh import InfluenceRefresh
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
@@ -41,6 +42,7 @@ __all__ = [
     "DifficultyRefresh",
     "EntropyGuard",
     "EpisodeEvaluation",
+    "ExportBest",
     "InfluenceRefresh",
     "KeepScores",
     "LearningCurve",

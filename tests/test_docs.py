@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lit_adaptive.cli.export import export_parser
 from lit_adaptive.cli.main import AdaptiveCLI
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,9 @@ def test_lit_adaptive_command_is_accepted(
         pytest.importorskip("torchvision")
     arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last)", "", command))
     assert arguments[0].endswith("lit-adaptive")
+    if arguments[1] == "export":
+        export_parser().parse_args(arguments[2:])
+        return
     if "--print_config" in arguments:
         with pytest.raises(SystemExit) as end:
             parse(arguments[1:], monkeypatch)

@@ -14,9 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_adaptive.files import write_atomically
-
-METADATA = "meta.pt"
-"""File of a sharded checkpoint that holds everything but the shards."""
+from lit_adaptive.sharded import METADATA
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -175,6 +175,15 @@ class ShortErrorParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_ShortHelpFormatter, **kwargs)
 
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        """Add subcommands, to which ``add_command`` adds further ones."""
+        self._commands: Any = super().add_subcommands(*args, **kwargs)
+        return self._commands
+
+    def add_command(self, name: str, parser: "ShortErrorParser", summary: str) -> None:
+        """Add a subcommand after ``add_subcommands``."""
+        self._commands.add_subcommand(name, parser, help=summary)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the shortened message and exit."""
         if not self.exit_on_error:  # called by another parser, which may try further types

@@ -1,4 +1,4 @@
-"""``lit-adaptive fit | validate | test | predict | collect``: LightningCLI and run directories.
+"""``lit-adaptive fit | validate | test | predict | collect | export``.
 
 It adds to LightningCLI:
   1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import re
+import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -50,8 +51,10 @@ from lit_adaptive.cli.checkpoints import (
 )
 from lit_adaptive.cli.collect import CollectingTrainer
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
-from lit_adaptive.cli.sharded import check_sharded_checkpoint
+from lit_adaptive.cli.export import SUMMARY as EXPORT_SUMMARY
+from lit_adaptive.cli.export import export, export_parser
 from lit_adaptive.contract import unmet_needs
+from lit_adaptive.sharded import check_sharded_checkpoint
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
 """Environment variable by which rank 0 passes the run directory to the processes it starts."""
@@ -138,6 +141,11 @@ class AdaptiveCLI(LightningCLI):
         """Create a parser with short error messages, for the command and its subcommands."""
         self.parser_class = ShortErrorParser
         return super().init_parser(**kwargs)
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Create the parser; ``export``, which needs no trainer, is run by ``main``."""
+        super().setup_parser(*args, **kwargs)
+        cast("ShortErrorParser", self.parser).add_command("export", export_parser(), EXPORT_SUMMARY)
 
     def _set_seed(self) -> None:
         seed = self.config[str(self.subcommand)].get("seed_everything")
@@ -481,6 +489,10 @@ def _as_list(value: Any) -> list[Any]:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line."""
+    arguments = sys.argv[1:] if args is None else args
+    if isinstance(arguments, list) and arguments[:1] == ["export"]:
+        export(arguments[1:])
+        return
     for warning in (
         r"Experiment logs directory .* exists and is not empty",  # the config is written first
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # internal to Lightning

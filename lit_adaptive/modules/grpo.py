@@ -67,7 +67,7 @@ class GRPO(PolicyModule):
     }
     provides = frozenset(
         {"model.advantages", "model.fingerprint", "model.complete", "model.sample", "signal.ratio"}
-    )
+    ) | frozenset({"model.recipe"})
 
     def __init__(
         self,

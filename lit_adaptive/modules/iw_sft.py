@@ -95,7 +95,7 @@ class IWSFT(PolicyModule):
 
     provides = frozenset(
         {"signal.losses", "model.per_sample_loss", "model.token_log_probs", "model.fingerprint"}
-    ) | frozenset({"model.complete", "model.sample"})
+    ) | frozenset({"model.complete", "model.sample", "model.recipe"})
 
     def __init__(
         self,

@@ -6,12 +6,12 @@ are saved with the weights, so that a model with another config or other adapter
 
 import hashlib
 import json
-import pickle
 from typing import Any
 
 import torch
 
 from lit_adaptive.modules.language.network import LanguageModel
+from lit_adaptive.sharded import read_checkpoint
 
 _PREFIX = "language."  # of the model's weights in a checkpoint
 _FACTS = "recipe"  # key of the model's facts in a checkpoint
@@ -84,23 +84,36 @@ def load_weights(language: LanguageModel, path: str, facts: dict[str, Any]) -> N
     Raises:
         ValueError: if the checkpoint cannot be read, or belongs to another model.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"weights is {path!r}, which is not a checkpoint of lit-adaptive: {error}"
-        ) from error
-    check_facts(checkpoint, facts, f"weights ({path!r})")
+    load_state(language, read_checkpoint(path), facts, f"weights ({path!r})")
+
+
+def load_state(
+    language: LanguageModel, checkpoint: dict[str, Any], facts: dict[str, Any], source: str
+) -> None:
+    """Load a checkpoint's weights of the trained model; of a LoRA those of the adapters.
+
+    Args:
+        language: the model.
+        checkpoint: see ``read_checkpoint``.
+        facts: of ``language``.
+        source: name of the checkpoint in errors.
+
+    Raises:
+        ValueError: if it belongs to another model.
+    """
+    check_facts(checkpoint, facts, source)
+    state: dict[str, Any] = checkpoint["state_dict"]
     saved = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
     known = language.state_dict()
     unknown = [
         name for name in saved if name not in known or saved[name].shape != known[name].shape
     ]
-    missing = [] if language.adapted else [name for name in known if name not in saved]
+    parameters = language.named_parameters(remove_duplicate=False)  # tied ones have two names
+    frozen = {name for name, p in parameters if not p.requires_grad}
+    missing = [name for name in known if name not in saved and name not in frozen]
     if unknown or missing or not saved:
         raise ValueError(
-            f"weights is {path!r}, a checkpoint of another model: {unknown[:3]} have no weight of "
-            f"that name and shape in this model, and {missing[:3]} are missing"
+            f"{source} is a checkpoint of another model: {unknown[:3]} have no weight of that "
+            f"name and shape in this model, and {missing[:3]} are missing"
         )
     language.load_state_dict(saved, strict=False)

@@ -6,8 +6,8 @@ training step.
 """
 
 from abc import abstractmethod
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from torchmetrics import MeanMetric
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.segments import segment_mean, segment_sum
 from lit_adaptive.modules.base import EvaluatedModule, evaluation_mode
+from lit_adaptive.modules.language.arguments import (
+    ARGUMENTS,
+    TOKENIZER,
+    given_arguments,
+    module_arguments,
+    restore_tokenizer,
+    tokenizer_files,
+    warn_of_left_out,
+)
 from lit_adaptive.modules.language.checkpoints import (
     architecture_fingerprint,
     check_facts,
@@ -54,7 +63,7 @@ class PolicyModule(EvaluatedModule):
         reward: scores greedy completions; by default whether they equal the column ``answer``.
 
     Raises:
-        ValueError: if ``max_new_tokens`` is negative, or ``weights`` is not a file.
+        ValueError: if ``max_new_tokens`` is negative, or ``weights`` does not exist.
     """
 
     def __init__(
@@ -68,16 +77,21 @@ class PolicyModule(EvaluatedModule):
     ) -> None:
         super().__init__()
         check_at_least(max_new_tokens=(max_new_tokens, 0))
-        if weights is not None and not Path(weights).is_file():
+        if weights is not None and not Path(weights).exists():
             raise ValueError(
-                f"weights is {weights!r}, which is not a file: give the path of a checkpoint"
+                f"weights is {weights!r}, which does not exist: give the path of a checkpoint"
             )
+        if given_arguments():
+            self.save_hyperparameters(logger=False)
         self.recipe = model
+        self._given = {"model": model, "reward": reward}
         self.optimization = optimization
         self.weights = weights
         self.max_new_tokens = max_new_tokens
         self.scorer = as_scorer(reward)
         self.language: LanguageModel | None = None
+        self._tokenizer: Any = None  # of the checkpoint that this module was loaded from
+        self._tokenizer_files: dict[str, bytes] | None = None
         self._frozen: tuple[LanguageModel, ...] = ()  # in a tuple it is not part of the state
         self.metrics = nn.ModuleDict(
             {
@@ -98,7 +112,9 @@ class PolicyModule(EvaluatedModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The datamodule's tokenizer."""
+        """The datamodule's tokenizer; without a trainer that of the checkpoint."""
+        if self._trainer is None:
+            return self._tokenizer
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     @property
@@ -113,8 +129,8 @@ class PolicyModule(EvaluatedModule):
 
     def configure_model(self) -> None:
         """Build the model and those beside it; shard them where the strategy does."""
-        if self.language is not None:
-            return
+        if self.language is not None or (self._trainer is None and self._tokenizer is None):
+            return  # load_from_checkpoint calls this before on_load_checkpoint
         self.language = self.build()
         models = [self.language, *self._build_companions()]
         if self.device_mesh is not None:
@@ -130,7 +146,8 @@ class PolicyModule(EvaluatedModule):
         language = self.recipe.build(self.tokenizer)
         if self.weights is not None:
             load_weights(language, self.weights, self.recipe.facts(language))
-        self._check_data(language)
+        if self._trainer is not None:
+            self._check_data(language)
         return language
 
     def _check_data(self, language: LanguageModel) -> None:
@@ -225,19 +242,35 @@ class PolicyModule(EvaluatedModule):
         return architecture_fingerprint(self.policy, self._facts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's config and adapters; with LoRA, leave the frozen weights out."""
+        """Add arguments, tokenizer and facts; with LoRA, leave the frozen weights out."""
         save_facts(checkpoint, self._facts)
+        if self._tokenizer_files is None:
+            self._tokenizer_files = tokenizer_files(self.tokenizer)
+        checkpoint[TOKENIZER] = self._tokenizer_files
+        checkpoint[ARGUMENTS] = module_arguments(self, self._given)
         if self.recipe.lora is not None:
             drop_frozen_weights(checkpoint, self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is one of this model.
+        """Check that the checkpoint is one of this model; build the model if it is not there.
 
         Raises:
             ValueError: if its config or adapters are others.
         """
-        if self.language is not None:
-            check_facts(checkpoint, self._facts, "ckpt_path")
+        if self.language is None:  # load_from_checkpoint
+            warn_of_left_out(checkpoint)
+            self._tokenizer = restore_tokenizer(checkpoint, "the checkpoint")
+            self.configure_model()
+        check_facts(checkpoint, self._facts, "ckpt_path")
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; those that a LoRA has frozen are not reported as missing."""
+        keys = super().load_state_dict(state_dict, strict, assign)
+        parameters = self.named_parameters(remove_duplicate=False)  # tied ones have two names
+        frozen = {name for name, p in parameters if not p.requires_grad}
+        return keys._replace(missing_keys=[k for k in keys.missing_keys if k not in frozen])
 
     # Generation ----------------------------------------------------------------------------------
 
@@ -266,7 +299,11 @@ class PolicyModule(EvaluatedModule):
     @contextmanager
     def decoding(self) -> Generator[None]:
         """Context in evaluation mode, without gradients, and in the run's precision."""
-        with evaluation_mode(self), self.trainer.precision_plugin.forward_context():
+        if self._trainer is None:
+            precision: Any = nullcontext()
+        else:
+            precision = self.trainer.precision_plugin.forward_context()
+        with evaluation_mode(self), precision:
             yield
 
     def generate(

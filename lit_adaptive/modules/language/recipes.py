@@ -80,6 +80,9 @@ class LoRA:
 class CausalLM(ABC):
     """A recipe of a causal language model.
 
+    A subclass keeps each constructor argument as an attribute of the same name: checkpoints hold
+    them, to build the model again.
+
     Args:
         gradient_checkpointing: recompute each layer in the backward pass, to save memory.
         lora: adapters to train instead of all weights.
@@ -215,21 +218,26 @@ class ConfiguredLM(CausalLM):
             raise ValueError(
                 f"heads is {heads}; it must divide hidden_size, which is {hidden_size}"
             )
-        self.architecture = architecture
+        self.architecture, self.hidden_size, self.layers = architecture, hidden_size, layers
+        self.heads, self.max_positions = heads, max_positions
+        self.options = options or {}
         self.seed = seed
-        self.options: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "max_position_embeddings": max_positions,
+
+    def _fields(self) -> dict[str, Any]:
+        """Fields of the architecture's config, beside those of the tokenizer."""
+        fields: dict[str, Any] = {
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": self.max_positions,
         }
-        if architecture != "gpt2":
-            self.options |= {
-                "num_key_value_heads": heads,
-                "intermediate_size": 4 * hidden_size,
+        if self.architecture != "gpt2":
+            fields |= {
+                "num_key_value_heads": self.heads,
+                "intermediate_size": 4 * self.hidden_size,
                 "tie_word_embeddings": True,
             }
-        self.options |= options or {}
+        return fields | self.options
 
     def make(self, tokenizer: Any) -> Any:
         """Initialize the model at random."""
@@ -243,7 +251,7 @@ class ConfiguredLM(CausalLM):
                     "bos_token_id": tokenizer.bos_token_id,
                     "eos_token_id": tokenizer.eos_token_id,
                     "pad_token_id": tokenizer.pad_token_id,
-                    **self.options,
+                    **self._fields(),
                 },
             )
         except ValueError as error:
@@ -251,8 +259,10 @@ class ConfiguredLM(CausalLM):
                 f"architecture is {self.architecture!r}, which transformers does not know: give a "
                 "model_type such as llama, qwen2 or gpt2"
             ) from error
+        if self.seed is None:
+            self.seed = torch.initial_seed()  # in the checkpoint, for the weights under a LoRA
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+            torch.manual_seed(self.seed)
             from_config: Any = AutoModelForCausalLM.from_config
             model = from_config(config)
         return model.train()

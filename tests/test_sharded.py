@@ -11,9 +11,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lit_adaptive.cli.main import main
-from lit_adaptive.cli.sharded import check_sharded_checkpoint
+from lit_adaptive.sharded import check_sharded_checkpoint
 
-CONFIG = Path(__file__).parents[2] / "configs" / "digits_uniform.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "digits_uniform.yaml"
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of saving without ranks
 

@@ -1,4 +1,4 @@
-"""Validation of sharded checkpoints before anything of them is loaded.
+"""Checkpoints of one file or of shards (FSDP2), read without running code.
 
 ``torch.distributed.checkpoint`` reads ``.metadata`` with ``pickle``, and loads entries that are not
 tensors (options of optimizers) without ``weights_only``: both can execute code. Here the metadata
@@ -7,13 +7,21 @@ may name only the classes that torch writes, and every other entry must load wit
 
 import io
 import pickle
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
-from lit_adaptive.cli.checkpoints import METADATA
+METADATA = "meta.pt"
+"""File of a sharded checkpoint that holds everything but the shards."""
+
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
+_WEIGHTS = ("state_dict.", "model.")
+"""Prefixes of the weights' names in the shards of ModelParallelStrategy and FSDPStrategy."""
 
 _CLASSES = {
     (metadata.__name__, name)
@@ -68,3 +76,50 @@ def check_sharded_checkpoint(folder: Path) -> None:
                 torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
     if (folder / METADATA).is_file():
         torch.load(folder / METADATA, map_location="cpu", weights_only=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Everything of a checkpoint but, of a sharded one, the state of the optimizers.
+
+    Args:
+        path: a file, or a folder of shards.
+
+    Returns:
+        The checkpoint, whose ``state_dict`` holds whole weights.
+
+    Raises:
+        ValueError: if there is no checkpoint, it cannot be read, or it holds objects other than
+            tensors and Python primitives.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give the path of a checkpoint")
+    try:
+        if path.is_dir():
+            return _read_shards(path)
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} is not a checkpoint, is damaged, or holds more than tensors and Python "
+            f"primitives, which weights-only loading rejects: choose another one ({reason})"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path} has no 'state_dict': give a checkpoint that a trainer saved")
+    return cast("dict[str, Any]", checkpoint)
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    check_sharded_checkpoint(folder)
+    index = FileSystemReader(folder).read_metadata()
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in index.state_dict_metadata.items()
+        if name.startswith(_WEIGHTS) and isinstance(entry, metadata.TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is.*")
+        load(weights, checkpoint_id=folder, no_dist=True)
+    rest: dict[str, Any] = torch.load(folder / METADATA, map_location="cpu", weights_only=True)
+    state = {name.partition(".")[2]: weight for name, weight in weights.items()}
+    return {**rest, "state_dict": state}
