@@ -84,10 +84,10 @@ def load_weights(language: LanguageModel, path: str, facts: dict[str, Any]) -> N
     Raises:
         ValueError: if the checkpoint cannot be read, or belongs to another model.
     """
-    load_state(language, read_checkpoint(path), facts, f"weights ({path!r})")
+    restore_weights(language, read_checkpoint(path), facts, f"weights ({path!r})")
 
 
-def load_state(
+def restore_weights(
     language: LanguageModel, checkpoint: dict[str, Any], facts: dict[str, Any], source: str
 ) -> None:
     """Load a checkpoint's weights of the trained model; of a LoRA those of the adapters.

@@ -13,7 +13,7 @@ from lit_adaptive.modules.language.arguments import (
     restore_recipe,
     restore_tokenizer,
 )
-from lit_adaptive.modules.language.checkpoints import load_state
+from lit_adaptive.modules.language.checkpoints import restore_weights
 from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.language.recipes import CausalLM, DTypeName, PretrainedLM
 from lit_adaptive.rollout.models.pretrained import resolve_source, transformers_quiet
@@ -52,7 +52,7 @@ def export_checkpoint(
     base = check_export(recipe, target, merge=merge)
     tokenizer = restore_tokenizer(state, source)
     language = recipe.build(tokenizer)
-    load_state(language, state, recipe.facts(language), source)
+    restore_weights(language, state, recipe.facts(language), source)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
