@@ -85,11 +85,16 @@ def check_export(recipe: CausalLM, folder: Path, *, merge: bool) -> str | None:
         raise ValueError("merge is true, but the model has no LoRA to merge: leave it out")
     if recipe.lora is None or merge:
         return None
-    if not isinstance(recipe, PretrainedLM) or resolve_source(recipe.name).gguf is not None:
+    if (
+        not isinstance(recipe, PretrainedLM)
+        or recipe.resize_embeddings
+        or resolve_source(recipe.name).gguf is not None
+    ):
         name = getattr(recipe, "name", type(recipe).__name__)
         raise ValueError(
-            f"the LoRA's base model is {name!r}, which is neither a folder nor a hub model that "
-            "peft could load: set merge (--merge), which exports a model without adapters"
+            f"the LoRA's base model is {name!r}, which is no folder or hub model that peft could "
+            "load as it was trained on (a GGUF file, random weights, or resize_embeddings): set "
+            "merge (--merge), which exports a model without adapters"
         )
     path = Path(recipe.name)
     return str(path.resolve()) if path.exists() else recipe.name

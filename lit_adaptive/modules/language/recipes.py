@@ -170,9 +170,9 @@ class PretrainedLM(CausalLM):
         model = load_model(self.name, dtype=self.dtype, attention=self.attention)
         size = max(tokenizer.get_vocab().values()) + 1
         if self.resize_embeddings and size > model.get_input_embeddings().num_embeddings:
-            # The same noise for the policy and its reference.
+            # The same noise for the policy, its reference, and the model of a LoRA's checkpoint.
             with torch.random.fork_rng(devices=[]), transformers_quiet():
-                torch.manual_seed(torch.initial_seed())
+                torch.manual_seed(0)
                 model.resize_token_embeddings(size)
         return model
 

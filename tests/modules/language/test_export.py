@@ -35,10 +35,10 @@ def trained(folder: Path, recipe: Any, data: Any = None) -> tuple[IWSFT, str]:
     return module, str(path)
 
 
-def base_folder(folder: Path) -> str:
+def base_folder(folder: Path, *, tied: bool = True) -> str:
     """A model of transformers with a tokenizer, in a folder."""
     tokenizer = load_tokenizer("characters")
-    model = ConfiguredLM(**TINY).build(tokenizer).model
+    model = ConfiguredLM(**TINY, options={"tie_word_embeddings": tied}).build(tokenizer).model
     for part in (model, tokenizer):
         part.save_pretrained(folder / "base")
     return str(folder / "base")
@@ -106,6 +106,27 @@ def test_an_adapter_is_what_peft_loads_and_merged_is_equal(tmp_path: Path) -> No
     for model in (adapter, merged):
         torch.testing.assert_close(logits_of(model, tokenizer), expected, rtol=0, atol=1e-5)
         assert exported_completions(model, tokenizer) == module_completions(module)
+
+
+def test_an_adapter_of_added_tokens_is_merged(tmp_path: Path) -> None:
+    lora = LoRA(4, targets=["embed_tokens"])
+    base = base_folder(tmp_path, tied=False)
+    recipe = PretrainedLM(base, resize_embeddings=True, lora=lora)
+    tokenizer = load_tokenizer("characters")
+    tokenizer.add_tokens(["<sum>"])
+    rows = [{"prompt": f"<sum>{i}+{i}=", "completion": str(2 * i)} for i in range(16)]
+    data = DemonstrationsDataModule(DemonstrationDataset(rows, tokenizer), batch_size=4)
+    module, path = trained(tmp_path, recipe, data)
+    with pytest.raises(SystemExit):
+        main(["export", path, str(tmp_path / "out")])  # peft would not find rows for the token
+    torch.manual_seed(99)
+    main(["export", path, str(tmp_path / "out"), "--merge"])
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = tokenizer("<sum>1+1=", return_tensors="pt").input_ids
+    assert int(ids[0, 0]) == 100
+    with torch.no_grad():
+        logits = [each.eval()(input_ids=ids).logits for each in (model, module.policy.model)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_is_the_rounded_model(tmp_path: Path) -> None:
