@@ -143,7 +143,8 @@ class ResumedOptions(Callback):
     """Lets options of optimizers, schedulers and ``EarlyStopping`` win over a checkpoint's.
 
     Lightning restores them with the state. Those that differ between the config that wrote the
-    checkpoint and this one are set anew; a learning rate under a schedule is scaled.
+    checkpoint and this one are set anew; a learning rate under a schedule is scaled. Another
+    optimizer or scheduler, which cannot go on with that state, is refused.
 
     Needs: nothing.
     Changes: options of optimizers and schedulers in a resumed run.
@@ -163,6 +164,9 @@ class ResumedOptions(Callback):
             [{**_primitives(group), "lr": _base_rate(group)} for group in groups],
             [_primitives(state) for state in states],
         ]
+        if self._saved is not None:
+            _check_same_options(self._saved[0], self._configured[0], "optimizer")
+            _check_same_options(self._saved[1], self._configured[1], "learning-rate schedule")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -212,6 +216,20 @@ class ResumedOptions(Callback):
         ):
             for name in _changed(saved, new):
                 setattr(scheduler, name, new[name])
+
+
+def _check_same_options(saved: list[dict[str, Any]], new: list[dict[str, Any]], what: str) -> None:
+    """Reject an optimizer or scheduler whose options have other names than those saved."""
+    names = [[sorted(options) for options in each] for each in (saved, new)]
+    if names[0] != names[1]:
+        there, here = (
+            ", ".join(sorted({name for options in each for name in options})) or "there is none"
+            for each in names
+        )
+        raise ValueError(
+            f"the checkpoint's run had another {what} (options there: {there}; here: {here}), with "
+            "whose state this one cannot go on: resume with the same, or begin a new run"
+        )
 
 
 def _base_rate(group: dict[str, Any]) -> float:

@@ -60,6 +60,8 @@ def shorten(message: str) -> str:
         if text not in (each.strip() for each in kept):
             kept.append("  " * min(len(kept), 3) + text)
     shortened, value = "\n".join(kept), _given_value(lines)
+    if value.strip("+-.").lower() in ("nan", "inf", "infinity"):
+        shortened = shortened.replace("Expected a <class 'float'>", "Expected a finite number")
     return shortened if not value or value in shortened else f"{shortened} (got {value})"
 
 
@@ -142,12 +144,12 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def raised_by_package(error: BaseException) -> bool:
-    """Whether our own code raised an error, whose message then says what to do about it."""
+    """Whether our own code or Lightning's raised an error, whose message then says what to do."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return name.split(".")[0] in ("lit_adaptive", "callbacks")
+    return name.split(".")[0] in ("lit_adaptive", "callbacks", "lightning")
 
 
 class _ShortHelpFormatter(DefaultHelpFormatter):

@@ -116,6 +116,12 @@ class AdaptiveModule(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
+    @property
+    def _may_fuse(self) -> bool:
+        """Whether an optimizer may be fused: not if sharded, or clipped in mixed precision."""
+        clips = self._trainer is not None and bool(self.trainer.gradient_clip_val)
+        return self.device_mesh is None and not (clips and "mixed" in self.trainer.precision)
+
     def _mean_over_ranks(self, *values: Scalar) -> list[Tensor]:
         """Mean of each value over the ranks."""
         if self.trainer.world_size == 1:

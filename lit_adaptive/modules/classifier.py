@@ -228,7 +228,7 @@ class Classifier(EvaluatedModule):
                 parameters,
                 lr=self.learning_rate,
                 weight_decay=self.weight_decay,
-                fused=self.device_mesh is None,
+                fused=self._may_fuse,
             )
         if self.lr_scheduler is None:
             return optimizer

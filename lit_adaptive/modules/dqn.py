@@ -159,9 +159,9 @@ class DQN(AdaptiveModule):
         if self.optimizer is not None:
             optimizer = self.optimizer(parameters)
         else:
-            # the fused loop is by far the fastest on small networks, but takes no sharded ones
-            fused = self.device_mesh is None
-            optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
+            # the fused loop is by far the fastest on small networks
+            rate, fused = self.learning_rate, self._may_fuse
+            optimizer = torch.optim.Adam(parameters, lr=rate, fused=fused)
         self._configured_rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 

@@ -222,6 +222,32 @@ def test_options_of_the_optimizer_win_over_the_checkpoint(tmp_path: Path) -> Non
     assert group["lr"] != 0.0625
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model.optimizer=torch.optim.SGD"],
+            "run had another optimizer (options there: amsgrad",
+        ),
+        (
+            [
+                "--model.lr_scheduler=torch.optim.lr_scheduler.StepLR",
+                "--model.lr_scheduler.step_size=1",
+            ],
+            "run had another learning-rate schedule (options there: there is none; here: ",
+        ),
+    ],
+    ids=["optimizer", "schedule"],
+)
+def test_a_state_that_another_optimizer_cannot_take_is_refused(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, "--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last", *flags)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--seed_everything=8", "--data.seed=8"])
 def test_another_seed_gives_other_draws_on_resumption(tmp_path: Path, flag: str) -> None:
     first = fit(tmp_path, "--trainer.max_epochs=1")

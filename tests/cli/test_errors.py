@@ -11,6 +11,7 @@ from lit_adaptive.cli.main import AdaptiveCLI, main
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance")
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
@@ -31,7 +32,10 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
         ("--trainer.check_val_every_n_epoch=0", ["check_val_every_n_epoch is 0", "at least 1"]),
         ("--trainer.val_check_interval=0", ["val_check_interval is 0"]),
         ("--trainer.devices=-2", ["trainer.devices is -2"]),
+        ("--trainer.val_check_interval=1000", ["val_check_interval` (1000) must be less"]),
+        ("--model.learning_rate=nan", ['"learning_rate"', "a finite number (got nan)"]),
         ("--ckpt_path=/nowhere.ckpt", ["/nowhere.ckpt, which does not exist"]),
+        ("--ckpt_path=hpc", ["hpc, which does not exist"]),
         ("--runs=/dev/null/runs", ["runs is /dev/null/runs", "to a writable folder"]),
         ("--nonsense=3", ["unrecognized arguments: --nonsense=3"]),
         (f"--data.batch_size={10**30}", [f"data.init_args.batch_size is {10**30}", "2**63"]),

@@ -145,6 +145,7 @@ def _fit(
         {"gradient_clip_val": 0.5},
         {"accumulate_grad_batches": 3},
         {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "gradient_clip_val": 1.0},
         {"precision": "64-true"},
         {"limit_train_batches": 5, "max_epochs": 2},
         {"val_check_interval": 4},

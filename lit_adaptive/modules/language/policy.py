@@ -224,7 +224,7 @@ class PolicyModule(EvaluatedModule):
         return self.optimization.configure_optimizers(
             self.policy.parameters(),
             lambda: self.trainer.estimated_stepping_batches,
-            fused=self.device_mesh is None,
+            fused=self._may_fuse,
         )
 
     # Weights -------------------------------------------------------------------------------------

@@ -167,7 +167,8 @@ def test_every_phase_runs_in_every_precision(precision: Any, name: str) -> None:
         rows = [{"prompt": f"{i}=", "completion": str(i), "answer": str(i)} for i in range(8)]
         dataset = DemonstrationDataset(rows, columns=["answer"])
         data = DemonstrationsDataModule(dataset, batch_size=4, val_dataset=dataset, seed=1)
-    trainer = fit(module, data, *callbacks, precision=precision, log_every_n_steps=1)
+    options = {"precision": precision, "log_every_n_steps": 1, "gradient_clip_val": 1.0}
+    trainer = fit(module, data, *callbacks, **options)
     for phase in (trainer.validate, trainer.test):
         assert all(
             torch.tensor(v).isfinite() for v in phase(module, data, verbose=False)[0].values()
