@@ -8,6 +8,7 @@ from callbacks.beta_anneal import BetaAnneal
 from callbacks.completion_table import CompletionTable
 from callbacks.completion_writer import CompletionWriter
 from callbacks.curriculum_progress import CurriculumProgress
+from callbacks.demonstration_influence import DemonstrationInfluence
 from callbacks.difficulty_refresh import DifficultyRefresh
 from callbacks.entropy_guard import EntropyGuard
 from callbacks.episode_evaluation import EpisodeEvaluation
@@ -39,6 +40,7 @@ __all__ = [
     "CompletionTable",
     "CompletionWriter",
     "CurriculumProgress",
+    "DemonstrationInfluence",
     "DifficultyRefresh",
     "EntropyGuard",
     "EpisodeEvaluation",

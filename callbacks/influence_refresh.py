@@ -1,51 +1,33 @@
-"""Selection of the prompts whose gradients serve validation."""
+"""Selection of the prompts whose policy gradients serve validation."""
 
-import math
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._ranks import equal_share, interleave_ranks
-from callbacks._run_files import local_run_directory, run_directory
+from callbacks._influence import STREAM, Fusion, InfluenceSelection, Rows
+from callbacks._run_files import run_directory
 from callbacks._training_length import is_due
 from lit_adaptive.core.bounds import check_at_least, check_choices
 from lit_adaptive.core.difficulty import adaptive_difficulty
-from lit_adaptive.core.influence import (
-    InfluenceMetric,
-    InfluenceRatio,
-    influence_scores,
-    max_fusion,
-    mean_validation_gradient,
-    off_policy_coefficients,
-    reciprocal_rank_fusion,
-    select_top,
-)
+from lit_adaptive.core.influence import InfluenceMetric, InfluenceRatio, off_policy_coefficients
 from lit_adaptive.core.projection import ProjectionKind
 from lit_adaptive.core.shares import share_count
 from lit_adaptive.core.systematic import uniform_sample
 from lit_adaptive.data import PromptDataset
 from lit_adaptive.data.rollouts.minibatches import MicroBatch, MicroBatchBuilder
 from lit_adaptive.data.seeding import derive_seed
-from lit_adaptive.data.sources.columns import check_columns
-from lit_adaptive.modules import PolicyModule
 from lit_adaptive.modules.language.gradients import PromptGradients
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 from lit_adaptive.replay.trajectories import TrajectoryBuffer, TrajectoryStore
-from lit_adaptive.report.influence import draw_families
-
-_STREAM = 0x1F1  # of the datamodule's seed
-
-Fusion = Literal["reciprocal_rank", "max"]
 
 
-class InfluenceRefresh(Callback):
+class InfluenceRefresh(InfluenceSelection):
     """Trains on the prompts whose policy gradients point where validation needs them.
 
     CROPI (arXiv:2510.26491). When training starts, all prompts and those of each validation set are
@@ -86,7 +68,7 @@ class InfluenceRefresh(Callback):
         projection: see ``core.projection.SparseProjection``.
         parameters: regular expression of the names of the parameters whose gradients count; by
             default all that are trained.
-        prompts_at_once: prompts of a pass through the model, above 0.
+        samples_at_once: prompts of a pass through the model, above 0.
         folder: where trajectories are kept, in ``train`` and ``validation-NAME``, which
             ``lit-adaptive collect`` may have written before; by default in the run's directory.
         families: column of the dataset whose shares in each phase the picture shows.
@@ -119,66 +101,41 @@ class InfluenceRefresh(Callback):
         keep_ratio: float = 0.15,
         projection: ProjectionKind = "count_sketch",
         parameters: str | None = None,
-        prompts_at_once: int = 64,
+        samples_at_once: int = 64,
         folder: str | None = None,
         families: str | None = None,
     ) -> None:
-        check_at_least(
-            every_n_steps=(every_n_steps, 1),
-            validation_samples=(validation_samples, 2),
-            dimensions=(dimensions, 1),
-            prompts_at_once=(prompts_at_once, 1),
+        super().__init__(
+            validation,
+            every_n_steps,
+            fraction=fraction,
+            metric=metric,
+            fusion=fusion,
+            constant=constant,
+            dimensions=dimensions,
+            keep_ratio=keep_ratio,
+            projection=projection,
+            parameters=parameters,
+            samples_at_once=samples_at_once,
+            families=families,
         )
-        for name, share in (("fraction", fraction), ("keep_ratio", keep_ratio)):
-            if not 0 < share <= 1:
-                raise ValueError(f"{name} is {share}; it must lie in (0, 1]")
+        check_at_least(validation_samples=(validation_samples, 2))
+        check_choices(ratio=(ratio, get_args(InfluenceRatio)))
         if not 0 <= retried < 1:
             raise ValueError(f"retried is {retried}; it must lie in [0, 1)")
-        check_choices(
-            metric=(metric, get_args(InfluenceMetric)),
-            ratio=(ratio, get_args(InfluenceRatio)),
-            fusion=(fusion, get_args(Fusion)),
-            projection=(projection, get_args(ProjectionKind)),
-        )
-        if not 0 <= constant < math.inf:
-            raise ValueError(f"constant is {constant}; it must be at least 0 and finite")
-        self.validation = validation or {}
-        self.every_n_steps, self.fraction = every_n_steps, fraction
         self.validation_samples, self.retried = validation_samples, retried
-        self.metric: InfluenceMetric = metric
         self.ratio: InfluenceRatio = ratio
-        self.projection: ProjectionKind = projection
-        self.fusion, self.constant = fusion, constant
-        self.dimensions, self.keep_ratio = dimensions, keep_ratio
-        self.parameters, self.prompts_at_once = parameters, prompts_at_once
-        self.folder, self.families = folder, families
+        self.folder = folder
         self.buffer = TrajectoryBuffer()
         self._targets: dict[str, RolloutGroups] = {}  # rollouts of each validation set
-        self._phases: list[Tensor] = []  # prompts of each phase
-        self._metrics: dict[str, float] = {}  # to be logged
+        self._root: Path | None = None  # folder of the rollouts of the start
 
     # Hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module and the columns, and that a selection is enough for a step."""
+        """Check the module, the columns and the fraction; name prompts of both sets."""
+        super().on_fit_start(trainer, pl_module)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, PolicyModule):
-            raise ValueError(
-                f"{type(pl_module).__name__} has no gradients of prompts: train a policy, such as "
-                "lit_adaptive.modules.GRPO"
-            )
-        if not self.validation:
-            raise ValueError("validation is empty; give at least one set of prompts, by its name")
-        if self.families is not None:
-            (row,) = data.dataset.texts(torch.tensor([0]))
-            check_columns([*row], [self.families], data.dataset.source)
-        size = len(data.dataset)
-        selected, drawn = share_count(self.fraction, size), data.batch_size * trainer.world_size
-        if selected < drawn:
-            raise ValueError(
-                f"fraction is {self.fraction}, which is {selected} of {size} prompts, but a step "
-                f"draws {drawn}: raise fraction or lower data.batch_size"
-            )
         overlap = {*data.dataset.ids} & {
             one for dataset in self.validation.values() for one in dataset.ids
         }
@@ -188,17 +145,27 @@ class InfluenceRefresh(Callback):
                 f"{sorted(map(str, overlap))[:5]}"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Select at once in a resumed run whose prompts changed."""
+        rows: Tensor | None = trainer.datamodule.checkpoint_rows  # type: ignore[attr-defined]
+        if rows is None or not self._targets:
+            return
+        self.buffer.renumber(rows)
+        self._phases = [
+            (torch.isin(rows, phase) & (rows >= 0)).nonzero().flatten() for phase in self._phases
+        ]
+        self._select(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Roll out all prompts and make the first selection, after all warm-ups."""
         if self._targets:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         root = Path(self.folder) if self.folder else run_directory(trainer) / "trajectories"
-        self.buffer.update(self._collected(data, root / "train", None, data.group_size))
+        self._collect(data, root / "train", None, data.group_size)
         for name, dataset in self.validation.items():
-            self._targets[name] = self._collected(
-                data, root / f"validation-{name}", dataset, self.validation_samples
-            )
+            self._collect(data, root / f"validation-{name}", dataset, self.validation_samples)
+        self._read(root)
         self._select(trainer, pl_module)
 
     def on_train_batch_end(
@@ -217,117 +184,68 @@ class InfluenceRefresh(Callback):
         self.buffer.update(step.fresh)
         if is_due(trainer, data.next_version, self.every_n_steps):
             self._select(trainer, pl_module)
-        if self._metrics:
-            pl_module.log_dict(self._metrics)
-            self._metrics = {}
+        self._log(pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the families of each phase."""
-        if self.families is None or not trainer.is_global_zero or not self._phases:
-            return
-        dataset: Any = trainer.datamodule.dataset  # type: ignore[attr-defined]
-        names = [
-            [str(row[self.families]) for row in dataset.texts(phase)] for phase in self._phases
-        ]
-        draw_families(names, self.every_n_steps, local_run_directory(trainer) / "influence.png")
+    # Trajectories --------------------------------------------------------------------------------
 
-    # Selection -----------------------------------------------------------------------------------
-
-    def _collected(
+    def _collect(
         self, data: Any, folder: Path, dataset: PromptDataset | None, samples: int
-    ) -> RolloutGroups:
-        """Rollouts of all prompts of a dataset, of which those in the folder are not made again."""
+    ) -> None:
+        """Roll out the prompts of a dataset that the folder lacks."""
         remaining = data.collect_trajectories(str(folder), dataset=dataset, samples=samples)
         total = next(remaining)
         rank_zero_info(f"{total} prompts are rolled out {samples} times each, to {folder}")
         deque(remaining, maxlen=0)
-        return TrajectoryStore(folder, {}).read()
 
-    def _select(self, trainer: Trainer, module: Any) -> None:
-        """Score all prompts at the present weights, and let the sampler draw the best alone."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        start = time.perf_counter()
-        gradients = PromptGradients(
-            module.policy,
-            dimensions=self.dimensions,
-            keep_ratio=self.keep_ratio,
-            kind=self.projection,
-            seed=derive_seed(data.seed, _STREAM),
-            parameters=self.parameters,
-        )
-        targets = torch.stack(
-            [
-                mean_validation_gradient(
-                    torch.cat(
-                        [rows for _, rows in self._gradients(gradients, groups, trainer, module)]
-                    )
-                )
-                for groups in self._targets.values()
-            ]
-        )
-        everything = torch.arange(len(data.dataset))
-        scores = torch.full((len(targets), len(everything)), math.nan)
+    def _read(self, root: Path) -> None:
+        """Read the rollouts of the start."""
+        self._root = root.absolute()
+        self.buffer.update(TrajectoryStore(root / "train", {}).read(), stored=True)
+        for name in self.validation:
+            self._targets[name] = TrajectoryStore(root / f"validation-{name}", {}).read()
+
+    # Selection -----------------------------------------------------------------------------------
+
+    def _target_gradients(
+        self, gradients: PromptGradients, trainer: Trainer, module: Any
+    ) -> Iterator[Tensor]:
+        for groups in self._targets.values():
+            parts = self._group_gradients(gradients, groups, trainer, module)
+            yield torch.cat([rows for _, rows in parts])
+
+    def _pool_gradients(self, gradients: PromptGradients, trainer: Trainer, module: Any) -> Rows:
         known = self.buffer.select(self.buffer.informative)
-        rate = self._pass_rates(known)
-        for index, rows in self._gradients(gradients, known, trainer, module):
-            for row, target in zip(scores, targets, strict=True):
-                row[known.prompt[index]] = influence_scores(
-                    rows,
-                    target,
-                    metric=self.metric,
-                    pass_rate=None if rate is None else rate[index],
-                )
-        selected = self._best(scores, data)
-        data.sampler.insert(selected)
-        data.sampler.remove(everything[~torch.isin(everything, selected)])
-        self._metrics = {
-            "train/influence/score": float(scores[:, selected].nanmean()),
-            "train/influence/zero_gradient": float(scores.isnan().all(0).double().mean()),
-            "train/influence/seconds": time.perf_counter() - start,
-        }
-        if self._phases:
-            overlap = torch.isin(selected, self._phases[-1]).double().mean()
-            self._metrics["train/influence/overlap"] = float(overlap)
-        self._phases.append(selected)
+        for places, rows in self._group_gradients(gradients, known, trainer, module):
+            yield known.prompt[places], rows
 
-    def _pass_rates(self, groups: RolloutGroups) -> Tensor | None:
-        """Mean reward of each group ``[P]``, if the metric needs it."""
+    def _pass_rates(self, index: Tensor) -> Tensor | None:
+        """Mean rewards of the newest rollouts of prompts."""
         if self.metric != "learnable_cosine":
             return None
+        groups = self.buffer.select(index)
         return 1 - adaptive_difficulty(groups.reward, groups.group, len(groups))
 
-    def _best(self, scores: Tensor, data: Any) -> Tensor:
-        """The selected prompts ``[k]``, from the scores ``[S, N]`` by validation set."""
+    def _complete(self, best: Tensor, scores: Tensor, data: Any) -> Tensor:
+        """Replace some of the ``best`` by random prompts without gradient."""
         size = scores.shape[1]
-        count = share_count(self.fraction, size)
-        if self.fusion == "max":
-            fused = max_fusion(scores).double()
-        else:
-            fused = reciprocal_rank_fusion(scores, constant=self.constant)
-        best = select_top(fused, self.fraction)
         if not len(best):
             raise ValueError(
                 f"none of the {size} prompts has a gradient, because the rewards of each are all "
                 "equal: warm the policy up (callbacks.SupervisedWarmup), or raise data.group_size"
             )
-        unknown = fused.isnan().nonzero().flatten()
+        count = share_count(self.fraction, size)
+        unknown = scores.isnan().all(0).nonzero().flatten()
         # Fewer than `count` have a gradient: the others of the selection are drawn at random too.
         retried = max(share_count(self.retried, count, rounding=round), count - len(best))
         retried = min(retried, len(unknown))
-        generator = torch.Generator().manual_seed(
-            derive_seed(data.seed, _STREAM, data.next_version)
-        )
-        chosen = unknown[uniform_sample(len(unknown), retried, generator)] if retried else unknown
-        chosen = chosen[:retried]
-        return torch.cat([best[: count - retried], chosen]).sort().values
+        seed = derive_seed(data.seed, STREAM, data.next_version)
+        chosen = uniform_sample(len(unknown), retried, torch.Generator().manual_seed(seed))
+        return torch.cat([best[: count - retried], unknown[chosen]])
 
-    def _gradients(
+    def _group_gradients(
         self, gradients: PromptGradients, groups: RolloutGroups, trainer: Trainer, module: Any
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places of groups ``[p]`` and their projected gradients ``[p, d]``, part by part.
-
-        Each rank computes its share of every part, and has all of it afterwards.
-        """
+    ) -> Rows:
+        """Places of groups ``[p]`` and their projected gradients ``[p, d]``, part by part."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         builder = MicroBatchBuilder(
             groups,
@@ -337,62 +255,59 @@ class InfluenceRefresh(Callback):
             attention_cost_ratio=gradients.language.attention_cost_ratio,
             token_values={},
         )
-        for places in torch.split(
-            torch.arange(len(groups)), self.prompts_at_once * trainer.world_size
-        ):
-            own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
-            rows = self._own_gradients(gradients, builder, own, trainer)
-            yield places, interleave_ranks(rows, len(places), trainer, module).cpu()
 
-    def _own_gradients(
-        self, gradients: PromptGradients, builder: MicroBatchBuilder, own: Tensor, trainer: Trainer
-    ) -> Tensor:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        count = len(own)
-        rollouts = ragged_positions(builder.groups.size, own)
-        cpu_batch = builder.build(MicroBatch(rollouts, 1.0, 1.0))
-        batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)
-        sample = torch.searchsorted(own.to(batch["group"].device), batch["group"])
+        def own_rows(own: Tensor) -> Tensor:
+            rollouts = ragged_positions(groups.size, own)
+            cpu_batch = builder.build(MicroBatch(rollouts, 1.0, 1.0))
+            batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)
+            sample = torch.searchsorted(own.to(batch["group"].device), batch["group"])
 
-        def coefficients(log_prob: Tensor) -> Tensor:
-            return off_policy_coefficients(
-                log_prob,
-                batch["behavior_log_probs"],
-                batch["sequence"],
-                batch["reward"],
-                sample,
-                count,
-                ratio=self.ratio,
-            )
+            def coefficients(log_prob: Tensor) -> Tensor:
+                return off_policy_coefficients(
+                    log_prob,
+                    batch["behavior_log_probs"],
+                    batch["sequence"],
+                    batch["reward"],
+                    sample,
+                    len(own),
+                    ratio=self.ratio,
+                )
 
-        with trainer.precision_plugin.forward_context():
-            return gradients(
-                batch, coefficients, sample, count, temperature=data.sampling.temperature
-            )
+            temperature = data.sampling.temperature
+            return gradients(batch, coefficients, sample, len(own), temperature=temperature)
+
+        return self._gradients(len(groups), own_rows, trainer, module)
 
     # State ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts of the prompts and validation sets, and the phases so far."""
-        return {
+        """The phases, the run's own rollouts, and where those of the start are."""
+        return super().state_dict() | {
             "buffer": self.buffer.state_dict(),
-            "targets": {name: groups.state_dict() for name, groups in self._targets.items()},
-            "phases": list(self._phases),
-            "metrics": dict(self._metrics),
+            "root": None if self._root is None else str(self._root),
+            "validation": [*self.validation],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume.
+        """Resume; the rollouts of the start are read from the run's folder, or from ``folder``.
 
         Raises:
-            ValueError: if the checkpoint has other validation sets.
+            ValueError: if the checkpoint has other validation sets, or the folder is gone.
         """
-        saved = state_dict["targets"]
-        if saved and {*saved} != {*self.validation}:
+        if state_dict["root"] is None:
+            return
+        if {*state_dict["validation"]} != {*self.validation}:
             raise ValueError(
-                f"validation is {[*self.validation]}, but the checkpoint's sets are {[*saved]}: "
-                "resume with the sets that were saved"
+                f"validation is {[*self.validation]}, but the checkpoint's sets are "
+                f"{state_dict['validation']}: resume with the sets that were saved"
             )
+        roots = [Path(root) for root in (state_dict["root"], self.folder) if root is not None]
+        found = [root for root in roots if (root / "train").is_dir()]
+        if not found:
+            raise ValueError(
+                f"the rollouts of the run's start were in {roots[0]}, which is not there: put them "
+                "back, or set folder to where they are"
+            )
+        super().load_state_dict(state_dict)
+        self._read(found[0])
         self.buffer.load_state_dict(state_dict["buffer"])
-        self._targets = {name: RolloutGroups.from_state_dict(part) for name, part in saved.items()}
-        self._phases, self._metrics = list(state_dict["phases"]), dict(state_dict["metrics"])

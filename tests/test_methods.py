@@ -35,6 +35,7 @@ REQUIRED = {
     "PSFT",
     "Reward-weighted sampling (RWR)",
     "SFT(Q)",
+    "LESS",
     "GRPO",
     "Dr. GRPO",
     "DAPO",

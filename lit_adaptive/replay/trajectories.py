@@ -10,6 +10,7 @@ gradient; the buffer brings them back once newer ones differ (CROPI, arXiv:2510.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class TrajectoryBuffer(SavedState):
     """The newest rollouts of each prompt that have a gradient. Not thread-safe.
 
     A group replaces the one of its prompt if its rewards differ, or if those of the old one do not.
+    Groups that a ``TrajectoryStore`` holds are not part of ``state_dict``.
 
     Attributes:
         fingerprint: identifies the tokenizer and model of the rollouts; set by the owner.
@@ -130,6 +132,7 @@ class TrajectoryBuffer(SavedState):
     def __init__(self) -> None:
         self._groups: dict[int, RolloutGroups] = {}  # by prompt
         self._informative: dict[int, bool] = {}
+        self._stored: set[int] = set()  # prompts whose group is in a store
         self.fingerprint: str | None = None
         self.replaced = self.revived = self.skipped = 0
 
@@ -148,8 +151,12 @@ class TrajectoryBuffer(SavedState):
         known = [prompt for prompt, has in self._informative.items() if has]
         return torch.tensor(sorted(known), dtype=torch.int64)
 
-    def update(self, groups: RolloutGroups) -> None:
+    def update(self, groups: RolloutGroups, *, stored: bool = False) -> None:
         """Add groups, of which the last of a prompt is the newest.
+
+        Args:
+            groups: rollouts with rewards.
+            stored: whether they come from a ``TrajectoryStore``.
 
         Raises:
             ValueError: if fields are inconsistent or not finite (naming the prompts). Nothing
@@ -171,6 +178,7 @@ class TrajectoryBuffer(SavedState):
             self.replaced += had is not None
             self.revived += had is False and has
             self._groups[prompt], self._informative[prompt] = group, has
+            self._stored.add(prompt) if stored else self._stored.discard(prompt)
 
     def select(self, prompts: Tensor) -> RolloutGroups:
         """Copies of the groups of ``prompts`` int64, in this order.
@@ -186,17 +194,32 @@ class TrajectoryBuffer(SavedState):
             )
         return RolloutGroups.cat([self._groups[prompt] for prompt in prompts.tolist()])
 
+    def renumber(self, rows: Tensor) -> None:
+        """Keep the prompts that are still there, under their new numbers, as not stored.
+
+        Args:
+            rows: ``[N]`` int64, number of each prompt so far; -1 for a new one.
+        """
+        before, self._groups = self._groups, {}
+        informative, self._informative = self._informative, {}
+        self._stored = set()
+        for new, old in enumerate(rows.tolist()):
+            if old in before:
+                self._groups[new] = replace(before[old], prompt=torch.tensor([new]))
+                self._informative[new] = informative[old]
+
     def state_dict(self) -> dict[str, Any]:
-        """The groups and counters."""
+        """The groups that no store holds, and the counters."""
+        own = [prompt for prompt in sorted(self._groups) if prompt not in self._stored]
         return {
             "kind": type(self).__name__,
             "fingerprint": self.fingerprint,
-            "groups": self.select(self.prompts).state_dict(),
+            "groups": self.select(torch.tensor(own, dtype=torch.int64)).state_dict(),
             "counters": [self.replaced, self.revived, self.skipped],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the groups and counters by those of ``state_dict``.
+        """Replace the groups that no store holds, and the counters, by those of ``state_dict``.
 
         Raises:
             ValueError: if it is of another class, tokenizer or model, or damaged; nothing is
@@ -207,7 +230,11 @@ class TrajectoryBuffer(SavedState):
             settings["fingerprint"] = self.fingerprint
         check_settings(state, type(self).__name__, **settings)
         loaded = TrajectoryBuffer()
+        loaded.update(
+            self.select(torch.tensor(sorted(self._stored), dtype=torch.int64)), stored=True
+        )
         loaded.update(RolloutGroups.from_state_dict(state["groups"]))
         self._groups, self._informative = loaded._groups, loaded._informative
+        self._stored = loaded._stored
         self.fingerprint = state["fingerprint"]
         self.replaced, self.revived, self.skipped = state["counters"]

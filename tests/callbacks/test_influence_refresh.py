@@ -147,6 +147,9 @@ def test_a_run_killed_twice_ends_as_the_uninterrupted_one(tmp_path: Path) -> Non
     for name in ("weights", "phases"):
         assert_same(twice[name], whole[name])
     assert not (tmp_path / "twice" / "trajectories").exists()  # nothing is rolled out again
+    (tmp_path / "whole" / "trajectories").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="which is not there: put them back, or set folder"):
+        saved_run(tmp_path / "lost", str(tmp_path / "whole" / "step=1.ckpt"))
 
 
 def test_prompts_without_gradient_are_retried_and_counted(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
         ({"ratio": "group"}, "ratio is 'group'; it must be one of .*'prefix'"),
         ({"projection": "sparse"}, "projection is 'sparse'; it must be one of .*'rademacher'"),
         ({"dimensions": 0}, "dimensions is 0"),
-        ({"prompts_at_once": 0}, "prompts_at_once is 0"),
+        ({"samples_at_once": 0}, "samples_at_once is 0"),
     ],
 )
 def test_options_out_of_range_are_named(
@@ -194,7 +197,7 @@ def test_no_validation_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fraction_below_a_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="which is 3 of 60 prompts, but a step draws 6"):
+    with pytest.raises(ValueError, match="which is 3 of 60 samples, but a step draws 6"):
         fit_rollouts(rollout_data(), influence(tmp_path, fraction=0.05))
 
 

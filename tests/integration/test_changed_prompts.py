@@ -12,7 +12,7 @@ from quiet_trainer import quiet_trainer
 from rollout_runs import StepRecorder
 from rollout_training import EvenLength
 
-from callbacks import DifficultyRefresh, PromptStatistics, RolloutReplay
+from callbacks import DifficultyRefresh, InfluenceRefresh, PromptStatistics, RolloutReplay
 from lit_adaptive.data import Arithmetic, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
@@ -154,3 +154,33 @@ def test_prompts_that_cannot_be_remapped_are_refused() -> None:
         build(FIRST, ShuffledSampler, on_changed_data="remap")
     with pytest.raises(ValueError, match="'map'; it must be error or warn or remap"):
         build(FIRST, on_changed_data="map")
+
+
+def test_influence_is_estimated_again_from_the_rollouts_of_prompts_that_stay(
+    tmp_path: Path,
+) -> None:
+    def influence() -> InfluenceRefresh:
+        sums = PromptDataset(Arithmetic("validation", size=6, digits=1), columns=["answer"])
+        return InfluenceRefresh(
+            {"sums": sums},
+            3,
+            fraction=0.25,
+            validation_samples=4,
+            dimensions=256,
+            keep_ratio=1.0,
+            folder=str(tmp_path / "trajectories"),
+        )
+
+    _ = fit(build(FIRST), tmp_path, first := influence())
+    data = build(SECOND, on_changed_data="remap")
+    _ = fit(
+        data, tmp_path / "resumed", second := influence(), ckpt_path=str(tmp_path / "step=2.ckpt")
+    )
+    ids = [row["id"] for row in FIRST]
+    kept = {row["id"] for row in SECOND} & {*ids}
+    assert {data.ids[prompt] for prompt in second.buffer.prompts.tolist()} >= kept
+    before, now = first._phases[0].tolist(), second._phases[0].tolist()
+    assert {data.ids[prompt] for prompt in now} == {ids[prompt] for prompt in before} & kept
+    assert len(second._phases) == 3  # that of the checkpoint, one at once, and one in its turn
+    for phase in second._phases[1:]:
+        assert len(phase) == 15

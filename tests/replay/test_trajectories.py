@@ -143,3 +143,27 @@ def test_a_buffer_is_restored_exactly_or_not_at_all() -> None:
     with pytest.raises(ValueError, match="the state is of None"):
         other.load_state_dict({})
     assert repr(as_primitives(other.state_dict())) == before
+
+
+def test_stored_groups_are_not_part_of_the_state_and_replaced_ones_are() -> None:
+    start = joined([flat_group(1), graded_group(2), graded_group(3)])
+    buffer, restored = TrajectoryBuffer(), TrajectoryBuffer()
+    for each in (buffer, restored):
+        each.update(start, stored=True)
+    buffer.update(joined([graded_group(1, version=4), flat_group(2, version=4)]))
+    state = reloaded(buffer.state_dict())
+    assert state["groups"]["prompt"].tolist() == [1]
+    restored.load_state_dict(state)
+    everything = torch.tensor([1, 2, 3])
+    assert_same(restored.select(everything), buffer.select(everything))
+    assert repr(as_primitives(restored.state_dict())) == repr(as_primitives(state))
+
+
+def test_renumbered_groups_follow_their_prompts_into_the_state() -> None:
+    buffer = TrajectoryBuffer()
+    buffer.update(joined([graded_group(0), flat_group(1), graded_group(2)]), stored=True)
+    buffer.renumber(torch.tensor([2, -1, 1]))  # 0 is gone, the second is new
+    assert buffer.prompts.tolist() == [0, 2]
+    assert buffer.informative.tolist() == [0]
+    assert buffer.select(torch.tensor([0, 2])).prompt.tolist() == [0, 2]
+    assert buffer.state_dict()["groups"]["prompt"].tolist() == [0, 2]

@@ -1,0 +1,224 @@
+"""Parts of the selections by influence: scores, fusion, the set of a sampler, and the picture."""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks._ranks import equal_share, interleave_ranks
+from callbacks._run_files import local_run_directory
+from lit_adaptive.core.bounds import check_at_least, check_choices
+from lit_adaptive.core.influence import (
+    InfluenceMetric,
+    influence_scores,
+    max_fusion,
+    mean_validation_gradient,
+    reciprocal_rank_fusion,
+    select_top,
+)
+from lit_adaptive.core.projection import ProjectionKind
+from lit_adaptive.core.shares import share_count
+from lit_adaptive.data.seeding import derive_seed
+from lit_adaptive.data.sources.columns import check_columns
+from lit_adaptive.modules import PolicyModule
+from lit_adaptive.modules.language.gradients import PromptGradients
+from lit_adaptive.report.influence import draw_families
+
+STREAM = 0x1F1  # of the datamodule's seed
+
+Fusion = Literal["reciprocal_rank", "max"]
+Rows = Iterator[tuple[Tensor, Tensor]]
+
+
+class InfluenceSelection(Callback):
+    """Base class: lets the sampler draw the samples whose gradients serve validation.
+
+    Args:
+        validation: validation sets by name, at least one.
+        every_n_steps: steps of a phase, above 0.
+        fraction: share of the pool that a phase trains on, in (0, 1].
+        metric: see ``core.influence.influence_scores``.
+        fusion: of several validation sets, ``reciprocal_rank`` or ``max``.
+        constant: of ``reciprocal_rank_fusion``; 0 in CROPI's code.
+        dimensions: of the projected gradients, above 0; 32,768 in CROPI's code.
+        keep_ratio: share of the coordinates that are projected, in (0, 1].
+        projection: see ``core.projection.SparseProjection``.
+        parameters: regular expression of the names of the parameters whose gradients count; by
+            default all that are trained.
+        samples_at_once: samples of a pass through the model, above 0.
+        families: column of the dataset whose shares in each phase the picture shows.
+    """
+
+    def __init__(
+        self,
+        validation: dict[str, Any] | None,
+        every_n_steps: int,
+        *,
+        fraction: float,
+        metric: InfluenceMetric,
+        fusion: Fusion,
+        constant: float,
+        dimensions: int,
+        keep_ratio: float,
+        projection: ProjectionKind,
+        parameters: str | None,
+        samples_at_once: int,
+        families: str | None,
+    ) -> None:
+        check_at_least(
+            every_n_steps=(every_n_steps, 1),
+            dimensions=(dimensions, 1),
+            samples_at_once=(samples_at_once, 1),
+        )
+        for name, share in (("fraction", fraction), ("keep_ratio", keep_ratio)):
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} is {share}; it must lie in (0, 1]")
+        check_choices(
+            metric=(metric, get_args(InfluenceMetric)),
+            fusion=(fusion, get_args(Fusion)),
+            projection=(projection, get_args(ProjectionKind)),
+        )
+        if not 0 <= constant < math.inf:
+            raise ValueError(f"constant is {constant}; it must be at least 0 and finite")
+        self.validation: dict[str, Any] = validation or {}
+        self.every_n_steps, self.fraction = every_n_steps, fraction
+        self.metric: InfluenceMetric = metric
+        self.projection: ProjectionKind = projection
+        self.fusion, self.constant = fusion, constant
+        self.dimensions, self.keep_ratio = dimensions, keep_ratio
+        self.parameters, self.samples_at_once = parameters, samples_at_once
+        self.families = families
+        self._phases: list[Tensor] = []  # samples of each phase
+        self._metrics: dict[str, float] = {}  # to be logged
+
+    # To implement --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _target_gradients(
+        self, gradients: PromptGradients, trainer: Trainer, module: Any
+    ) -> Iterator[Tensor]:
+        """Gradients ``[M, d]`` of each validation set, in order."""
+
+    @abstractmethod
+    def _pool_gradients(self, gradients: PromptGradients, trainer: Trainer, module: Any) -> Rows:
+        """Places ``[p]`` of samples and their gradients ``[p, d]``, part by part; not all."""
+
+    def _pass_rates(self, index: Tensor) -> Tensor | None:
+        """Pass rates ``[p]`` in [0, 1] of samples, if the metric needs them."""
+        del index
+
+    def _complete(self, best: Tensor, scores: Tensor, data: Any) -> Tensor:
+        """The selection, given the ``best`` ``[k]`` and the scores ``[S, N]``."""
+        del scores, data
+        return best
+
+    # Selection -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the module and the columns, and that a selection is enough for a step."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, PolicyModule):
+            raise ValueError(
+                f"{type(pl_module).__name__} has no gradients of prompts: train a policy, such as "
+                "lit_adaptive.modules.GRPO"
+            )
+        if not self.validation:
+            raise ValueError("validation is empty; give at least one set, by its name")
+        if self.families is not None:
+            (row,) = data.dataset.texts(torch.tensor([0]))
+            check_columns([*row], [self.families], data.dataset.source)
+        size = len(data.dataset)
+        selected, drawn = share_count(self.fraction, size), data.batch_size * trainer.world_size
+        if selected < drawn:
+            raise ValueError(
+                f"fraction is {self.fraction}, which is {selected} of {size} samples, but a step "
+                f"draws {drawn}: raise fraction or lower data.batch_size"
+            )
+
+    def _select(self, trainer: Trainer, module: Any) -> None:
+        """Score all samples at the present weights, and let the sampler draw the best alone."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        start = time.perf_counter()
+        gradients = PromptGradients(
+            module.policy,
+            dimensions=self.dimensions,
+            keep_ratio=self.keep_ratio,
+            kind=self.projection,
+            seed=derive_seed(data.seed, STREAM),
+            parameters=self.parameters,
+        )
+        targets = [
+            mean_validation_gradient(rows)
+            for rows in self._target_gradients(gradients, trainer, module)
+        ]
+        everything = torch.arange(len(data.dataset))
+        scores = torch.full((len(targets), len(everything)), math.nan)
+        for index, rows in self._pool_gradients(gradients, trainer, module):
+            rate = self._pass_rates(index)
+            for row, target in zip(scores, targets, strict=True):
+                row[index] = influence_scores(rows, target, metric=self.metric, pass_rate=rate)
+        selected = self._best(scores, data)
+        data.sampler.insert(selected)
+        data.sampler.remove(everything[~torch.isin(everything, selected)])
+        self._metrics = {
+            "train/influence/score": float(scores[:, selected].nanmean()),
+            "train/influence/zero_gradient": float(scores.isnan().all(0).double().mean()),
+            "train/influence/seconds": time.perf_counter() - start,
+        }
+        if self._phases:
+            overlap = torch.isin(selected, self._phases[-1]).double().mean()
+            self._metrics["train/influence/overlap"] = float(overlap)
+        self._phases.append(selected)
+
+    def _best(self, scores: Tensor, data: Any) -> Tensor:
+        """The selected samples ``[k]``, ascending, from the scores ``[S, N]``."""
+        if self.fusion == "max":
+            fused = max_fusion(scores).double()
+        else:
+            fused = reciprocal_rank_fusion(scores, constant=self.constant)
+        return self._complete(select_top(fused, self.fraction), scores, data).sort().values
+
+    def _gradients(
+        self, count: int, own_rows: Callable[[Tensor], Tensor], trainer: Trainer, module: Any
+    ) -> Rows:
+        """Places ``[p]`` below ``count`` and the gradients ``[p, d]`` there, part by part.
+
+        Each rank computes its share of every part by ``own_rows`` of ascending places, and has all
+        of it afterwards.
+        """
+        step = self.samples_at_once * trainer.world_size
+        for first in range(0, count, step):
+            places = torch.arange(first, min(first + step, count))
+            own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
+            with trainer.precision_plugin.forward_context():
+                rows = own_rows(own)
+            yield places, interleave_ranks(rows, len(places), trainer, module).cpu()
+
+    def _log(self, pl_module: LightningModule) -> None:
+        """Log the metrics of the last selection once."""
+        if self._metrics:
+            pl_module.log_dict(self._metrics)
+            self._metrics = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the families of each phase."""
+        if self.families is None or not trainer.is_global_zero or not self._phases:
+            return
+        dataset: Any = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        names = [
+            [str(row[self.families]) for row in dataset.texts(phase)] for phase in self._phases
+        ]
+        draw_families(names, self.every_n_steps, local_run_directory(trainer) / "influence.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The phases so far."""
+        return {"phases": list(self._phases), "metrics": dict(self._metrics)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume."""
+        self._phases, self._metrics = list(state_dict["phases"]), dict(state_dict["metrics"])
