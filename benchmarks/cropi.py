@@ -93,9 +93,9 @@ def validated(data: Any) -> torch.Tensor:
 class FirstRollouts(TrajectoryBuffer):
     """Keeps the rollouts of the initial policy, as in the paper."""
 
-    def update(self, groups: RolloutGroups) -> None:
-        if not len(self):
-            super().update(groups)
+    def update(self, groups: RolloutGroups, *, stored: bool = False) -> None:
+        if stored:
+            super().update(groups, stored=True)
 
 
 class Evaluation(Callback):

@@ -111,6 +111,7 @@ class InfluenceSelection(Callback):
     def _pass_rates(self, index: Tensor) -> Tensor | None:
         """Pass rates ``[p]`` in [0, 1] of samples, if the metric needs them."""
         del index
+        return None
 
     def _complete(self, best: Tensor, scores: Tensor, data: Any) -> Tensor:
         """The selection, given the ``best`` ``[k]`` and the scores ``[S, N]``."""
