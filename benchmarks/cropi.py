@@ -1,19 +1,19 @@
 """Prompts by influence: CROPI and its relatives against GRPO on a pool of which little matters.
 
-    python benchmarks/cropi.py [--seeds 6] [--jobs 2] [--steps 300] [--distractors 46]
+    python benchmarks/cropi.py [--seeds 5] [--jobs 2] [--steps 150] [--distractors 46]
 
 The task of ``configs/cropi.yaml``: a tiny Llama (0.5 M parameters) carries out commands on strings
-of digits (``DigitCommands``). Two validation sets of 50 prompts ask six commands, solved in 3 of 10
+of digits (``DigitCommands``). Two validation sets of 50 prompts ask six commands, solved in 1 of 4
 answers after the warm-up; the pool has 20 prompts of each of these and of ``--distractors`` other
-commands, whose rewards teach nothing about the six. For each seed the policy is warmed up once (1,500
-supervised steps on all commands); every method continues from there with 32 groups of 8 rollouts per
-step. With ``--distractors 0`` all of a pool of the same size asks the six commands.
+commands, which mean the same four operations but have letters of their own. For each seed the policy
+is warmed up once (1,500 supervised steps on all commands); every method continues from there with 32
+groups of 8 rollouts per step. With ``--distractors 0`` all of a pool of the same size asks the six commands.
 
     GRPO                  the pool, shuffled
     random tenth          a tenth of the pool, drawn at random once
     p(1-p)                in proportion to p (1 - p) of each prompt's own rewards
     one-shot influence    the tenth that the first selection takes, until the end
-    CROPI, first rollouts a selection every PHASE steps, by the rollouts of the initial policy alone
+    CROPI, first rollouts a selection every 20 steps, by the rollouts of the initial policy alone
                           (the paper's method)
     CROPI                 the same, by the newest rollouts of each prompt
     CROPI, cosine 4p(1-p) the same, scored by cosine times 4 p (1 - p), as LearnAlign
@@ -308,9 +308,9 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=6, help="number of paired seeds")
+    parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
-    parser.add_argument("--steps", type=int, default=300, help="steps of GRPO")
+    parser.add_argument("--steps", type=int, default=150, help="steps of GRPO")
     parser.add_argument(
         "--distractors", type=int, default=len(DISTRACTORS), help="number of other commands"
     )
