@@ -19,6 +19,7 @@ LORA = ", lora: {class_path: lit_adaptive.modules.LoRA, init_args: {rank: 4}}"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
@@ -30,7 +31,7 @@ def test_two_sharded_processes_export_what_one_exports(lora: str, tmp_path: Path
         *("fit", "--config", str(CONFIG.parent / "sft.yaml")),
         *("--model.model.init_args", MODEL % lora, "--trainer.max_epochs=1"),
         *("--data.dataset.source.size=64", "--data.val_dataset=null"),
-        "--trainer.callbacks+=recorder.Recorder",
+        *("--trainer.log_every_n_steps=1", "--trainer.callbacks+=recorder.Recorder"),
     ]
     exported = []
     for ranks, more in (

@@ -12,6 +12,7 @@ from quiet_trainer import quiet_trainer
 from resumed_runs import CONFIG, run
 
 from callbacks import RolloutReplay
+from lit_adaptive.cli.main import main
 from lit_adaptive.data import (
     Arithmetic,
     DemonstrationDataset,
@@ -19,7 +20,7 @@ from lit_adaptive.data import (
     PromptDataset,
     RolloutDataModule,
 )
-from lit_adaptive.modules import GRPO, LoRA, Optimization, PretrainedLM
+from lit_adaptive.modules import GRPO, IWSFT, LoRA, Optimization, PretrainedLM
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.models.pretrained import load_tokenizer, resolve_source
@@ -141,3 +142,36 @@ def test_grpo_with_replay_runs_and_fresh_rollouts_have_ratio_one() -> None:
             batch["ratio"][fresh], torch.ones(int(fresh.sum())), rtol=1e-3, atol=1e-3
         )
         assert bool(batch["loss"].isfinite())
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_lora_over_the_gguf_file_is_exported_merged(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = load_tokenizer("smollm2")
+    recipe = PretrainedLM("smollm2", lora=LoRA(4))
+    data = DemonstrationsDataModule(
+        DemonstrationDataset(Arithmetic("train", size=4, digits=2), tokenizer, chat=True),
+        batch_size=4,
+    )
+    fast = Optimization(learning_rate=1e-3)
+    module = IWSFT(recipe, objective="nll", optimization=fast, max_new_tokens=8)
+    trainer = quiet_trainer(max_steps=2)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    main(["export", str(tmp_path / "trained.ckpt"), str(tmp_path / "out"), "--merge"])
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    again: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [{"role": "user", "content": "12+34="}]
+    text = again.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = again(text, return_tensors="pt").input_ids
+    assert ids.tolist() == tokenizer(text, return_tensors="pt").input_ids.tolist()
+    with torch.no_grad():
+        logits = [each.eval()(input_ids=ids).logits for each in (model, module.policy.model)]
+    # of up to 30, after 30 layers; the weights are added in another order
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-4)
+    completion = module.generate(ids, ids > -1, SamplingParams(8, temperature=0.0)).tokens[0]
+    out = model.generate(ids, attention_mask=ids > -1, max_new_tokens=8, do_sample=False)
+    assert out[0, ids.shape[1] :].tolist() == completion.tolist()
