@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.sources.rows import RowSource, load_rows
@@ -106,9 +106,15 @@ class PassRateDataModule(LightningDataModule):
         return self._batch(pair[:, 0], pair[:, 1], self._pool[chosen])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Every pair of a training policy and a prompt, shuffled; new references in each batch."""
+        """Every pair of a training policy and a prompt, shuffled; new references in each batch.
+
+        Each rank serves its share of the pairs.
+        """
         pairs: Any = torch.cartesian_prod(self._train, self._prompts)
-        return DataLoader(pairs, self.batch_size, shuffle=True, collate_fn=self._with_references)
+        trainer: Any = self.trainer
+        ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        sampler: Any = DistributedSampler(pairs, ranks, rank, seed=abs(self.seed))
+        return DataLoader(pairs, self.batch_size, sampler=sampler, collate_fn=self._with_references)
 
     def _validation(self, policies: list[Tensor]) -> Batch:
         chosen, (policy,) = self._pool[: self.references], policies

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,3 +223,15 @@ def test_tables_that_do_not_fit_are_refused_by_row() -> None:
         PassRateDataModule(dataset, table, references=100)
     with pytest.raises(ValueError, match=r"lacks the columns \['pass_rate'\]"):
         build([{"policy": "a", "prompt_id": "b"}])
+
+
+def test_each_rank_trains_on_its_share_of_the_pairs() -> None:
+    shares = []
+    for rank in (0, 1):
+        data: Any = offline()
+        data.setup("fit")
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        shares.append([*data.train_dataloader().sampler])
+    whole = len(offline().train_dataloader().dataset)
+    assert len(shares[0]) == len(shares[1]) == -(-whole // 2)
+    assert {*shares[0], *shares[1]} == {*range(whole)}
