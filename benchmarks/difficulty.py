@@ -50,7 +50,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from callbacks import DifficultyRefresh, SupervisedWarmup
 from lit_adaptive.cli.main import AdaptiveCLI
-from lit_adaptive.core.difficulty import attention_pass_rates, selection_precision
+from lit_adaptive.core.difficulty import attention_weights, selection_precision
 from lit_adaptive.core.segments import segment_mean
 from lit_adaptive.data import PassRateDataModule, PromptDataset, ReasoningTask
 from lit_adaptive.modules import DifficultyPredictor, PassRateModule, PretrainedLM
@@ -242,7 +242,7 @@ def online(
     callback.on_train_epoch_start(run, module)
     predictions: list[Tensor] = []
     while len(predictions) < ROUNDS:
-        predictions.append(callback._predict(query, callback._latest()))
+        predictions.append(callback._predict(query, callback._latest()).pass_rate)
         for _ in range(EVERY):
             run.step()
             callback.on_train_batch_end(run, module, None, {}, 0)
@@ -322,11 +322,11 @@ def quality(seed: int) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for references in REFERENCES:
         predictions, run = online(data, pool, query, references, seed)
-        known = inputs[run.references], run.rates[run.references]
+        weight = attention_weights(query, inputs[run.references])
         ridge = RidgeCV([10.0**k for k in range(-4, 4)])
         ridge.fit(inputs[run.observed].numpy(), run.rates[run.observed].numpy())
         results[str(references)] = every | {
-            "untrained": score(attention_pass_rates(query, *known)),
+            "untrained": score(weight @ run.rates[run.references]),
             "online": score(predictions[-1]),
             "ridge": score(torch.from_numpy(ridge.predict(query.numpy()))),
             "curve": [score(predicted)["pearson"] for predicted in predictions],
@@ -346,7 +346,7 @@ def quality_offline(seed: int) -> dict[str, dict[str, Any]]:
     for references in REFERENCES:
         known = pool[:references]  # in random order
         rates = data.rates[POLICY][known]
-        predicted = trained.predict(query, data.embeddings[known], rates)
+        predicted = trained.predict(query, data.embeddings[known], rates).pass_rate
         results[str(references)] = {"offline": score(predicted)}
     predictions, _ = online(data, pool, query, 128, seed, weights)
     results["128"] |= {

@@ -1,19 +1,23 @@
 """Sums as a language task with graded demonstrations; nothing to download."""
 
-import hashlib
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.core.shares import share_count
-from lit_adaptive.data.datasets.questions import MOST_ROWS, QuestionRows
+from lit_adaptive.data.datasets.questions import (
+    BUCKETS,
+    MOST_ROWS,
+    QuestionRows,
+    Split,
+    check_split,
+    split_bucket,
+)
 
-Split = Literal["train", "validation", "test"]
 GRADES = ("correct", "sloppy", "wrong")
 
-BUCKETS: dict[str, Sequence[int]] = {"train": range(8), "validation": (8,), "test": (9,)}
 _OPERATORS = "+-*"
 _IDLE_DRAWS = 50  # per question, without a new one, before there are taken to be no more
 
@@ -51,8 +55,7 @@ class Question(NamedTuple):
     def bucket(self) -> int:
         """A hash from 0 to 9, the same with the operands exchanged."""
         low, high = sorted((self.left, self.right))
-        digest = hashlib.blake2b(f"{low}{self.operator}{high}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % 10
+        return split_bucket(f"{low}{self.operator}{high}")
 
 
 class Arithmetic(QuestionRows):
@@ -134,12 +137,6 @@ class Arithmetic(QuestionRows):
             for values, value in zip(columns.values(), row, strict=True):
                 values.append(value)
         super().__init__(columns, f"Arithmetic ({split})")
-
-
-def check_split(split: str) -> None:
-    """Raise a ValueError if ``split`` is none of train, validation and test."""
-    if split not in BUCKETS:
-        raise ValueError(f"split is {split!r}; it must be one of {[*BUCKETS]}")
 
 
 def is_sloppy(completion: int, answer: int) -> bool:

@@ -1,6 +1,5 @@
 """Commands on strings of digits, from trivial to hopeless after a warm-up; nothing to download."""
 
-import hashlib
 import math
 import string
 from collections.abc import Callable
@@ -8,8 +7,13 @@ from random import Random
 from typing import Any
 
 from lit_adaptive.core.bounds import check_at_least
-from lit_adaptive.data.datasets.arithmetic import BUCKETS, Split, check_split
-from lit_adaptive.data.datasets.questions import QuestionRows
+from lit_adaptive.data.datasets.questions import (
+    BUCKETS,
+    QuestionRows,
+    Split,
+    check_split,
+    split_bucket,
+)
 
 _OPERATIONS: tuple[Callable[[str], str], ...] = (
     lambda digits: digits,
@@ -81,7 +85,7 @@ class DigitCommands(QuestionRows):
             length = rng.randint(_SHORTEST, digits)
             text = "".join(rng.choice(string.digits) for _ in range(length))
             prompt = f"{string.ascii_letters[letter]}{text}="
-            if prompt in seen or _bucket(prompt) not in BUCKETS[split]:
+            if prompt in seen or split_bucket(prompt) not in BUCKETS[split]:
                 continue
             seen.add(prompt)
             right = letter % len(_OPERATIONS)
@@ -106,8 +110,3 @@ def _follow_probabilities() -> list[float]:
     rng = Random("commands")  # noqa: S311
     logits = [rng.gauss(_LOGIT_MEAN, _LOGIT_STD) for _ in string.ascii_letters]
     return [1 / (1 + math.exp(-logit)) for logit in logits]
-
-
-def _bucket(prompt: str) -> int:
-    """A hash from 0 to 9."""
-    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big") % 10

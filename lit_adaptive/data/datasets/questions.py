@@ -1,7 +1,9 @@
 """Base class of the datasets of questions with an answer."""
 
+import hashlib
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 from torch import Tensor
@@ -9,8 +11,24 @@ from torch.utils.data import Dataset
 
 from lit_adaptive.data.sources.columns import check_columns, numeric_columns, to_float64
 
+Split = Literal["train", "validation", "test"]
+
+BUCKETS: dict[str, Sequence[int]] = {"train": range(8), "validation": (8,), "test": (9,)}
+"""Of ``split_bucket``, by split."""
+
 MOST_ROWS = 10_000_000
 """Greatest number of rows that are generated; they are held in memory."""
+
+
+def check_split(split: str) -> None:
+    """Raise a ValueError if ``split`` is none of train, validation and test."""
+    if split not in BUCKETS:
+        raise ValueError(f"split is {split!r}; it must be one of {[*BUCKETS]}")
+
+
+def split_bucket(text: str) -> int:
+    """Bucket of a question, a hash of its text from 0 to 9."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 10
 
 
 class QuestionRows(Dataset[dict[str, Any]]):

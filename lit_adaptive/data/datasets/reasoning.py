@@ -13,15 +13,13 @@ import zlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_adaptive.core.bounds import check_at_least
-from lit_adaptive.data.datasets.questions import MOST_ROWS, QuestionRows
+from lit_adaptive.data.datasets.questions import MOST_ROWS, QuestionRows, Split
 from lit_adaptive.data.sources.columns import check_columns, check_rows
 from lit_adaptive.data.sources.rows import HubRows, Rows, load_rows
 from lit_adaptive.rollout.rewards.reasoning_gym import load_reasoning_gym, pack_metadata
-
-Split = Literal["train", "validation", "test"]
 
 _BUCKETS: dict[str, Sequence[int]] = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
 _QUESTIONS_PER_SEED = 1_000_000

@@ -8,20 +8,18 @@ import operator
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from lit_adaptive.core.bounds import check_at_least
-from lit_adaptive.data.datasets.questions import MOST_ROWS
+from lit_adaptive.data.datasets.questions import MOST_ROWS, Split
 from lit_adaptive.data.sources.columns import MapDataset, check_rows
 from lit_adaptive.data.sources.tables import ColumnDataset
 from lit_adaptive.data.text.tokenization import tokenizer_threads
 from lit_adaptive.rollout.models.embeddings import SentenceEncoder
-
-Split = Literal["train", "validation", "test"]
 
 TASKS = {
     "chain_sum": r"problem: (.*) =",
