@@ -28,6 +28,7 @@ from callbacks.reference_log_probs import ReferenceLogProbs
 from callbacks.rejection_sampling import RejectionSampling
 from callbacks.reward_refresh import RewardRefresh
 from callbacks.rollout_replay import RolloutReplay
+from callbacks.run_clock import RunClock
 from callbacks.sample_report import SampleReport
 from callbacks.sampling_monitor import SamplingMonitor
 from callbacks.selective_backprop import SelectiveBackprop
@@ -60,6 +61,7 @@ __all__ = [
     "RejectionSampling",
     "RewardRefresh",
     "RolloutReplay",
+    "RunClock",
     "SampleReport",
     "SamplingMonitor",
     "SelectiveBackprop",

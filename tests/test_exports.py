@@ -128,8 +128,10 @@ def test_every_class_path_resolves_at_the_package_level() -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda path: path.stem)
 def test_every_name_that_a_benchmark_imports_exists(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module.split(".")[0] in ("lit_adaptive", "callbacks"):
-                module = importlib.import_module(node.module)
-                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
+    imports = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+    for node in imports:
+        if node.module and node.module.split(".")[0] in ("lit_adaptive", "callbacks"):
+            module = importlib.import_module(node.module)
+            assert [each.name for each in node.names if not hasattr(module, each.name)] == []

@@ -43,6 +43,7 @@ from torch.utils._pytree import tree_flatten_with_path
 
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
+from lit_adaptive.cli import compare
 from lit_adaptive.cli.checkpoints import (
     ResumedOptions,
     best_checkpoint,
@@ -500,7 +501,11 @@ def main(args: ArgsType = None) -> None:
         r"LightningCLI's args parameter is intended to run",  # main(args) is for scripts and tests
     ):
         warnings.filterwarnings("ignore", message=warning)
-    AdaptiveCLI(args)
+    arguments = sys.argv[1:] if args is None else args
+    if isinstance(arguments, list) and arguments[:1] == ["compare"]:
+        compare.main(arguments[1:])
+    else:
+        AdaptiveCLI(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Figures and tables of a run. matplotlib is imported only to draw."""
 
+from lit_adaptive.report.comparison import Comparison, Curve, compare, markdown, read_curve
 from lit_adaptive.report.curves import draw_learning_curve, learning_curve, read_series
 from lit_adaptive.report.samples import (
     SampleRecord,
@@ -9,11 +10,16 @@ from lit_adaptive.report.samples import (
 )
 
 __all__ = [
+    "Comparison",
+    "Curve",
     "SampleRecord",
+    "compare",
     "draw_learning_curve",
     "draw_sample_report",
     "learning_curve",
+    "markdown",
     "probability_histogram",
+    "read_curve",
     "read_series",
     "write_sample_table",
 ]
