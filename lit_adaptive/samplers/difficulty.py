@@ -200,11 +200,12 @@ class DifficultySampler(AdaptiveSampler):
             score = selection_scores(
                 rate, self.target, alpha=self.alpha, group_size=self.group_size
             )
+        options: dict[str, Any] = {"tau": self.tau, "uniform_share": self.uniform_share}
+        if self.count == self.size:
+            return selection_log_masses(score, self.selection, **options)
         inserted = self.drawable
         log = torch.full((self.size,), -torch.inf, dtype=torch.float64)
-        log[inserted] = selection_log_masses(
-            score[inserted], self.selection, tau=self.tau, uniform_share=self.uniform_share
-        )
+        log[inserted] = selection_log_masses(score[inserted], self.selection, **options)
         return log
 
     def _select(self, count: int) -> Draw:
