@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from lit_adaptive.cli.export import export_parser
-from lit_adaptive.cli.main import AdaptiveCLI
+from lit_adaptive.cli.main import AdaptiveCLI, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -99,6 +100,13 @@ def test_lit_adaptive_command_is_accepted(
     assert arguments[0].endswith("lit-adaptive")
     if arguments[1] == "export":
         export_parser().parse_args(arguments[2:])
+        return
+    if arguments[1] == "compare":
+        monkeypatch.setattr("lit_adaptive.cli.compare._train", lambda *_: sys.exit(0))
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as end:
+            main(["compare", f"--out={tmp_path / 'out'}", *arguments[2:]])
+        assert end.value.code == 0
         return
     if "--print_config" in arguments:
         with pytest.raises(SystemExit) as end:

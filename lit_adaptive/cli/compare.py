@@ -16,12 +16,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_adaptive.cli.checkpoints import newest_checkpoint
@@ -68,7 +67,7 @@ class _Run(NamedTuple):
 
 def main(args: list[str]) -> None:
     """Run the command with the arguments after ``compare``."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _end)
     parser = _parser()
     own, options = args, list[str]()
     if "--" in args:
@@ -109,8 +108,12 @@ def main(args: list[str]) -> None:
     (out / "comparison.md").write_text(text)
     (out / "comparison.json").write_text(json.dumps(facts | as_dict(comparison), indent=1) + "\n")
     curves_figure(comparison).savefig(out / "comparison.png", dpi=120)
-    Console().print(Markdown(text))
-    print(f"written: {out}/comparison.md, .json and .png")
+    print(f"\n{text}\nwritten: {out}/comparison.md, .json and .png")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as at Ctrl-C: the runs save their states."""
+    sys.exit(128 + number)
 
 
 def _parser() -> ArgumentParser:

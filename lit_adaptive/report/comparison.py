@@ -248,12 +248,14 @@ def _cell(text: str) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    lines = [[_cell(text) for text in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
 
 
 def markdown(comparison: Comparison) -> str:
-    """Two tables: the final values, and the cost to the target."""
+    """Three tables: the final values, further statistics, and the cost to the target."""
     rows, mode = comparison.rows, comparison.mode
     count, baseline = len(comparison.seeds), rows[0].name
     better = "more is better" if mode == "max" else "less is better"
@@ -262,22 +264,28 @@ def markdown(comparison: Comparison) -> str:
         f"{baseline}; 95 % intervals in brackets.\n\n"
     )
     text += _table(
-        [
-            *("config", "final", "difference", "p (Holm)", "effect size", "IQM"),
-            *("P(improvement)", "area under curve", "its difference", "verdict"),
-        ],
+        ["config", "final", "difference", "p (Holm)", "verdict"],
         [
             [
                 row.name,
                 _shown(row.final),
                 _shown(row.difference.difference, sign="+") if row.difference else "",
                 f"{row.p:.2g}" if row.difference else "",
-                f"{row.difference.effect:+.2g}" if row.difference else "",
-                _shown(row.iqm),
-                _shown(row.improvement, ".2f"),
+                row.verdict(mode),
+            ]
+            for row in rows
+        ],
+    )
+    text += "\n" + _table(
+        ["config", "area under curve", "its difference", "IQM", "P(improvement)", "effect"],
+        [
+            [
+                row.name,
                 _shown(row.area),
                 _shown(row.area_difference.difference, sign="+") if row.area_difference else "",
-                row.verdict(mode),
+                _shown(row.iqm),
+                _shown(row.improvement, ".2f"),
+                f"{row.difference.effect:+.2g}" if row.difference else "",
             ]
             for row in rows
         ],

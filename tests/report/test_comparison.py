@@ -59,7 +59,7 @@ def test_equal_configs_show_no_difference() -> None:
     }
     comparison = compare(curves, [*range(5)], "m")
     assert comparison.rows[1].verdict("max") == "no difference shown"
-    assert "| no difference shown |" in markdown(comparison)
+    assert "no difference shown" in markdown(comparison)
 
 
 def test_a_target_of_all_seeds() -> None:
@@ -88,7 +88,7 @@ def test_json_has_every_measurement_and_no_nan_and_figures_are_drawn(tmp_path: P
     written = json.loads(json.dumps(as_dict(comparison), allow_nan=False))
     assert written["curves"]["a|b"][0]["values"] == curves["a|b"][0].values
     assert written["rows"][1]["p"] is None
-    assert "| a\\|b |" in markdown(comparison)
+    assert "| a\\|b " in markdown(comparison)
     curves_figure(comparison).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
