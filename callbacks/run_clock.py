@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class RunClock(Callback):
@@ -46,11 +47,16 @@ class RunClock(Callback):
         """Log the time."""
         self._stop()
         self._start()
-        pl_module.log("train/seconds", self.seconds)
+        pl_module.log("train/seconds", self.seconds, rank_zero_only=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop."""
         self._stop()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the time beside the validation's metrics."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            pl_module.log("train/seconds", self.seconds, rank_zero_only=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on."""

@@ -111,7 +111,7 @@ def main(args: list[str]) -> None:
     print(f"\n{text}\nwritten: {out}/comparison.md, .json and .png")
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _end(number: int, _: FrameType | None) -> None:
     """End as at Ctrl-C: the runs save their states."""
     sys.exit(128 + number)
 
