@@ -20,20 +20,21 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_adaptive.cli.checkpoints import newest_checkpoint
+from lit_adaptive.cli.errors import ShortErrorParser
 from lit_adaptive.report.comparison import (
     Mode,
     as_dict,
-    compare,
+    compare_runs,
     curves_figure,
     markdown,
     read_curve,
 )
 from lit_adaptive.report.curves import read_series
 
+SUMMARY = "Train configs with paired seeds, and compare a metric."
 _LOG_LINES = 15  # of a failed run
 
 
@@ -65,10 +66,10 @@ class _Run(NamedTuple):
         return max(runs, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def main(args: list[str]) -> None:
-    """Run the command with the arguments after ``compare``."""
+def compare(args: list[str]) -> None:
+    """Compare as ``args`` say; an error ends the process with a short message."""
     signal.signal(signal.SIGTERM, _end)
-    parser = _parser()
+    parser = compare_parser()
     own, options = args, list[str]()
     if "--" in args:
         own, options = args[: args.index("--")], args[args.index("--") + 1 :]
@@ -100,7 +101,7 @@ def main(args: list[str]) -> None:
         }
     except ValueError as error:
         parser.error(str(error))
-    comparison = compare(curves, seeds, metric, mode, given.target)
+    comparison = compare_runs(curves, seeds, metric, mode, given.target)
     text = markdown(comparison)
     if jobs > 1:
         text += f"\nSeconds are those of {jobs} runs at the same time.\n"
@@ -116,12 +117,10 @@ def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="lit-adaptive compare",
-        description="Train configs with paired seeds and compare a metric. What follows -- is "
-        "given to each lit-adaptive fit.",
-    )
+def compare_parser() -> ShortErrorParser:
+    """Parser of the command's arguments."""
+    usage = "lit-adaptive compare BASELINE.yaml OTHER.yaml ... [options] [-- options of fit]"
+    parser = ShortErrorParser(prog="lit-adaptive compare", usage=usage, description=SUMMARY)
     parser.add_argument("configs", nargs="+", type=str, help="Config files, the baseline first.")
     parser.add_argument("--seeds", type=int, default=5, help="Number of seeds: 0, 1, 2 ...")
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")

@@ -1,4 +1,4 @@
-"""``lit-adaptive fit | validate | test | predict | collect | export``.
+"""``lit-adaptive fit | validate | test | predict | collect | compare | export``.
 
 It adds to LightningCLI:
   1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
@@ -43,7 +43,6 @@ from torch.utils._pytree import tree_flatten_with_path
 
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
-from lit_adaptive.cli import compare
 from lit_adaptive.cli.checkpoints import (
     ResumedOptions,
     best_checkpoint,
@@ -51,6 +50,8 @@ from lit_adaptive.cli.checkpoints import (
     newest_checkpoint,
 )
 from lit_adaptive.cli.collect import CollectingTrainer
+from lit_adaptive.cli.compare import SUMMARY as COMPARE_SUMMARY
+from lit_adaptive.cli.compare import compare, compare_parser
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
 from lit_adaptive.cli.export import SUMMARY as EXPORT_SUMMARY
 from lit_adaptive.cli.export import export, export_parser
@@ -144,9 +145,11 @@ class AdaptiveCLI(LightningCLI):
         return super().init_parser(**kwargs)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Create the parser; ``export``, which needs no trainer, is run by ``main``."""
+        """Create the parser; commands that need no trainer are run by ``main``."""
         super().setup_parser(*args, **kwargs)
-        cast("ShortErrorParser", self.parser).add_command("export", export_parser(), EXPORT_SUMMARY)
+        parser = cast("ShortErrorParser", self.parser)
+        parser.add_command("compare", compare_parser(), COMPARE_SUMMARY)
+        parser.add_command("export", export_parser(), EXPORT_SUMMARY)
 
     def _set_seed(self) -> None:
         seed = self.config[str(self.subcommand)].get("seed_everything")
@@ -488,11 +491,15 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+_COMMANDS = {"compare": compare, "export": export}
+"""Commands that need no trainer."""
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line."""
     arguments = sys.argv[1:] if args is None else args
-    if isinstance(arguments, list) and arguments[:1] == ["export"]:
-        export(arguments[1:])
+    if isinstance(arguments, list) and arguments and arguments[0] in _COMMANDS:
+        _COMMANDS[arguments[0]](arguments[1:])
         return
     for warning in (
         r"Experiment logs directory .* exists and is not empty",  # the config is written first
@@ -501,11 +508,7 @@ def main(args: ArgsType = None) -> None:
         r"LightningCLI's args parameter is intended to run",  # main(args) is for scripts and tests
     ):
         warnings.filterwarnings("ignore", message=warning)
-    arguments = sys.argv[1:] if args is None else args
-    if isinstance(arguments, list) and arguments[:1] == ["compare"]:
-        compare.main(arguments[1:])
-    else:
-        AdaptiveCLI(args)
+    AdaptiveCLI(args)
 
 
 if __name__ == "__main__":

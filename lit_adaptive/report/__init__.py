@@ -1,6 +1,6 @@
 """Figures and tables of a run. matplotlib is imported only to draw."""
 
-from lit_adaptive.report.comparison import Comparison, Curve, compare, markdown, read_curve
+from lit_adaptive.report.comparison import Comparison, Curve, compare_runs, markdown, read_curve
 from lit_adaptive.report.curves import draw_learning_curve, learning_curve, read_series
 from lit_adaptive.report.samples import (
     SampleRecord,
@@ -13,7 +13,7 @@ __all__ = [
     "Comparison",
     "Curve",
     "SampleRecord",
-    "compare",
+    "compare_runs",
     "draw_learning_curve",
     "draw_sample_report",
     "learning_curve",

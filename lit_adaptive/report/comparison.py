@@ -151,7 +151,7 @@ class Comparison:
     rows: list[Row]
 
 
-def compare(
+def compare_runs(
     curves: dict[str, list[Curve]],
     seeds: list[int],
     metric: str,

@@ -12,7 +12,7 @@ from lit_adaptive.report.comparison import (
     Mode,
     area,
     as_dict,
-    compare,
+    compare_runs,
     curves_figure,
     markdown,
     read_curve,
@@ -40,7 +40,7 @@ def test_a_planted_doubled_speed_is_found(mode: Mode) -> None:
         "fast": [learned(1.0, seed + 50, sign=sign) for seed in range(5)],
         "slow": [learned(0.25, seed + 90, sign=sign) for seed in range(5)],
     }
-    base, fast, slow = compare(curves, [*range(5)], "m", mode).rows
+    base, fast, slow = compare_runs(curves, [*range(5)], "m", mode).rows
     assert [row.verdict(mode) for row in (base, fast, slow)] == ["baseline", "better", "worse"]
     for column in ("step", "train/seconds"):
         assert fast.cost[column].low < 0.5 < fast.cost[column].high
@@ -57,14 +57,14 @@ def test_equal_configs_show_no_difference() -> None:
         "a": [learned(0.5, n) for n in range(5)],
         "b": [learned(0.5, n) for n in range(5, 10)],
     }
-    comparison = compare(curves, [*range(5)], "m")
+    comparison = compare_runs(curves, [*range(5)], "m")
     assert comparison.rows[1].verdict("max") == "no difference shown"
     assert "no difference shown" in markdown(comparison)
 
 
 def test_a_target_of_all_seeds() -> None:
     curves = {name: [learned(r, n) for n in range(3)] for name, r in (("a", 0.5), ("b", 1.0))}
-    row = compare(curves, [0, 1, 2], "m", target=0.5).rows[1]
+    row = compare_runs(curves, [0, 1, 2], "m", target=0.5).rows[1]
     # 1 - exp(-step / 100) reaches 0.5 at step 69.3, the other at 34.7.
     assert row.cost["step"].value == pytest.approx(0.5, rel=0.05)
 
@@ -77,14 +77,14 @@ def test_area_is_over_the_steps_that_all_have() -> None:
 
 
 def test_one_seed_shows_nothing() -> None:
-    comparison = compare({"a": [learned(0.5, 0)], "b": [learned(5.0, 1)]}, [0], "m")
+    comparison = compare_runs({"a": [learned(0.5, 0)], "b": [learned(5.0, 1)]}, [0], "m")
     assert comparison.rows[1].verdict("max") == "no difference shown"
     assert "One seed has no interval" in markdown(comparison)
 
 
 def test_json_has_every_measurement_and_no_nan_and_figures_are_drawn(tmp_path: Path) -> None:
     curves = {"a|b": [learned(0.5, 0)], "<b>": [learned(0.5, 1)]}
-    comparison = compare(curves, [0], "m")
+    comparison = compare_runs(curves, [0], "m")
     written = json.loads(json.dumps(as_dict(comparison), allow_nan=False))
     assert written["curves"]["a|b"][0]["values"] == curves["a|b"][0].values
     assert written["rows"][1]["p"] is None
