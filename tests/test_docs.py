@@ -11,6 +11,7 @@ import pytest
 
 from lit_adaptive.cli.export import export_parser
 from lit_adaptive.cli.main import AdaptiveCLI, main
+from lit_adaptive.cli.report import report_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -98,8 +99,9 @@ def test_lit_adaptive_command_is_accepted(
         pytest.importorskip("torchvision")
     arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last)", "", command))
     assert arguments[0].endswith("lit-adaptive")
-    if arguments[1] == "export":
-        export_parser().parse_args(arguments[2:])
+    parsers = {"export": export_parser, "report": report_parser}
+    if arguments[1] in parsers:
+        parsers[arguments[1]]().parse_args(arguments[2:])
         return
     if arguments[1] == "compare":
         monkeypatch.setattr("lit_adaptive.cli.compare._train", lambda *_: sys.exit(0))

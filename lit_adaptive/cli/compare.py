@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lit_adaptive.cli.checkpoints import newest_checkpoint
@@ -33,6 +32,7 @@ from lit_adaptive.report.comparison import (
     read_curve,
 )
 from lit_adaptive.report.curves import read_series
+from lit_adaptive.report.options import options_of, read_config
 
 SUMMARY = "Train configs with paired seeds, and compare a metric."
 _LOG_LINES = 15  # of a failed run
@@ -153,19 +153,11 @@ def _read_configs(paths: list[Path]) -> dict[str, dict[str, Any]]:
     """Contents of the config files by their names."""
     trees: dict[str, dict[str, Any]] = {}
     for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: give the path of a config")
         if path.stem in trees:
             raise ValueError(
                 f"two configs are named {path.stem}; each needs a name of its own: rename one"
             )
-        try:
-            tree = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-        if not isinstance(tree, dict):
-            raise ValueError(f"{path} is not a config: it must be a mapping, such as model: ...")
-        trees[path.stem] = tree
+        trees[path.stem] = read_config(path)
     return trees
 
 
@@ -214,27 +206,6 @@ def _check_plan(out: Path, configs: list[Path], options: list[str]) -> None:
     file.write_text(json.dumps(plan, indent=1) + "\n")
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Options of a config; callbacks by their class instead of their place."""
-    if isinstance(node, list):
-        named = {
-            each["class_path"].rsplit(".", 1)[-1]: each.get("init_args") or {}
-            for each in node
-            if isinstance(each, dict) and "class_path" in each
-        }
-        if len(named) < len(node):  # not a list of parts
-            yield path, node
-            return
-        node = {name: options or None for name, options in named.items()}
-    if not isinstance(node, dict):
-        yield path, node
-        return
-    for name, value in node.items():
-        own = name in ("class_path", "init_args")  # a class is the value of its option
-        inner = path if own else f"{path}.{name}".removeprefix(".")
-        yield from _leaves(value, inner)
-
-
 def _idea(path: str) -> str:
     """What an option belongs to: parts that only work together are one idea."""
     if path.startswith(("trainer.callbacks", "data.sampler")):
@@ -247,9 +218,9 @@ def _idea(path: str) -> str:
 def _differences(trees: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Options in which each config differs from the first, and a warning if they are many ideas."""
     (baseline, first), *others = trees.items()
-    before = dict(_leaves(first))
+    before = dict(options_of(first))
     for name, tree in others:
-        after = dict(_leaves(tree))
+        after = dict(options_of(tree))
         changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
         if not changed:
             yield f"{name} is the same config as {baseline}"
