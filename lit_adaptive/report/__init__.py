@@ -1,17 +1,29 @@
 """Figures and tables of a run. matplotlib is imported only to draw."""
 
-from lit_adaptive.report.comparison import Comparison, Curve, compare_runs, markdown, read_curve
+from lit_adaptive.report.comparison import (
+    Comparison,
+    ConfigResult,
+    Curve,
+    compare_runs,
+    markdown,
+    read_curve,
+)
 from lit_adaptive.report.curves import draw_learning_curve, learning_curve, read_series
+from lit_adaptive.report.page import write_page
 from lit_adaptive.report.samples import (
     SampleRecord,
     draw_sample_report,
     probability_histogram,
     write_sample_table,
 )
+from lit_adaptive.report.statistics import Estimate, PairedTest
 
 __all__ = [
     "Comparison",
+    "ConfigResult",
     "Curve",
+    "Estimate",
+    "PairedTest",
     "SampleRecord",
     "compare_runs",
     "draw_learning_curve",
@@ -21,5 +33,6 @@ __all__ = [
     "probability_histogram",
     "read_curve",
     "read_series",
+    "write_page",
     "write_sample_table",
 ]

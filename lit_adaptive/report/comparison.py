@@ -92,7 +92,7 @@ def reached(curve: Curve, target: float, mode: Mode) -> int | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class ConfigResult:
     """What a config's runs came to, beside the baseline's with the same seeds.
 
     Attributes:
@@ -148,7 +148,7 @@ class Comparison:
     target: float | None
     seeds: list[int]
     curves: dict[str, list[Curve]]
-    rows: list[Row]
+    rows: list[ConfigResult]
 
 
 def compare_runs(
@@ -183,7 +183,7 @@ def compare_runs(
         signed = [[sign * value for value in finals[each]] for each in (name, baseline)]
         places = [reached(run, goal, mode) for run, goal in zip(runs, targets, strict=True)]
         rows.append(
-            Row(
+            ConfigResult(
                 name,
                 t_estimate(finals[name]),
                 tests.get(name),

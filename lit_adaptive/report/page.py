@@ -38,14 +38,14 @@ _GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Title -> explanation and prefixes of the columns; the longest prefix decides."""
 
 
-class Picture(NamedTuple):
+class _Picture(NamedTuple):
     """A picture of a run, as base64."""
 
     name: str
     image: str
 
 
-class Table(NamedTuple):
+class _Table(NamedTuple):
     """Rows of texts."""
 
     title: str
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 @dataclass
-class Run:
+class _Run:
     """A run directory, as far as the run has come.
 
     Attributes:
@@ -76,8 +76,8 @@ class Run:
     color: str
     steps: int = 0
     last: dict[str, str] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    pictures: list[_Picture] = field(default_factory=list)
+    tables: list[_Table] = field(default_factory=list)
 
 
 def write_page(directories: list[Path], out: Path, version: str) -> None:
@@ -134,7 +134,7 @@ def _labels(directories: list[Path]) -> list[str]:
     return labels
 
 
-def _read_run(directory: Path, label: str, color: str) -> Run:
+def _read_run(directory: Path, label: str, color: str) -> _Run:
     metrics = directory / "metrics.csv"
     if not metrics.is_file():
         raise ValueError(
@@ -145,7 +145,7 @@ def _read_run(directory: Path, label: str, color: str) -> Run:
         with metrics.open() as file:
             columns = next(csv.reader(file), [])
         steps = max([0.0, *read_series(metrics, "step", "step")[1]])
-        run = Run(label, metrics, columns, {}, color, int(steps))
+        run = _Run(label, metrics, columns, {}, color, int(steps))
         found = [name for name in columns if name.startswith("val/")] or [
             name for name in ("train/loss", "train/reward", "train/return") if name in columns
         ]
@@ -159,7 +159,7 @@ def _read_run(directory: Path, label: str, color: str) -> Run:
         run.options = dict(options_of(read_config(config)))
     for name in _PICTURES:
         if (directory / name).is_file():
-            run.pictures.append(Picture(name, _encoded(directory / name)))
+            run.pictures.append(_Picture(name, _encoded(directory / name)))
     run.tables = [*_tables(directory)]
     return run
 
@@ -168,7 +168,7 @@ def _encoded(picture: Path) -> str:
     return base64.b64encode(picture.read_bytes()).decode()
 
 
-def _tables(directory: Path) -> Iterator[Table]:
+def _tables(directory: Path) -> Iterator[_Table]:
     """Most drawn and hardest samples; best and worst answers."""
     samples = directory / "samples.csv"
     if samples.is_file():
@@ -201,7 +201,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _extremes(
     rows: list[dict[str, Any]], title: str, column: str, *, least: bool = False
-) -> Iterator[Table]:
+) -> Iterator[_Table]:
     """A table of the rows with the greatest or least values of a column, if there are any."""
     known = [(value, row) for row in rows if math.isfinite(value := _number(row.get(column)))]
     known.sort(key=lambda pair: pair[0], reverse=not least)
@@ -209,7 +209,7 @@ def _extremes(
     if chosen:
         header = list(dict.fromkeys(name for row in chosen for name in row))
         cells = [[_text(row.get(name, "")) for name in header] for row in chosen]
-        yield Table(title, header, cells)
+        yield _Table(title, header, cells)
 
 
 def _number(value: Any) -> float:
@@ -226,7 +226,7 @@ def _text(value: Any) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def _differing(runs: list[Run]) -> list[dict[str, Any]]:
+def _differing(runs: list[_Run]) -> list[dict[str, Any]]:
     """Options that are not the same in all runs."""
     paths = dict.fromkeys(path for run in runs for path in run.options)
     rows = []
@@ -240,7 +240,7 @@ def _differing(runs: list[Run]) -> list[dict[str, Any]]:
 # Figures ------------------------------------------------------------------------------------------
 
 
-def _grouped(runs: list[Run]) -> dict[str, tuple[str, list[str]]]:
+def _grouped(runs: list[_Run]) -> dict[str, tuple[str, list[str]]]:
     """Explanation and columns with values of each group that has any."""
     prefixes = {prefix: title for title, (_, several) in _GROUPS.items() for prefix in several}
     columns: dict[str, list[str]] = {title: [] for title in _GROUPS}
@@ -251,7 +251,7 @@ def _grouped(runs: list[Run]) -> dict[str, tuple[str, list[str]]]:
     return {title: (_GROUPS[title][0], names) for title, names in columns.items() if names}
 
 
-def _curves(runs: list[Run], names: list[str]) -> "Figure":
+def _curves(runs: list[_Run], names: list[str]) -> "Figure":
     """A panel for each metric, with a curve for each run."""
     from matplotlib.figure import Figure
 
@@ -272,7 +272,7 @@ def _curves(runs: list[Run], names: list[str]) -> "Figure":
     return figure
 
 
-def _time_shares(runs: list[Run]) -> "Figure | None":
+def _time_shares(runs: list[_Run]) -> "Figure | None":
     """A bar for each run with the shares of ``train/seconds/*``."""
     from matplotlib.figure import Figure
 
