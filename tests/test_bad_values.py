@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small_configs import small_data
 
 from lit_adaptive.cli.main import AdaptiveCLI
 
@@ -71,17 +72,6 @@ def class_paths(node: Any) -> set[str]:
     return own.union(*map(class_paths, children))
 
 
-def shrunk(path: Path) -> list[str]:
-    """Options that make a config's data and replay small, as what is refused is not their size."""
-    data = yaml.safe_load(path.read_text())["data"]["init_args"]
-    options = ["--data.capacity=500"] if "capacity" in data else []
-    for name in ("dataset", "val_dataset"):
-        source = data.get(name, {}).get("init_args", data.get(name, {})).get("source", {})
-        if "size" in source.get("init_args", {}):
-            options.append(f"--data.{name}.source.size=200")
-    return options
-
-
 def constructors() -> dict[Any, type]:
     """Public classes of the packages by the code of their constructors."""
     classes: dict[Any, type] = {}
@@ -120,7 +110,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         seen: set[str] = set()
         for path in RECIPES:
             if new := class_paths(yaml.safe_load(path.read_text())) - seen:
-                AdaptiveCLI(["fit", "--config", str(path), f"--runs={folder}", *shrunk(path)])
+                AdaptiveCLI(["fit", "--config", str(path), f"--runs={folder}", *small_data(path)])
                 seen |= new
     return arguments
 
@@ -229,7 +219,7 @@ def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a
         case = f"{path.stem} --{option}={bad}"
         start = time.monotonic()
         try:
-            options = [*shrunk(path), f"--runs={tmp_path}", f"--{option}={bad}"]
+            options = [*small_data(path), f"--runs={tmp_path}", f"--{option}={bad}"]
             AdaptiveCLI(["fit", "--config", str(path), *options])
         except SystemExit:
             refused += 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small_configs import small_data
 
 from lit_adaptive.cli.main import AdaptiveCLI, main
 from lit_adaptive.data import Arithmetic, PromptDataset
@@ -52,7 +53,7 @@ def test_builds_model_data_and_trainer(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
-    shrink = ["--data.init_args.capacity=500"] if path.stem.startswith("dqn") else []
+    shrink = small_data(path)
     if path.stem == "difficulty_offline":
         source = yaml.safe_load(path.read_text())["data"]["init_args"]["dataset"]["source"]
         shrink = [f"--data.init_args.table={pass_rate_table(tmp_path, source['init_args'])}"]

@@ -27,8 +27,8 @@ _MAX_VALUE = 60
 """Characters of a value that is repeated in a message."""
 _CALLABLE = re.compile(r"Type .*? expects a function or a callable class: ")
 _UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted")
-_DATA_FILE = re.compile(r"Config file loop detected: (\S+) ->|Expected a path but (\S+) either not")
-_CONFIG_SUFFIXES = (".yaml", ".yml")
+_NO_CONFIG = "Unexpected config: "
+_NO_CLASS = re.compile(r"(?:Expected a dot import path string|Unexpected import path format): (.+)")
 _MISSING_CLASS = re.compile(
     r"module '([\w.]+)' has no attribute '(\w+)'|Expected a dot import path string: ()(\w+)"
 )
@@ -47,12 +47,12 @@ def shorten(message: str) -> str:
     """Keep the lines of a parser's message that name the error, and suggest existing options."""
     kept: list[str] = []
     lines = message.splitlines()
+    if message.startswith(_NO_CONFIG):  # and the content of the file
+        return "a file of --config holds no options: give a YAML file such as those of configs"
     for number, line in enumerate(lines):
-        if file := _DATA_FILE.search(line):
-            name = file[1] or file[2]
-            if Path(name).is_file() and not name.endswith(_CONFIG_SUFFIXES):
-                kept.append("  " * min(len(kept), 3) + _FILE_RULE.format(name=name))
-                return "\n".join(kept)  # without the value, which is the file's content
+        if (file := _NO_CLASS.search(line)) and Path(file[1]).is_file():
+            kept.append("  " * min(len(kept), 3) + _FILE_RULE.format(name=file[1]))
+            return "\n".join(kept)
         if _NOISE.match(line) or not line.strip() or (_PATH.match(line) and len(lines) > 2):
             continue
         text = re.sub(r"^\s*(- )?", "", _CALLABLE.sub("", _VALUE.sub("", line)))
@@ -172,10 +172,22 @@ class _ShortHelpFormatter(DefaultHelpFormatter):
 
 
 class ShortErrorParser(LightningArgumentParser):
-    """A parser with short error messages and a short help."""
+    """A parser with short error messages and a short help.
+
+    It reads files of ``--config`` only: any other option that takes a class would be replaced by
+    the content of a file of that name, which an error then shows.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_ShortHelpFormatter, **kwargs)
+
+    def keep_paths(self) -> None:
+        """Let the options so far take the name of a file as it is."""
+        for action in self._actions:
+            each: Any = action
+            if hasattr(each, "sub_add_kwargs"):  # of jsonargparse, which has no option for this
+                each._enable_path = False
+                each.sub_add_kwargs = each.sub_add_kwargs | {"sub_configs": False}
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Add subcommands, to which ``add_command`` adds further ones."""

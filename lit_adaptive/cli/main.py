@@ -193,7 +193,9 @@ class AdaptiveCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--runs``."""
+        """Add ``--runs``; let no option but ``--config`` read a file."""
+        assert isinstance(parser, ShortErrorParser)
+        parser.keep_paths()
         parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
 
     def _parse_ckpt_path(self) -> None:

@@ -80,6 +80,26 @@ def test_a_file_in_place_of_a_dataset_is_named_without_its_content(
         assert "Errno" not in message
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("config", "model", "model.network", "model.optimizer", "model.lr_scheduler", "data"),
+        *("data.sampler", "data.val_dataset", "trainer", "trainer.callbacks", "trainer.logger"),
+        *("trainer.strategy", "trainer.plugins", "trainer.max_epochs"),
+    ],
+)
+def test_no_option_prints_the_content_of_a_file(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "passwords"
+    file.write_text("root:secret:0\nother:secret:1\n")
+    with pytest.raises(SystemExit):
+        AdaptiveCLI(["fit", "--config", str(CONFIG), f"--runs={tmp_path}", f"--{option}={file}"])
+    message = capsys.readouterr().err
+    assert "error: " in message
+    assert "secret" not in message
+
+
 def test_a_short_message_is_unchanged() -> None:
     assert shorten("trainer.x is 3; it must be 4") == "trainer.x is 3; it must be 4"
 
