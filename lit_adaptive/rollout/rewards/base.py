@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 # float32 rounds anything from here on to infinity.
 _FLOAT32_OVERFLOW = 2.0**128 - 2.0**103
@@ -134,18 +134,18 @@ def call_reward(
             f"gave a {type(output).__name__}; it must give a list with a number or None for each "
             "completion"
         )
-    values = cast("Sequence[Any]", output)
+    values: list[Any] = [*output]  # a list of its own class may lie about its length
     if len(values) != len(completions):
         raise RewardOutputError(f"gave {len(values)} numbers for {len(completions)} completions")
-    for name, numbers in reward.extras.items():
-        if len(numbers) != len(values):
-            raise ValueError(
-                f"gave {len(numbers)} of {name!r} in extras for {len(values)} completions"
-            )
     extras = {
         name: [None if number is None else float(number) for number in numbers]
         for name, numbers in reward.extras.items()
     }
+    for name, numbers in extras.items():
+        if len(numbers) != len(values):
+            raise ValueError(
+                f"gave {len(numbers)} of {name!r} in extras for {len(values)} completions"
+            )
     return [_plain_value(value) for value in values], extras
 
 

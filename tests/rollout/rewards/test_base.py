@@ -65,6 +65,18 @@ def test_an_invalid_output_is_named_with_its_sample(output: Any, message: str) -
         check(output)
 
 
+class Misreported(list[float]):
+    """A list that says another length."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_a_list_that_lies_about_its_length_is_counted() -> None:
+    with pytest.raises(ValueError, match="gave 50 numbers for 3 completions"):
+        check(Misreported([1.0] * 50))
+
+
 @pytest.mark.parametrize("value", [1e39, -1e39, 10**400, 3.4028235677973366e38])
 def test_a_number_that_is_infinite_in_float32_is_invalid(value: float) -> None:
     with pytest.raises(ValueError, match="sample 1"):
