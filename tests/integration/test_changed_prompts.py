@@ -179,6 +179,10 @@ def test_influence_is_estimated_again_from_the_rollouts_of_prompts_that_stay(
     ids = [row["id"] for row in FIRST]
     kept = {row["id"] for row in SECOND} & {*ids}
     assert {data.ids[prompt] for prompt in second.buffer.prompts.tolist()} >= kept
+    groups = second.buffer.select(second.buffer.prompts)
+    prompts = torch.split(groups.prompt_tokens, groups.prompt_lengths.tolist())
+    for mine, true in zip(prompts, data.dataset.tokens(groups.prompt), strict=True):
+        assert mine.tolist() == true.tolist()
     before, now = first._phases[0].tolist(), second._phases[0].tolist()
     assert {data.ids[prompt] for prompt in now} == {ids[prompt] for prompt in before} & kept
     assert len(second._phases) == 3  # that of the checkpoint, one at once, and one in its turn
