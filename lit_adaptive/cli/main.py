@@ -1,4 +1,4 @@
-"""``lit-adaptive fit | validate | test | predict | collect | compare | report | export``.
+"""``lit-adaptive fit | validate | test | predict | collect | compare | report | inspect | export``.
 
 It adds to LightningCLI:
   1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
@@ -55,6 +55,8 @@ from lit_adaptive.cli.compare import compare, compare_parser
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
 from lit_adaptive.cli.export import SUMMARY as EXPORT_SUMMARY
 from lit_adaptive.cli.export import export, export_parser
+from lit_adaptive.cli.inspect import SUMMARY as INSPECT_SUMMARY
+from lit_adaptive.cli.inspect import inspect, inspect_parser
 from lit_adaptive.cli.report import SUMMARY as REPORT_SUMMARY
 from lit_adaptive.cli.report import report, report_parser
 from lit_adaptive.contract import unmet_needs
@@ -152,6 +154,7 @@ class AdaptiveCLI(LightningCLI):
         parser = cast("ShortErrorParser", self.parser)
         parser.add_command("compare", compare_parser(), COMPARE_SUMMARY)
         parser.add_command("report", report_parser(), REPORT_SUMMARY)
+        parser.add_command("inspect", inspect_parser(), INSPECT_SUMMARY)
         parser.add_command("export", export_parser(), EXPORT_SUMMARY)
 
     def _set_seed(self) -> None:
@@ -496,7 +499,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-_COMMANDS = {"compare": compare, "export": export, "report": report}
+_COMMANDS = {"compare": compare, "export": export, "inspect": inspect, "report": report}
 """Commands that need no trainer."""
 
 

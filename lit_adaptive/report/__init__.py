@@ -16,6 +16,7 @@ from lit_adaptive.report.samples import (
     probability_histogram,
     write_sample_table,
 )
+from lit_adaptive.report.state import StateEntry, state_entries, state_tables, write_state
 from lit_adaptive.report.statistics import Estimate, PairedTest
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Estimate",
     "PairedTest",
     "SampleRecord",
+    "StateEntry",
     "compare_runs",
     "draw_learning_curve",
     "draw_sample_report",
@@ -33,6 +35,9 @@ __all__ = [
     "probability_histogram",
     "read_curve",
     "read_series",
+    "state_entries",
+    "state_tables",
     "write_page",
     "write_sample_table",
+    "write_state",
 ]

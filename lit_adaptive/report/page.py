@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from lit_adaptive.report.curves import read_series
 from lit_adaptive.report.options import options_of, read_config
+from lit_adaptive.report.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,7 +209,7 @@ def _extremes(
     chosen = [row for _, row in known[:_ROWS]]
     if chosen:
         header = list(dict.fromkeys(name for row in chosen for name in row))
-        cells = [[_text(row.get(name, "")) for name in header] for row in chosen]
+        cells = [[visible(row.get(name, ""), _TEXT) for name in header] for row in chosen]
         yield _Table(title, header, cells)
 
 
@@ -219,19 +220,12 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _text(value: Any) -> str:
-    """A cell's text: shortened, and with control characters made visible."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = text if len(text) <= _TEXT else f"{text[:_TEXT]} …"
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
 def _differing(runs: list[_Run]) -> list[dict[str, Any]]:
     """Options that are not the same in all runs."""
     paths = dict.fromkeys(path for run in runs for path in run.options)
     rows = []
     for path in [path for path in paths if path not in _PLACES]:
-        shown = [_text(run.options[path]) if path in run.options else "" for run in runs]
+        shown = [visible(run.options[path], _TEXT) if path in run.options else "" for run in runs]
         if len({*shown}) > 1:
             rows.append({"path": path, "shown": shown})
     return rows
