@@ -10,6 +10,7 @@ It adds to LightningCLI:
   6. Errors in a config are reported in a few lines (``cli.errors``).
 """
 
+import errno
 import json
 import math
 import os
@@ -179,6 +180,14 @@ class AdaptiveCLI(LightningCLI):
         """Run; report an error of the configuration that shows later without its traceback."""
         try:
             super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.parser.error(
+                f"{error.strerror}: free some space on the disk of {self.run_dir or Path.cwd()}, "
+                "then go on with --ckpt_path last",
+                error,
+            )
         except (*_MEMORY_ERRORS, MisconfigurationException, DependencyNotInstalled) as error:
             if message := _memory_error(error, self.config[subcommand]):
                 self.parser.error(message, error)
