@@ -1,6 +1,6 @@
 """Predicted pass rates of real questions, and the cost of prediction and selection.
 
-    python benchmarks/difficulty.py [--seeds 5] [--part quality|speed|record]
+    python benchmarks/difficulty.py [--seeds 5] [--part quality|hidden|speed|record]
 
 ``record`` (30 minutes on a core; its result is in ``results/smollm2_pass_rates.parquet``): eight answers of
 SmolLM2-135M-Instruct (bfloat16, temperature 1, up to 8 tokens) to each of 1,650 questions of
@@ -24,6 +24,11 @@ predicted nearest to 1/2: means over seeds with 95 % t-intervals. No prediction 
 better than the true rates do: Pearson's ceiling is sqrt(1 - noise / variance), with the noise
 mean(p (1 - p) / 7).
 
+``hidden`` (10 minutes): the same predictor and ridge regression, with K = 128, on hidden states of SmolLM2-135M-Instruct
+instead of the sentence encoder's embeddings: the mean over the prompt's tokens in the last layer (``DifficultyRefresh``
+without an encoder), the last token's in the last layer, and the last token's at two thirds of the depth, as it is and
+with each coordinate standardized over the questions.
+
 ``speed``: seconds to predict 100,000 prompts from 256 references with cached embeddings, and to select from a million,
 on two threads; and the part of a step of ``configs/grpo_dots.yaml`` that all of DOTS but the generation of
 references takes.
@@ -34,6 +39,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,6 +314,13 @@ def divided(data: Recorded, seed: int) -> Division:
     return Division(pool, held_out, lambda predicted: measured(predicted, true, task))
 
 
+def ridge(run: RecordedRun, inputs: Tensor, query: Tensor) -> Tensor:
+    """Predictions ``[B]`` by ridge regression on all that a run has observed."""
+    model = RidgeCV([10.0**k for k in range(-4, 4)])
+    model.fit(inputs[run.observed].numpy(), run.rates[run.observed].numpy())
+    return torch.from_numpy(model.predict(query.numpy()))
+
+
 def quality(seed: int) -> dict[str, dict[str, Any]]:
     """Measurements of a seed by K and method, without those that train before the run."""
     common.silence()
@@ -323,12 +336,10 @@ def quality(seed: int) -> dict[str, dict[str, Any]]:
     for references in REFERENCES:
         predictions, run = online(data, pool, query, references, seed)
         weight = attention_weights(query, inputs[run.references])
-        ridge = RidgeCV([10.0**k for k in range(-4, 4)])
-        ridge.fit(inputs[run.observed].numpy(), run.rates[run.observed].numpy())
         results[str(references)] = every | {
             "untrained": score(weight @ run.rates[run.references]),
             "online": score(predictions[-1]),
-            "ridge": score(torch.from_numpy(ridge.predict(query.numpy()))),
+            "ridge": score(ridge(run, inputs, query)),
             "curve": [score(predicted)["pearson"] for predicted in predictions],
             "observed": int(run.observed.sum()),
         }
@@ -353,6 +364,53 @@ def quality_offline(seed: int) -> dict[str, dict[str, Any]]:
         "offline, online": score(predictions[-1]),
         "offline curve": [score(predicted)["pearson"] for predicted in predictions],
     }
+    return results
+
+
+# Hidden states ------------------------------------------------------------------------------------
+
+MEAN, LAST, MIDDLE = "mean, last layer", "last token, last layer", "last token, 2/3 of the depth"
+
+
+@torch.inference_mode()
+def hidden_states(prompts: list[str]) -> dict[str, Tensor]:
+    """Embeddings ``[N, F]`` of the questions by the policy, by name."""
+    tokenizer = load_tokenizer("smollm2")
+    language = PretrainedLM("smollm2").build(tokenizer).eval()
+    body = getattr(language.base, language.base.base_model_prefix)
+    encoded = [torch.tensor(tokenizer(_asked({"prompt": one})).input_ids) for one in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    found: dict[str, list[Tensor]] = {MEAN: [], LAST: [], MIDDLE: []}
+    for start in range(0, len(order), ROWS):
+        part = [encoded[i] for i in order[start : start + ROWS]]
+        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
+        length = torch.tensor([len(one) for one in part])
+        mask = torch.arange(ids.shape[1]) < length[:, None]
+        output = body(ids, mask.long(), use_cache=False, output_hidden_states=True)
+        final, middle = output.last_hidden_state, output.hidden_states[len(body.layers) * 2 // 3]
+        rows = torch.arange(len(part))
+        found[MEAN].append((final * mask[:, :, None]).sum(1) / length[:, None])
+        found[LAST].append(final[rows, length - 1])
+        found[MIDDLE].append(middle[rows, length - 1])
+    back = torch.tensor(order).argsort()
+    states = {name: torch.cat(parts)[back] for name, parts in found.items()}
+    middle = states[MIDDLE]
+    return states | {f"{MIDDLE}, standardized": (middle - middle.mean(0)) / middle.std(0)}
+
+
+def quality_hidden(seed: int, *, states: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Measurements of a seed with each embedding, K = 128."""
+    common.silence()
+    results: dict[str, dict[str, Any]] = {}
+    for name, embeddings in states.items():
+        data = recorded()._replace(embeddings=embeddings.half().float())
+        pool, held_out, score = divided(data, seed)
+        query, inputs = data.embeddings[held_out], data.embeddings[pool]
+        predictions, run = online(data, pool, query, 128, seed)
+        results[name] = {
+            "online": score(predictions[-1]),
+            "ridge": score(ridge(run, inputs, query)),
+        }
     return results
 
 
@@ -424,7 +482,9 @@ def step_seconds(steps: int = 16) -> dict[str, float]:
 
 def main() -> None:
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--part", choices=["quality", "speed", "record"], help="one part only")
+    parser.add_argument(
+        "--part", choices=["quality", "hidden", "speed", "record"], help="one part only"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
     args = parser.parse_args()
@@ -432,7 +492,11 @@ def main() -> None:
         record()
         return
     results = common.read_results(args.out, "difficulty.json")
-    if args.part != "speed":
+    if args.part in (None, "hidden"):
+        states = hidden_states(recorded().prompts)
+        runs = common.run_seeds(partial(quality_hidden, states=states), args.seeds, args.jobs)
+        results["hidden"] = {"seeds": args.seeds, "table": table_of(runs), "runs": runs}
+    if args.part in (None, "quality"):
         runs = common.run_seeds(quality, args.seeds, args.jobs)
         for run, more in zip(
             runs, common.run_seeds(quality_offline, args.seeds, args.jobs), strict=True
@@ -441,7 +505,7 @@ def main() -> None:
                 run[references] |= methods
         results["quality"] = {"seeds": args.seeds, "table": table_of(runs), "runs": runs}
         common.write_results(args.out, "difficulty.json", results)
-    if args.part != "quality":
+    if args.part in (None, "speed"):
         torch.set_num_threads(2)
         speed = {"predict 1e5": min(predict_seconds()), "select of 1e6": min(select_seconds())}
         results["speed"] = speed | {"grpo_dots": step_seconds()}
@@ -462,7 +526,7 @@ def table_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
             table.setdefault(references, {})[method] = row
             cells = (f"{name} {one.mean:.3f} ± {one.half_width:.3f}" for name, one in row.items())
-            print(f"K={references:4s} {method:16s}", "  ".join(cells), flush=True)
+            print(f"{references:4s} {method:16s}", "  ".join(cells), flush=True)
     return table
 
 
