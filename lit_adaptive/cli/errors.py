@@ -138,7 +138,8 @@ def root_cause(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__
         wrapped = str(error).startswith("Does not validate against any of the Union subtypes")
-        if inner is None or not wrapped:
+        # Of several types the last one's error is the inner one; another may be the value's own.
+        if inner is None or not wrapped or str(inner).startswith("Import path "):
             return error
         error = inner
 
