@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from lit_adaptive.report.curves import read_series
+from lit_adaptive.report.curves import Series, read_metrics
 from lit_adaptive.report.options import options_of, read_config
 from lit_adaptive.report.text import visible
 
@@ -60,8 +60,7 @@ class _Run:
 
     Attributes:
         label: shown instead of the path.
-        metrics: its ``metrics.csv``.
-        columns: what has been logged.
+        metrics: all that has been logged, against steps, by name.
         options: options of its ``config.yaml`` by path.
         color: of its curves.
         steps: optimizer steps.
@@ -71,8 +70,7 @@ class _Run:
     """
 
     label: str
-    metrics: Path
-    columns: list[str]
+    metrics: dict[str, Series]
     options: dict[str, Any]
     color: str
     steps: int = 0
@@ -143,18 +141,16 @@ def _read_run(directory: Path, label: str, color: str) -> _Run:
             "runs/CONFIG/TIME-SEED"
         )
     try:
-        with metrics.open() as file:
-            columns = next(csv.reader(file), [])
-        steps = max([0.0, *read_series(metrics, "step", "step")[1]])
-        run = _Run(label, metrics, columns, {}, color, int(steps))
-        found = [name for name in columns if name.startswith("val/")] or [
-            name for name in ("train/loss", "train/reward", "train/return") if name in columns
-        ]
-        for name in sorted(found):
-            if values := read_series(metrics, name, "step")[1]:
-                run.last[name] = f"{values[-1]:.4g}"
+        series = read_metrics(metrics)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{metrics} is damaged: {error}") from error
+    run = _Run(label, series, {}, color, int(max(series.get("step", ([], []))[1], default=0)))
+    found = [name for name in series if name.startswith("val/")] or [
+        name for name in ("train/loss", "train/reward", "train/return") if name in series
+    ]
+    for name in sorted(found):
+        if values := series[name][1]:
+            run.last[name] = f"{values[-1]:.4g}"
     config = directory / "config.yaml"
     if config.exists():
         run.options = dict(options_of(read_config(config)))
@@ -238,7 +234,7 @@ def _grouped(runs: list[_Run]) -> dict[str, tuple[str, list[str]]]:
     """Explanation and columns with values of each group that has any."""
     prefixes = {prefix: title for title, (_, several) in _GROUPS.items() for prefix in several}
     columns: dict[str, list[str]] = {title: [] for title in _GROUPS}
-    for name in sorted({name for run in runs for name in run.columns}):
+    for name in sorted({name for run in runs for name in run.metrics}):
         fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
         if fitting and not name.startswith(_TIMES):
             columns[prefixes[max(fitting, key=len)]].append(name)
@@ -254,7 +250,7 @@ def _curves(runs: list[_Run], names: list[str]) -> "Figure":
     panels = figure.subplots(rows, _PER_ROW, squeeze=False).flatten()
     for axes, name in zip(panels, names, strict=False):
         for run in runs:
-            x, y = read_series(run.metrics, name, "step")
+            x, y = run.metrics.get(name, ([], []))
             if x:
                 axes.plot(x, y, color=run.color, linewidth=1.2, marker="." if len(x) == 1 else "")
         axes.set_title(name, fontsize=8)
@@ -270,13 +266,13 @@ def _time_shares(runs: list[_Run]) -> "Figure | None":
     """A bar for each run with the shares of ``train/seconds/*``."""
     from matplotlib.figure import Figure
 
-    names = sorted({n for run in runs for n in run.columns if n.startswith(_TIMES)})
+    names = sorted({n for run in runs for n in run.metrics if n.startswith(_TIMES)})
     if not names:
         return None
     figure = Figure(figsize=(11.5, 0.8 + 0.45 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for place, run in enumerate(runs):
-        seconds = np.array([sum(read_series(run.metrics, name, "step")[1]) for name in names])
+        seconds = np.array([sum(run.metrics.get(name, ([], []))[1]) for name in names])
         shares, left = seconds / max(seconds.sum(), 1e-12), 0.0
         for number, (name, share) in enumerate(zip(names, shares.tolist(), strict=True)):
             label = name.removeprefix(_TIMES) if place == 0 else None
