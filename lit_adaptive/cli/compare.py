@@ -52,18 +52,13 @@ class _Run(NamedTuple):
 
     @property
     def done(self) -> Path:
-        """File that names the directory of the finished run."""
-        return self.folder / "finished.json"
+        """File that says that the run is finished."""
+        return self.folder / "finished"
 
-    @property
-    def directory(self) -> Path:
-        """Directory of the finished run."""
-        return Path(json.loads(self.done.read_text())["run"])
-
-    def newest(self) -> Path | None:
-        """The newest run directory."""
-        runs = (self.folder / self.name).glob(f"*-{self.seed}*")
-        return max(runs, key=lambda path: path.stat().st_mtime, default=None)
+    def newest(self) -> Path:
+        """The newest run directory, by the time in its name; of one that is missing, its folder."""
+        folder = self.folder / self.name
+        return max(folder.glob(f"*-{self.seed}*"), default=folder)
 
 
 def compare(args: list[str]) -> None:
@@ -93,7 +88,7 @@ def compare(args: list[str]) -> None:
         _train([run for run in runs if not run.done.exists()], options, jobs, metric)
         curves = {
             path.stem: [
-                read_curve(run.directory / "metrics.csv", metric)
+                read_curve(run.newest() / "metrics.csv", metric)
                 for run in runs
                 if run.config == path
             ]
@@ -196,8 +191,8 @@ def _check_plan(out: Path, configs: list[Path], options: list[str]) -> None:
     elif out.exists() and any(out.iterdir()):
         raise ValueError(f"out is {out}, which has other files: choose another --out")
     for path in configs:
-        known = plan["configs"].setdefault(path.stem, path.read_text())
-        if known != path.read_text():
+        text = path.read_text()
+        if plan["configs"].setdefault(path.stem, text) != text:
             raise ValueError(
                 f"{path} is not what it was when the runs in {out} were made: choose another "
                 "--out, or remove it"
@@ -310,21 +305,19 @@ def _fit(
         processes[run] = process
         status = process.wait()
         del processes[run]
-    directory = run.newest()
-    if status != 0 or directory is None:
+    if status != 0:
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         raise ValueError(
             f"{run.name} with seed {run.seed} ended with status {status}; the end of {log}:\n  "
             + "\n  ".join(lines)
         )
-    run.done.write_text(json.dumps({"run": str(directory)}))
+    run.done.touch()
 
 
 def _latest(run: _Run, metric: str) -> str:
     """Step and value of the newest measurement of a run."""
-    directory = run.newest()
-    file = directory / "metrics.csv" if directory else None
-    if file is None or not file.exists():
+    file = run.newest() / "metrics.csv"
+    if not file.exists():
         return "starts"
     steps, values = read_series(file, metric, "step")
     return f"{metric} {values[-1]:.4g} at step {steps[-1]:.0f}" if values else "no measurement yet"
