@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from lit_adaptive.core.advantages import group_advantages
+from lit_adaptive.core.bounds import check_choices
 from lit_adaptive.core.difficulty import selection_scores
 from lit_adaptive.core.policy_ratios import check_tokens, limited_exp
 from lit_adaptive.core.segments import segment_count, segment_mean, segment_sum
@@ -205,10 +206,7 @@ def influence_scores(
         ValueError: if a gradient is not finite, ``metric`` is unknown, or it needs ``pass_rate``
             and there is none.
     """
-    if metric not in get_args(InfluenceMetric):
-        raise ValueError(
-            f"metric is {metric!r}; it must be one of {list(get_args(InfluenceMetric))}"
-        )
+    check_choices(metric=(metric, get_args(InfluenceMetric)))
     check_gradients(gradient)
     norm = gradient.norm(dim=1)
     product = gradient @ validation

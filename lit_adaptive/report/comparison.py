@@ -58,7 +58,7 @@ def read_curve(metrics: Path, metric: str) -> Curve:
         ValueError: if the file is none or the metric was not logged.
     """
     if not metrics.is_file():
-        raise ValueError(f"{metrics} does not exist: {metrics.parent} is no run directory")
+        raise ValueError(f"{metrics} does not exist: {metrics.parent} is not a run directory")
     with metrics.open() as file:
         names = next(csv.reader(file), [])
     values = read_series(metrics, metric, "step")[1]

@@ -94,7 +94,7 @@ def test_json_has_every_measurement_and_no_nan_and_figures_are_drawn(tmp_path: P
 
 
 def test_a_foreign_directory_or_metric_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no run directory"):
+    with pytest.raises(ValueError, match="is not a run directory"):
         read_curve(tmp_path / "metrics.csv", "m")
     file = tmp_path / "metrics.csv"
     file.write_text("step,train/loss,train/seconds\n5,0.5,2.5\n10,0.25,5.0\n")
