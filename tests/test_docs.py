@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lit_adaptive.cli.doctor import doctor_parser
 from lit_adaptive.cli.export import export_parser
 from lit_adaptive.cli.inspect import inspect_parser
 from lit_adaptive.cli.main import AdaptiveCLI, main
@@ -100,7 +101,12 @@ def test_lit_adaptive_command_is_accepted(
         pytest.importorskip("torchvision")
     arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last)", "", command))
     assert arguments[0].endswith("lit-adaptive")
-    parsers = {"export": export_parser, "inspect": inspect_parser, "report": report_parser}
+    parsers = {
+        "doctor": doctor_parser,
+        "export": export_parser,
+        "inspect": inspect_parser,
+        "report": report_parser,
+    }
     if arguments[1] in parsers:
         parsers[arguments[1]]().parse_args(arguments[2:])
         return

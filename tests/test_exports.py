@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
     *("lit_adaptive.core", "lit_adaptive.samplers", "lit_adaptive.replay", "lit_adaptive.rollout"),
-    *("lit_adaptive.data", "lit_adaptive.modules", "lit_adaptive.report", "lit_adaptive.cli"),
+    *("lit_adaptive.data", "lit_adaptive.modules", "lit_adaptive.report"),
     "callbacks",
 ]
 NOT_EXPORTED = {
@@ -29,8 +29,7 @@ NOT_EXPORTED = {
     ),
     "UpdateStatistics",
     *("RolloutCollector", "FreshRollouts", "RolloutStep", "StepLayout", "MicroBatch"),
-    *("MicroBatchBuilder", "ServedBatches", "SaveConfig", "ShortErrorParser"),
-    *("AtomicCheckpointIO", "AtomicTrainer", "CollectingTrainer", "ResumedOptions"),
+    *("MicroBatchBuilder", "ServedBatches"),
     *("Question", "QuestionRows", "Rows", "Scores", "Inputs", "ColumnDataset", "ColumnSpec"),
     *("Chat", "RenderedChat", "PromptCompletions", "Answers"),
     *("EncodedSamples", "Truncated", "Encoder", "TokenizedRows", "Number"),

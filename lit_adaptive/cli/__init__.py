@@ -1,5 +1,1 @@
 """The ``lit-adaptive`` command line."""
-
-from lit_adaptive.cli.main import AdaptiveCLI
-
-__all__ = ["AdaptiveCLI"]

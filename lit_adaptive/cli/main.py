@@ -1,4 +1,4 @@
-"""``lit-adaptive fit | validate | test | predict | collect | compare | report | inspect | export``.
+"""``lit-adaptive fit | validate | test | predict | collect``, and commands without a trainer.
 
 It adds to LightningCLI:
   1. A unique directory ``runs/<config name>/<time>-<seed>`` with CSV metrics, config, checkpoints.
@@ -53,6 +53,8 @@ from lit_adaptive.cli.checkpoints import (
 from lit_adaptive.cli.collect import CollectingTrainer
 from lit_adaptive.cli.compare import SUMMARY as COMPARE_SUMMARY
 from lit_adaptive.cli.compare import compare, compare_parser
+from lit_adaptive.cli.doctor import SUMMARY as DOCTOR_SUMMARY
+from lit_adaptive.cli.doctor import doctor, doctor_parser
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
 from lit_adaptive.cli.export import SUMMARY as EXPORT_SUMMARY
 from lit_adaptive.cli.export import export, export_parser
@@ -157,6 +159,7 @@ class AdaptiveCLI(LightningCLI):
         parser.add_command("report", report_parser(), REPORT_SUMMARY)
         parser.add_command("inspect", inspect_parser(), INSPECT_SUMMARY)
         parser.add_command("export", export_parser(), EXPORT_SUMMARY)
+        parser.add_command("doctor", doctor_parser(), DOCTOR_SUMMARY)
 
     def _set_seed(self) -> None:
         seed = self.config[str(self.subcommand)].get("seed_everything")
@@ -508,7 +511,13 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-_COMMANDS = {"compare": compare, "export": export, "inspect": inspect, "report": report}
+_COMMANDS = {
+    "compare": compare,
+    "doctor": doctor,
+    "export": export,
+    "inspect": inspect,
+    "report": report,
+}
 """Commands that need no trainer."""
 
 
