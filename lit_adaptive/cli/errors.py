@@ -6,6 +6,7 @@ whole value. The relevant part is the line that names the option, and the option
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -198,6 +199,24 @@ class ShortErrorParser(LightningArgumentParser):
     def add_command(self, name: str, parser: "ShortErrorParser", summary: str) -> None:
         """Add a subcommand after ``add_subcommands``."""
         self._commands.add_subcommand(name, parser, help=summary)
+
+    def add_completion(self) -> None:
+        """Add ``--print_completion SHELL``, if shtab is installed, after all commands.
+
+        A value without choices is completed as a file. jsonargparse's own option also completes the
+        options of all classes: it reads the signatures of every network of torch for minutes.
+        """
+        if importlib.util.find_spec("shtab") is None:
+            return
+        import shtab
+
+        for parser in (self, *self._commands.choices.values()):
+            for action in parser._actions:
+                each: Any = action
+                if each.choices is None and each.nargs != 0:
+                    each.complete = shtab.FILE
+        text = "Print a script that completes commands and options in a shell."
+        shtab.add_argument_to(self, "--print_completion", text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the shortened message and exit."""

@@ -160,6 +160,7 @@ class AdaptiveCLI(LightningCLI):
         parser.add_command("inspect", inspect_parser(), INSPECT_SUMMARY)
         parser.add_command("export", export_parser(), EXPORT_SUMMARY)
         parser.add_command("doctor", doctor_parser(), DOCTOR_SUMMARY)
+        parser.add_completion()
 
     def _set_seed(self) -> None:
         seed = self.config[str(self.subcommand)].get("seed_everything")
