@@ -12,6 +12,7 @@ from callbacks.demonstration_influence import DemonstrationInfluence
 from callbacks.difficulty_refresh import DifficultyRefresh
 from callbacks.entropy_guard import EntropyGuard
 from callbacks.episode_evaluation import EpisodeEvaluation
+from callbacks.episode_video import EpisodeVideo
 from callbacks.export_best import ExportBest
 from callbacks.influence_refresh import InfluenceRefresh
 from callbacks.keep_scores import KeepScores
@@ -45,6 +46,7 @@ __all__ = [
     "DifficultyRefresh",
     "EntropyGuard",
     "EpisodeEvaluation",
+    "EpisodeVideo",
     "ExportBest",
     "InfluenceRefresh",
     "KeepScores",

@@ -87,9 +87,9 @@ class TransitionsDataModule(SampledDataModule):
         for kwargs in (environment_kwargs or {}, evaluation_environment_kwargs or {}):
             if (mode := kwargs.get("render_mode")) not in (None, "human"):
                 raise ValueError(
-                    f"render_mode is {mode!r}, but no frames are recorded here: use 'human' in "
-                    "evaluation_environment_kwargs to watch greedy episodes, or record an "
-                    "environment of your own with gymnasium.wrappers.RecordVideo"
+                    f"render_mode is {mode!r}, but no frames are recorded here: add "
+                    "callbacks.EpisodeVideo to record greedy episodes, or use 'human' in "
+                    "evaluation_environment_kwargs to watch them"
                 )
         self.environment = environment
         self.environment_kwargs = environment_kwargs or {}
@@ -121,12 +121,22 @@ class TransitionsDataModule(SampledDataModule):
         """See ``lit_adaptive.contract``."""
         keys = ("observation", "action", "reward", "next_observation", "terminated", "discount")
         names = {f"batch.{key}" for key in (*keys, "serial")}
-        return super().provides | names | {"data.replay", "data.make_environment"}
+        names |= {"data.replay", "data.make_environment", "data.evaluation_seeds"}
+        return super().provides | names
 
-    def make_environment(self, *, evaluation: bool = False) -> gymnasium.Env[Any, Any]:
-        """Make an environment, for collection or for a greedy episode."""
-        kwargs = self.evaluation_environment_kwargs if evaluation else {}
-        return make_environment(self.environment, **{**self.environment_kwargs, **kwargs})
+    def make_environment(
+        self, *, evaluation: bool = False, **kwargs: Any
+    ) -> gymnasium.Env[Any, Any]:
+        """Make an environment, for collection or for a greedy episode.
+
+        Args:
+            evaluation: whether it is for a greedy episode.
+            kwargs: arguments of the environment that replace the configured ones.
+        """
+        evaluated = self.evaluation_environment_kwargs if evaluation else {}
+        return make_environment(
+            self.environment, **{**self.environment_kwargs, **evaluated, **kwargs}
+        )
 
     def update(self, drawn: dict[str, Tensor], priority: Tensor) -> None:
         """Set new priorities, except of slots overwritten since they were drawn."""

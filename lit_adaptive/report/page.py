@@ -154,7 +154,8 @@ def _read_run(directory: Path, label: str, color: str) -> _Run:
     config = directory / "config.yaml"
     if config.exists():
         run.options = dict(options_of(read_config(config)))
-    for name in _PICTURES:
+    videos = sorted(path.name for path in directory.glob("episode-seed=*.gif"))
+    for name in (*_PICTURES, *videos):
         if (directory / name).is_file():
             run.pictures.append(_Picture(name, _encoded(directory / name)))
     run.tables = [*_tables(directory)]

@@ -131,7 +131,7 @@ def test_an_option_overrides_the_hyperparameters_of_ckpt_path(
         (["--data.environment=Pendulum-v1"], ["Discrete"]),
         (
             ["--data.environment_kwargs.render_mode=rgb_array"],
-            ["'rgb_array'", "evaluation_environment_kwargs"],
+            ["'rgb_array'", "callbacks.EpisodeVideo", "evaluation_environment_kwargs"],
         ),
         (["--trainer.callbacks=[]"], ["duty.target_sync", "TargetSync", "TransitionCollector"]),
     ],

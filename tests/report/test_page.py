@@ -114,10 +114,12 @@ def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
 
 def test_a_live_run_and_one_without_measurements_are_shown(tmp_path: Path) -> None:
     live = run_directory(tmp_path / "a" / "live", "step,val/x\n3,0.5\n4,0.")
+    (live / "episode-seed=7.gif").write_bytes(b"GIF89a")
     empty = run_directory(tmp_path / "a" / "empty", "")
     page = written(tmp_path / "report.html", live, empty)
     assert "a/live" in page.text
     assert "a/empty" in page.text
+    assert "data:image/gif;base64,R0lGODlh" in page.loaded
 
 
 @pytest.mark.parametrize(
