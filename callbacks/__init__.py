@@ -7,6 +7,7 @@ Each callback states its ``Needs`` and ``Changes`` in its docstring, and its nee
 from callbacks.beta_anneal import BetaAnneal
 from callbacks.completion_table import CompletionTable
 from callbacks.completion_writer import CompletionWriter
+from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.curriculum_progress import CurriculumProgress
 from callbacks.demonstration_influence import DemonstrationInfluence
 from callbacks.difficulty_refresh import DifficultyRefresh
@@ -41,6 +42,7 @@ __all__ = [
     "BetaAnneal",
     "CompletionTable",
     "CompletionWriter",
+    "ConfusionMatrix",
     "CurriculumProgress",
     "DemonstrationInfluence",
     "DifficultyRefresh",

@@ -169,24 +169,24 @@ class EvaluatedModule(AdaptiveModule):
     """A module that is evaluated on validation and test batches in the same way."""
 
     @abstractmethod
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
-        """Update the metrics of ``stage`` (``val`` or ``test``) with a batch."""
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> Any:
+        """Update the metrics of ``stage`` (``val`` or ``test``); return the step's output."""
 
     @abstractmethod
     def _report(self, stage: str) -> None:
         """Log the metrics of ``stage`` over all ranks, and reset them."""
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Update the validation metrics."""
-        self._evaluate(batch, "val")
+        return self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics over all ranks."""
         self._report("val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Update the test metrics."""
-        self._evaluate(batch, "test")
+        return self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics over all ranks."""

@@ -50,7 +50,7 @@ class Classifier(EvaluatedModule):
     """
 
     needs = frozenset({"batch.input", "batch.target", "batch.weight"})
-    provides = frozenset({"signal.losses", "model.per_sample_loss"})
+    provides = frozenset({"signal.losses", "model.per_sample_loss", "model.num_classes"})
     remedies = {  # noqa: RUF012
         "batch.target": "let the dataset's items be (input, target) pairs, or dictionaries with "
         "'input' and 'target'",
@@ -190,12 +190,14 @@ class Classifier(EvaluatedModule):
             self.statistics.add_values("train/accuracy", logits.detach().argmax(1) == target)
         return {"loss": loss, "losses": losses.detach()}
 
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Tensor]:
         logits, counted = self._logits(batch), batch["counted"]
         losses = self._losses(logits, batch["target"])
-        if bool(counted.any()):  # a rank's last batch may be padding
-            self.metrics[stage].update(logits[counted].float(), batch["target"][counted])  # type: ignore[operator]
+        logits, target = logits[counted].float(), batch["target"][counted]
+        if len(target):  # a rank's last batch may be padding
+            self.metrics[stage].update(logits, target)  # type: ignore[operator]
             self.mean_loss[stage].update(losses[counted])  # type: ignore[operator]
+        return {"predicted": logits.argmax(1), "target": target}
 
     def _report(self, stage: str) -> None:
         metrics: MetricCollection = self.metrics[stage]  # type: ignore[assignment]

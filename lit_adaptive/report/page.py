@@ -20,7 +20,7 @@ from lit_adaptive.report.text import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PICTURES = ("sample_report.png", "difficulty.png", "influence.png")
+_PICTURES = ("confusion_matrix.png", "sample_report.png", "difficulty.png", "influence.png")
 _PLACES = ("runs", "config", "trainer.default_root_dir")  # options that say where, not what
 _ROWS, _TEXT = 8, 300  # of a table, and characters of a cell
 _PER_ROW = 4  # metrics of a figure

@@ -57,8 +57,8 @@ def test_a_page_of_two_runs_holds_everything_itself(runs: list[Path], tmp_path: 
     page = written(tmp_path / "report.html", *runs)
     assert "script" not in page.names
     assert all(place.startswith("data:") for place in page.loaded)
-    # Three groups of metrics, and what SampleReport drew in each run.
-    assert page.names.count("img") == 5
+    # Three groups of metrics, and what SampleReport and ConfusionMatrix drew in each run.
+    assert page.names.count("img") == 7
     for text in (
         *("digits_uniform/", "digits_adaptive/", "val/macro_f1", "Most drawn samples"),
         *("data.sampler", "lit_adaptive.samplers.AdaptiveBatchSampler"),
