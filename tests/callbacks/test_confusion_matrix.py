@@ -13,7 +13,7 @@ from lit_adaptive.cli.main import main
 from lit_adaptive.data import LongTailedDigits
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_adaptive.yaml"
-NAMES = ["$null$", "one", "two", "a name that is longer than twenty", *"456789"]
+NAMES = ["$null$", "one", "two", "as long as a class should not be", *"456789"]
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance")
@@ -44,7 +44,7 @@ def test_a_run_ends_with_the_counts_of_its_last_validation(
         (axes,) = figure.axes
         counts.append(np.asarray(axes.images[0].get_array()))
         assert [text.get_text() for text in axes.texts] == [str(n) for n in counts[-1].ravel()]
-        shown = [*NAMES[:3], "a name that is longe …", *NAMES[4:]]
+        shown = [*NAMES[:3], f"{NAMES[3][:20]} …", *NAMES[4:]]
         assert [label.get_text() for label in axes.get_yticklabels()] == shown
 
     validated, tested = counts
