@@ -25,9 +25,9 @@ better than the true rates do: Pearson's ceiling is sqrt(1 - noise / variance), 
 mean(p (1 - p) / 7).
 
 ``hidden`` (10 minutes): the same predictor and ridge regression, with K = 128, on hidden states of SmolLM2-135M-Instruct
-instead of the sentence encoder's embeddings: the mean over the prompt's tokens in the last layer (``DifficultyRefresh``
-without an encoder), the last token's in the last layer, and the last token's at two thirds of the depth, as it is and
-with each coordinate standardized over the questions.
+instead of the sentence encoder's embeddings: the mean over the prompt's tokens in the last layer, the last token's in the
+last layer, the last token's at two thirds of the depth, as it is and with each coordinate standardized over the
+questions, and what ``DifficultyRefresh`` without an encoder takes: mean and last token at two thirds, standardized.
 
 ``speed``: seconds to predict 100,000 prompts from 256 references with cached embeddings, and to select from a million,
 on two threads; and the part of a step of ``configs/grpo_dots.yaml`` that all of DOTS but the generation of
@@ -60,6 +60,7 @@ from lit_adaptive.core.difficulty import attention_weights, selection_precision
 from lit_adaptive.core.segments import segment_mean
 from lit_adaptive.data import PassRateDataModule, PromptDataset, ReasoningTask
 from lit_adaptive.modules import DifficultyPredictor, PassRateModule, PretrainedLM
+from lit_adaptive.modules.difficulty_predictor import embed_prompts
 from lit_adaptive.rollout import ReasoningGym, SentenceEncoder
 from lit_adaptive.rollout.generation import SamplingParams, generate, left_pad_sequences
 from lit_adaptive.rollout.models.embeddings import cached_embeddings
@@ -370,6 +371,7 @@ def quality_offline(seed: int) -> dict[str, dict[str, Any]]:
 # Hidden states ------------------------------------------------------------------------------------
 
 MEAN, LAST, MIDDLE = "mean, last layer", "last token, last layer", "last token, 2/3 of the depth"
+BUILT = "mean and last token, 2/3 of the depth, standardized"
 
 
 @torch.inference_mode()
@@ -394,8 +396,11 @@ def hidden_states(prompts: list[str]) -> dict[str, Tensor]:
         found[MIDDLE].append(middle[rows, length - 1])
     back = torch.tensor(order).argsort()
     states = {name: torch.cat(parts)[back] for name, parts in found.items()}
-    middle = states[MIDDLE]
-    return states | {f"{MIDDLE}, standardized": (middle - middle.mean(0)) / middle.std(0)}
+    standardized = {
+        f"{MIDDLE}, standardized": states[MIDDLE],
+        BUILT: embed_prompts(language, encoded),
+    }
+    return states | {name: (x - x.mean(0)) / x.std(0) for name, x in standardized.items()}
 
 
 def quality_hidden(seed: int, *, states: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

@@ -121,8 +121,9 @@ class DifficultyRefresh(Callback):
         replay_priorities: multiply the priority of each replayed group by p (1 - p) of the present
             estimate of its prompt's pass rate, so that prompts that have become too easy are
             replayed less. Needs a replay whose policy is ``prioritized`` or ``fresh``.
-        encoder: gives the embedding of a prompt; by default the policy's own hidden states, as
-            they are at the first refresh.
+        encoder: gives the embedding of a prompt; by default the policy's own hidden states at
+            two thirds of its depth (mean and last token), standardized over the prompts, as they
+            are at the first refresh.
         hidden_size: width of the predictor's adapters, above 0; 896 in the paper.
         learning_rate: of the predictor's Adam, above 0; 1e-3 in the paper.
         updates: steps of the predictor's Adam at each refresh, at least 0.
@@ -275,7 +276,7 @@ class DifficultyRefresh(Callback):
         if self.weights is not None:
             load_predictor(predictor, self.weights)
         self.predictor = predictor.to(module.device)
-        self.optimizer = torch.optim.Adam(predictor.parameters(), lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(predictor.parameters(), lr=self.learning_rate, fused=True)
         if restored is not None:
             predictor.load_state_dict(restored["predictor"])
             self.optimizer.load_state_dict(restored["optimizer"])
@@ -303,11 +304,14 @@ class DifficultyRefresh(Callback):
         if self.encoder is None:
             with evaluation_mode(module.policy), trainer.precision_plugin.forward_context():
                 vectors = embed_prompts(module.policy, data.dataset.tokens(share))
-            vectors = vectors.half()  # they are part of the checkpoint
         else:
             texts = [row["prompt"] for row in data.dataset.texts(share)]
             vectors = cached_embeddings(self.cache_dir, self.encoder.key, texts, self.encoder)
-        return interleave_ranks(vectors, size, trainer, module).cpu()
+        vectors = interleave_ranks(vectors, size, trainer, module).cpu()
+        if self.encoder is None:  # a few dimensions would hide all others
+            std, mean = torch.std_mean(vectors, dim=0, correction=0)
+            vectors = ((vectors - mean) / std.clamp(min=1e-6)).half()  # part of the checkpoint
+        return vectors
 
     def _refresh(self, trainer: Trainer, module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -390,20 +394,22 @@ class DifficultyRefresh(Callback):
         size = len(known.index)
         if size < _LEAST:
             return
+        embeddings = self.embeddings[known.index].float().to(device)
+        pass_rate = known.pass_rate.to(device)
         for _ in range(self.updates):
             order = torch.randperm(size, generator=generator)
-            count = min(_BATCH, size // 2)
-            query, others = known.select(order[:count]), known.select(order[count:])
+            query, others = order.tensor_split([min(_BATCH, size // 2)])
             # A prompt must not attend to itself: most prompts were never visited.
-            references = others.without(query.index).select(slice(_ATTENDED))
-            if not len(references.index):
+            same = torch.isin(known.index[others], known.index[query])
+            references = others[~same][:_ATTENDED]
+            if not len(references):
                 continue
             loss = predictor_loss(
                 self.predictor,
-                self.embeddings[query.index].float().to(device),
-                query.pass_rate.to(device),
-                self.embeddings[references.index].float().to(device),
-                references.pass_rate.to(device),
+                embeddings[query],
+                pass_rate[query],
+                embeddings[references],
+                pass_rate[references],
             )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

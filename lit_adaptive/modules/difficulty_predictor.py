@@ -19,11 +19,13 @@ Departures from the paper:
 
 import math
 import pickle
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from lit_adaptive.core.bounds import check_at_least
@@ -133,9 +135,16 @@ def _adapter(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
     )
 
 
+class _LayersRead(Exception):  # noqa: N818
+    """The layers whose hidden states are needed have run."""
+
+
 @torch.no_grad()
 def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int = 256) -> Tensor:
-    """Mean of a language model's last hidden states over the tokens of each prompt.
+    """Hidden states of each prompt at two thirds of a language model's depth.
+
+    The mean over the tokens tells what is asked; at the last token the model is about to answer.
+    Layers further up turn to the next token (``benchmarks/difficulty.py --part hidden``).
 
     Args:
         language: the model, in evaluation mode.
@@ -143,20 +152,38 @@ def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int =
         rows: prompts read at once.
 
     Returns:
-        ``[N, F]`` float32, on the CPU.
+        ``[N, 2 H]`` float32, on the CPU: mean over the tokens, and last token, of width H each.
     """
     device = next(language.parameters()).device
     body = getattr(language.base, language.base.base_model_prefix)
+    layers = language.layers
+    sharded = any(isinstance(parameter, DTensor) for parameter in body.parameters())
+    hidden: list[Tensor] = []
+
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        hidden.append(output[0] if isinstance(output, tuple) else output)
+        if not sharded:  # FSDP frees the weights at the end of the forward pass
+            raise _LayersRead
+
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    order = lengths.argsort(stable=True)
     vectors: list[Tensor] = []
-    for start in range(0, len(prompts), rows):
-        part = [prompt.long() for prompt in prompts[start : start + rows]]
-        ids = nn.utils.rnn.pad_sequence(part, batch_first=True).to(device)
-        lengths = torch.tensor([len(prompt) for prompt in part], device=device)
-        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        hidden = body(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        total = (hidden.float() * mask[:, :, None]).sum(1)
-        vectors.append((total / lengths[:, None]).cpu())
-    return torch.cat(vectors)
+    handle = layers[max(len(layers) * 2 // 3, 1) - 1].register_forward_hook(keep)
+    try:
+        for part in order.split(rows):
+            each = [prompts[i].long() for i in part]
+            ids = nn.utils.rnn.pad_sequence(each, batch_first=True).to(device)
+            length = lengths[part].to(device)
+            mask = torch.arange(ids.shape[1], device=device) < length[:, None]
+            with suppress(_LayersRead):
+                body(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+            states = hidden.pop().float()
+            mean = (states * mask[:, :, None]).sum(1) / length[:, None]
+            last = states[torch.arange(len(part), device=device), length - 1]
+            vectors.append(torch.cat([mean, last], dim=1).cpu())
+    finally:
+        handle.remove()
+    return torch.cat(vectors)[order.argsort()]
 
 
 def predictor_loss(

@@ -11,8 +11,13 @@ from quiet_trainer import quiet_trainer
 from torch import Tensor
 
 from lit_adaptive.data import Arithmetic, PassRateDataModule, PromptDataset
-from lit_adaptive.modules import DifficultyPredictor, PassRateModule
-from lit_adaptive.modules.difficulty_predictor import load_predictor, predictor_loss
+from lit_adaptive.modules import ConfiguredLM, DifficultyPredictor, PassRateModule
+from lit_adaptive.modules.difficulty_predictor import (
+    embed_prompts,
+    load_predictor,
+    predictor_loss,
+)
+from lit_adaptive.rollout.models.tokenizers import character_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 
@@ -235,3 +240,21 @@ def test_each_rank_trains_on_its_share_of_the_pairs() -> None:
     whole = len(offline().train_dataloader().dataset)
     assert len(shares[0]) == len(shares[1]) == -(-whole // 2)
     assert {*shares[0], *shares[1]} == {*range(whole)}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_embeddings_are_hidden_states_at_two_thirds_of_the_depth(architecture: Any) -> None:
+    torch.manual_seed(0)
+    tokenizer = character_tokenizer()
+    recipe = ConfiguredLM(architecture=architecture, hidden_size=16, layers=3, heads=2)
+    language = recipe.build(tokenizer).eval()
+    prompts = [torch.tensor(tokenizer(text).input_ids) for text in ("1+2=", "7=", "12+345=")]
+    expected = []
+    for prompt in prompts:  # alone, so without padding, through all layers
+        output = language.base(prompt[None], output_hidden_states=True)
+        state = output.hidden_states[2][0]  # 0: embeddings, 2: after the second of three layers
+        expected.append(torch.cat([state.mean(0), state[-1]]))
+    hooks = [len(layer._forward_hooks) for layer in language.layers]
+    got = embed_prompts(language, prompts, rows=2)
+    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert [len(layer._forward_hooks) for layer in language.layers] == hooks
