@@ -522,9 +522,19 @@ _COMMANDS = {
 """Commands that need no trainer."""
 
 
+def _module_folders(arguments: list[str]) -> list[str]:
+    """Folders where class paths are looked up last: those of the configs, and the present one."""
+    names = [argument.rpartition("=")[2] for argument in arguments]
+    configs = [Path(name) for name in names if name.endswith((".yaml", ".yml"))]
+    folders = [str(folder.resolve()) for folder in (*(file.parent for file in configs), Path())]
+    return [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line."""
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(arguments, list):
+        sys.path += _module_folders(arguments)
     if isinstance(arguments, list) and arguments and arguments[0] in _COMMANDS:
         _COMMANDS[arguments[0]](arguments[1:])
         return

@@ -433,3 +433,22 @@ def test_an_error_that_shows_when_training_starts_is_reported_without_its_traceb
         main([*command, *small])
     assert raised.value.code == 2
     assert "error: group_size is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["configs", "start"])
+def test_modules_beside_the_config_and_in_the_present_folder_are_found(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("configs", "start"):
+        (tmp_path / folder).mkdir()
+    module = f"networks_in_{place}"
+    (tmp_path / place / f"{module}.py").write_text(
+        "from lit_adaptive.modules import MLP\n\n\nclass Mine(MLP):\n    pass\n"
+    )
+    config = tmp_path / "configs" / "mine.yaml"
+    config.write_text((CONFIGS / "dqn_per.yaml").read_text())
+    monkeypatch.chdir(tmp_path / "start")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    network = f"--model.network={module}.Mine"
+    main(["fit", f"--config={config}", *QUICK, network, "--trainer.fast_dev_run=true"])
+    assert module in sys.modules
