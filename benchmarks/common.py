@@ -163,3 +163,31 @@ def run_seeds(function: Callable[[int], T], seeds: int, jobs: int) -> list[T]:
     """Results of ``function`` for each seed below ``seeds``, in ``jobs`` processes at once."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(function, range(seeds)))
+
+
+def plot_curves(results: dict[str, Any], label: str, file: Path) -> None:
+    """Mean accuracy of each method against steps, tokens and seconds, as far as all seeds go."""
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    axis_labels = {"step": "steps", "tokens": "generated tokens", "seconds": "CPU seconds"}
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained", sharey=True)
+    for number, name in enumerate(results["table"]):
+        curves = [run[name]["curve"] for run in results["runs"]]
+        points = range(min(map(len, curves)))
+        means = {
+            key: [float(np.mean([curve[i][key] for curve in curves])) for i in points]
+            for key in curves[0][0]
+        }
+        style = "-" if number < 10 else "--"
+        for axis, key in zip(axes, axis_labels, strict=True):
+            axis.plot(means[key], means["accuracy"], style, label=name, color=f"C{number % 10}")
+    for axis, text in zip(axes, axis_labels.values(), strict=True):
+        axis.set_xlabel(text)
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(label)
+    axes[0].legend(fontsize=7)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

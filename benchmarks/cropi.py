@@ -285,27 +285,6 @@ def summarize(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return row
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Mean accuracy against steps, tokens and seconds, as far as all seeds go."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained", sharey=True)
-    for number, name in enumerate(results["table"]):
-        curves = [run[name]["curve"] for run in results["runs"]]
-        points = range(min(map(len, curves)))
-        means = {
-            key: [float(np.mean([curve[i][key] for curve in curves])) for i in points]
-            for key in curves[0][0]
-        }
-        for axis, key in zip(axes, ("step", "tokens", "seconds"), strict=True):
-            axis.plot(means[key], means["accuracy"], label=name, color=f"C{number}")
-            axis.set_xlabel({"tokens": "generated tokens", "step": "steps"}.get(key, "CPU seconds"))
-            axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean pass rate of the validated commands")
-    axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=110)
-
-
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
@@ -333,7 +312,9 @@ def main() -> None:
     results = options | {"table": table, "runs": runs}
     name = "cropi" if args.distractors else "cropi_no_distractors"
     common.write_results(args.out, f"{name}.json", results)
-    plot(results, args.out / f"{name}.png")
+    common.plot_curves(
+        results, "mean pass rate of the validated commands", args.out / f"{name}.png"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -361,7 +360,9 @@ def summarize(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
             x = [point["seconds"] for point in points]
             values.append(float(np.interp(seconds, x, [point["accuracy"] for point in points])))
     row["accuracy at equal time"] = common.paired_t_interval(equal, base)
-    row["final"] = common.t_interval([final(run[name]["curve"]) for run in runs])
+    finals = [[final(run[key]["curve"]) for run in runs] for key in (name, "GRPO")]
+    row["final"] = common.t_interval(finals[0])
+    row["final - GRPO's"] = common.paired_t_interval(*finals)
     for measure in ("informative", "generation", "pearson"):
         values = [run[name][measure] for run in runs]
         row[measure] = None if None in values else common.t_interval(values)
@@ -371,28 +372,6 @@ def summarize(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
         for run, goal in zip(runs, goals, strict=True)
     )
     return row
-
-
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Accuracy against steps, tokens and seconds."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained", sharey=True)
-    for number, name in enumerate(results["table"]):
-        curves = [run[name]["curve"] for run in results["runs"]]
-        points = range(len(curves[0]))
-        means = {
-            key: [float(np.mean([curve[i][key] for curve in curves])) for i in points]
-            for key in curves[0][0]
-        }
-        for axis, key in zip(axes, ("step", "tokens", "seconds"), strict=True):
-            style = "-" if number < 10 else "--"
-            axis.plot(means[key], means["accuracy"], style, label=name, color=f"C{number % 10}")
-            axis.set_xlabel({"tokens": "generated tokens", "step": "steps"}.get(key, "CPU seconds"))
-            axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean pass rate of the pool")
-    axes[0].legend(fontsize=7)
-    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -416,7 +395,7 @@ def main() -> None:
         print(f"{name:20s}", *cells, sep=" | ")
     results = {"seeds": args.seeds, "steps": args.steps, "table": table, "runs": runs}
     common.write_results(args.out, "dots.json", results)
-    plot(results, args.out / "dots.png")
+    common.plot_curves(results, "mean pass rate of the pool", args.out / "dots.png")
 
 
 if __name__ == "__main__":
