@@ -170,7 +170,7 @@ def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int =
     vectors: list[Tensor] = []
     handle = layers[max(len(layers) * 2 // 3, 1) - 1].register_forward_hook(keep)
     try:
-        for part in order.split(rows):
+        for part in torch.split(order, rows):
             each = [prompts[i].long() for i in part]
             ids = nn.utils.rnn.pad_sequence(each, batch_first=True).to(device)
             length = lengths[part].to(device)
