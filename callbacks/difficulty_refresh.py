@@ -97,6 +97,8 @@ class DifficultyRefresh(Callback):
          code throws them away).
       3. Fewer than 256 prompts rolled out at a refresh are supplemented by the latest groups of the
          steps and by those of earlier refreshes.
+      4. Embeddings are hidden states of the policy itself, mean and last token at two thirds of its
+         depth, instead of the mean of the last layer of another, frozen model (``encoder``).
 
     Logs ``train/difficulty/*`` after each refresh: ``pearson``, ``spearman``, ``calibration``
     (mean gap over ten bins) and ``precision`` (of the prompts predicted nearest to one half, the
