@@ -34,7 +34,6 @@ from lit_adaptive.report.comparison import (
 from lit_adaptive.report.curves import read_series
 from lit_adaptive.report.options import options_of, read_config
 
-SUMMARY = "Train configs with paired seeds, and compare a metric."
 _LOG_LINES = 15  # of a failed run
 
 
@@ -115,7 +114,11 @@ def _end(number: int, _: FrameType | None) -> None:
 def compare_parser() -> ShortErrorParser:
     """Parser of the command's arguments."""
     usage = "lit-adaptive compare BASELINE.yaml OTHER.yaml ... [options] [-- options of fit]"
-    parser = ShortErrorParser(prog="lit-adaptive compare", usage=usage, description=SUMMARY)
+    parser = ShortErrorParser(
+        prog="lit-adaptive compare",
+        usage=usage,
+        description="Train configs with paired seeds, and compare a metric.",
+    )
     parser.add_argument("configs", nargs="+", type=str, help="Config files, the baseline first.")
     parser.add_argument("--seeds", type=int, default=5, help="Number of seeds: 0, 1, 2 ...")
     parser.add_argument("--jobs", type=int, default=1, help="Runs at the same time.")

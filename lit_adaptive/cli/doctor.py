@@ -24,8 +24,6 @@ from lit_adaptive import __version__
 if TYPE_CHECKING:
     from lit_adaptive.cli.errors import ShortErrorParser
 
-SUMMARY = "Show versions, extras, devices and folders of this installation, and how to mend it."
-
 _SHOWN = ("torch", "lightning", "transformers", "jsonargparse", "wandb")
 """Requirements that have a line even if nothing is wrong with them."""
 
@@ -45,8 +43,9 @@ def doctor_parser() -> "ShortErrorParser":
     """Parser of the command's arguments, of which there are none."""
     from lit_adaptive.cli.errors import ShortErrorParser
 
-    usage = "lit-adaptive doctor"
-    return ShortErrorParser(prog="lit-adaptive doctor", usage=usage, description=SUMMARY)
+    summary = "Show versions, extras, devices and folders of this installation, and how to mend it."
+    name = "lit-adaptive doctor"
+    return ShortErrorParser(prog=name, usage=name, description=summary)
 
 
 def doctor(arguments: list[str]) -> None:

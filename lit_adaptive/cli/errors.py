@@ -196,9 +196,9 @@ class ShortErrorParser(LightningArgumentParser):
         self._commands: Any = super().add_subcommands(*args, **kwargs)
         return self._commands
 
-    def add_command(self, name: str, parser: "ShortErrorParser", summary: str) -> None:
-        """Add a subcommand after ``add_subcommands``."""
-        self._commands.add_subcommand(name, parser, help=summary)
+    def add_command(self, name: str, parser: "ShortErrorParser") -> None:
+        """Add a subcommand after ``add_subcommands``; its description is its help."""
+        self._commands.add_subcommand(name, parser, help=parser.description)
 
     def add_completion(self) -> None:
         """Add ``--print_completion SHELL``, if shtab is installed, after all commands.

@@ -4,13 +4,15 @@ from lit_adaptive.cli.errors import ShortErrorParser
 from lit_adaptive.modules.language.export import export_checkpoint
 from lit_adaptive.modules.language.recipes import DTypeName
 
-SUMMARY = "Write the language model of a checkpoint for transformers, peft and vLLM."
-
 
 def export_parser() -> ShortErrorParser:
     """Parser of the command's arguments."""
     usage = "lit-adaptive export CHECKPOINT FOLDER [--merge] [--dtype DTYPE]"
-    parser = ShortErrorParser(prog="lit-adaptive export", usage=usage, description=SUMMARY)
+    parser = ShortErrorParser(
+        prog="lit-adaptive export",
+        usage=usage,
+        description="Write the language model of a checkpoint for transformers, peft and vLLM.",
+    )
     parser.add_argument("checkpoint", help="Checkpoint of IWSFT or GRPO: a file or a folder.")
     parser.add_argument("folder", help="New or empty folder to write to.")
     parser.add_argument(

@@ -7,13 +7,15 @@ from lit_adaptive.cli.errors import ShortErrorParser
 from lit_adaptive.report.state import TableFormat, state_entries, write_state
 from lit_adaptive.sharded import read_checkpoint
 
-SUMMARY = "Show what a checkpoint holds of samplers, replay, predictors and callbacks."
-
 
 def inspect_parser() -> ShortErrorParser:
     """Parser of the command's arguments."""
     usage = "lit-adaptive inspect CHECKPOINT [--out FOLDER] [--format csv|parquet]"
-    parser = ShortErrorParser(prog="lit-adaptive inspect", usage=usage, description=SUMMARY)
+    parser = ShortErrorParser(
+        prog="lit-adaptive inspect",
+        usage=usage,
+        description="Show what a checkpoint holds of samplers, replay, predictors and callbacks.",
+    )
     parser.add_argument("checkpoint", type=str, help="A file, or a folder of shards.")
     parser.add_argument(
         "--out",

@@ -51,16 +51,11 @@ from lit_adaptive.cli.checkpoints import (
     newest_checkpoint,
 )
 from lit_adaptive.cli.collect import CollectingTrainer
-from lit_adaptive.cli.compare import SUMMARY as COMPARE_SUMMARY
 from lit_adaptive.cli.compare import compare, compare_parser
-from lit_adaptive.cli.doctor import SUMMARY as DOCTOR_SUMMARY
 from lit_adaptive.cli.doctor import doctor, doctor_parser
 from lit_adaptive.cli.errors import ShortErrorParser, raised_by_package, root_cause
-from lit_adaptive.cli.export import SUMMARY as EXPORT_SUMMARY
 from lit_adaptive.cli.export import export, export_parser
-from lit_adaptive.cli.inspect import SUMMARY as INSPECT_SUMMARY
 from lit_adaptive.cli.inspect import inspect, inspect_parser
-from lit_adaptive.cli.report import SUMMARY as REPORT_SUMMARY
 from lit_adaptive.cli.report import report, report_parser
 from lit_adaptive.contract import unmet_needs
 from lit_adaptive.sharded import check_sharded_checkpoint
@@ -155,11 +150,8 @@ class AdaptiveCLI(LightningCLI):
         """Create the parser; commands that need no trainer are run by ``main``."""
         super().setup_parser(*args, **kwargs)
         parser = cast("ShortErrorParser", self.parser)
-        parser.add_command("compare", compare_parser(), COMPARE_SUMMARY)
-        parser.add_command("report", report_parser(), REPORT_SUMMARY)
-        parser.add_command("inspect", inspect_parser(), INSPECT_SUMMARY)
-        parser.add_command("export", export_parser(), EXPORT_SUMMARY)
-        parser.add_command("doctor", doctor_parser(), DOCTOR_SUMMARY)
+        for name, (_, make_parser) in _COMMANDS.items():
+            parser.add_command(name, make_parser())
         parser.add_completion()
 
     def _set_seed(self) -> None:
@@ -513,13 +505,13 @@ def _as_list(value: Any) -> list[Any]:
 
 
 _COMMANDS = {
-    "compare": compare,
-    "doctor": doctor,
-    "export": export,
-    "inspect": inspect,
-    "report": report,
+    "compare": (compare, compare_parser),
+    "report": (report, report_parser),
+    "inspect": (inspect, inspect_parser),
+    "export": (export, export_parser),
+    "doctor": (doctor, doctor_parser),
 }
-"""Commands that need no trainer."""
+"""Commands that need no trainer: what runs each, and what makes its parser."""
 
 
 def _module_folders(arguments: list[str]) -> list[str]:
@@ -535,9 +527,10 @@ def main(args: ArgsType = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if isinstance(arguments, list):
         sys.path += _module_folders(arguments)
-    if isinstance(arguments, list) and arguments and arguments[0] in _COMMANDS:
-        _COMMANDS[arguments[0]](arguments[1:])
-        return
+        if arguments and arguments[0] in _COMMANDS:
+            run, _ = _COMMANDS[arguments[0]]
+            run(arguments[1:])
+            return
     for warning in (
         r"Experiment logs directory .* exists and is not empty",  # the config is written first
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # internal to Lightning

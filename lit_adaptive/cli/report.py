@@ -6,13 +6,15 @@ from lit_adaptive import __version__
 from lit_adaptive.cli.errors import ShortErrorParser
 from lit_adaptive.report.page import write_page
 
-SUMMARY = "Write one HTML page about one or several runs, finished or not."
-
 
 def report_parser() -> ShortErrorParser:
     """Parser of the command's arguments."""
     usage = "lit-adaptive report RUN_DIRECTORY ... [--out FILE.html]"
-    parser = ShortErrorParser(prog="lit-adaptive report", usage=usage, description=SUMMARY)
+    parser = ShortErrorParser(
+        prog="lit-adaptive report",
+        usage=usage,
+        description="Write one HTML page about one or several runs, finished or not.",
+    )
     parser.add_argument("runs", nargs="+", type=str, help="Run directories.")
     parser.add_argument(
         "--out", type=str, default="report.html", help="Page to write; figures go beside it."

@@ -48,30 +48,24 @@ def read_series(metrics: Path, name: str, x_name: str) -> Series:
 
     A row without ``x_name`` takes the last value before it.
     """
-    x: list[float] = []
-    y: list[float] = []
+    return read_metrics(metrics, x_name, [name]).get(name, ([], []))
+
+
+def read_metrics(
+    metrics: Path, x_name: str = "step", names: Sequence[str] | None = None
+) -> dict[str, Series]:
+    """Several columns of a ``metrics.csv``, by default all, in one pass; see ``read_series``."""
+    columns: dict[str, Series] = {}
     last_x = 0.0
     with metrics.open() as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        for row in reader:
             last_x = float(row.get(x_name) or last_x)
-            if row.get(name):
-                x.append(last_x)
-                y.append(float(row[name]))
-    return x, y
-
-
-def read_metrics(metrics: Path) -> dict[str, Series]:
-    """Every column of a ``metrics.csv`` against ``step``, as ``read_series``, in one pass."""
-    columns: dict[str, Series] = {}
-    step = 0.0
-    with metrics.open() as file:
-        for row in csv.DictReader(file):
-            step = float(row.get("step") or step)
-            for name, value in row.items():
+            for name in names or reader.fieldnames or ():
                 x, y = columns.setdefault(name, ([], []))
-                if value:
-                    x.append(step)
-                    y.append(float(value))
+                if row.get(name):
+                    x.append(last_x)
+                    y.append(float(row[name]))
     return columns
 
 
