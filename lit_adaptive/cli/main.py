@@ -10,13 +10,16 @@ It adds to LightningCLI:
   6. Errors in a config are reported in a few lines (``cli.errors``).
 """
 
+import atexit
 import errno
 import json
 import math
 import os
 import pickle
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -238,6 +241,9 @@ class AdaptiveCLI(LightningCLI):
         _check_checkpoint(self.parser, config.get("ckpt_path"))
         self.run_dir: Path | None = None
         if trainer.fast_dev_run:
+            if trainer.default_root_dir is None:  # pictures of callbacks go there
+                trainer.default_root_dir = tempfile.mkdtemp()
+                atexit.register(shutil.rmtree, trainer.default_root_dir, ignore_errors=True)
             return
         label = f"{config.seed_everything}"
         if self.subcommand != "fit":

@@ -175,6 +175,12 @@ def test_the_sampler_alone_makes_a_uniform_baseline_of_an_adaptive_config(
         main([*run, f"--data.sampler={sampler}", "--trainer.fast_dev_run=true"])
 
 
+def test_fast_dev_run_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / "digits_adaptive.yaml"), "--trainer.fast_dev_run=true"])
+    assert not [*tmp_path.iterdir()]
+
+
 def test_logger_false_and_barebones_log_nothing(tmp_path: Path) -> None:
     run = _fit(tmp_path, "--trainer.logger=false", "--trainer.max_epochs=1")
     assert (run / "checkpoints" / "last.ckpt").is_file()
