@@ -1,34 +1,36 @@
 """Prompts by influence: CROPI and its relatives against GRPO on a pool of which little matters.
 
-    python benchmarks/cropi.py [--seeds 5] [--jobs 2] [--steps 150] [--distractors 46]
+    python benchmarks/cropi.py [--seeds 5] [--jobs 2] [--steps 600] [--distractors 46]
 
 The task of ``configs/cropi.yaml``: a tiny Llama (0.5 M parameters) carries out commands on strings
 of digits (``DigitCommands``). Two validation sets of 50 prompts ask six commands, solved in 1 of 4
 answers after the warm-up; the pool has 20 prompts of each of these and of ``--distractors`` other
 commands, which mean the same four operations but have letters of their own. For each seed the policy
-is warmed up once (1,500 supervised steps on all commands); every method continues from there with 32
+is warmed up once (1,500 supervised steps on all commands); every method continues from there with 8
 groups of 8 rollouts per step. With ``--distractors 0`` all of a pool of the same size asks the six commands.
 
     GRPO                  the pool, shuffled
     random tenth          a tenth of the pool, drawn at random once
     p(1-p)                in proportion to p (1 - p) of each prompt's own rewards
-    one-shot influence    the tenth that the first selection takes, until the end
-    CROPI, first rollouts a selection every 20 steps, by the rollouts of the initial policy alone
+    one-shot influence    the tenth that the first selection takes, by the influence function
+    CROPI, first rollouts a selection every 60 steps, by the rollouts of the initial policy alone
                           (the paper's method)
     CROPI                 the same, by the newest rollouts of each prompt
     CROPI, cosine 4p(1-p) the same, scored by cosine times 4 p (1 - p), as LearnAlign
-    CROPI+DOTS+RR         CROPI selects, DOTS draws inside, half of the groups are replayed
+    influence function    the same, scored by the influence function
+    influence+DOTS+RR     the influence function selects, DOTS draws inside, half of the groups are
+                          replayed
     oracle                the prompts of the six commands, shuffled
 
 The pool is small because the rollouts of all prompts at the start must not dominate: 1,040 prompts
-of 8 rollouts are what GRPO generates in 33 steps. Measured every 10 steps: mean pass rate of 240
+of 8 rollouts are what GRPO generates in 130 steps. Measured every 20 steps: mean pass rate of 240
 other prompts of the six commands (4 answers each), generated tokens and CPU seconds of the process,
 which has one thread: the rollouts at the start, all selections and references are included, the
 measurements and the warm-up are not. Reported: steps, tokens and seconds until a method reaches
 GRPO's final accuracy (mean of its last two measurements), as GRPO's divided by its own; accuracy
-after half of the steps; share of the six commands among the fresh prompts. Mean over paired seeds
-with the 95 % t-interval. A method is stopped once it has reached the accuracy and done half of the
-steps; one that never reaches it counts with all that it took.
+after a quarter of the steps; share of the six commands among the fresh prompts. Mean over paired seeds
+with the 95 % t-interval. A method is stopped once it has reached the accuracy and done a quarter of
+the steps; one that never reaches it counts with all that it took.
 """
 
 import os
@@ -46,20 +48,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import common
 import numpy as np
 import torch
-from dots import SAMPLING, feedback, final, reached, refresh, uniform_replay
+from dots import SAMPLING, feedback, final, reached, refresh
 from lightning.pytorch import Callback, seed_everything
 
 from callbacks import InfluenceRefresh, PromptStatistics, RolloutReplay, SupervisedWarmup
 from lit_adaptive.data import DigitCommands, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
-from lit_adaptive.replay import RolloutGroups, TrajectoryBuffer, TrajectoryStore
+from lit_adaptive.replay import RolloutBuffer, RolloutGroups, TrajectoryBuffer, TrajectoryStore
 from lit_adaptive.samplers import DifficultySampler, PrioritizedSampler
 
 FIRST, SECOND = "qcK", "jxL"
 TARGETS = FIRST + SECOND
 DISTRACTORS = "".join(one for one in string.ascii_letters if one not in TARGETS)
-POOL, FRACTION, PHASE = 1040, 0.1, 20
-MEASURE_EVERY, PROMPTS, SAMPLES = 10, 240, 4
+POOL, FRACTION, PHASE = 1040, 0.1, 60
+MEASURE_EVERY, PROMPTS, SAMPLES = 20, 240, 4
+INFLUENCE = "influence_function"
 
 
 class Subset(Callback):
@@ -103,8 +106,8 @@ class Evaluation(Callback):
 
     Args:
         folder: of the trajectories, whose tokens count.
-        goal: stop when the running mean of two measurements is as high, and half of the steps are
-            done; None: never.
+        goal: stop when the running mean of two measurements is as high, and a quarter of the steps
+            are done; None: never.
 
     Attributes:
         curve: one measurement per evaluation.
@@ -134,8 +137,8 @@ class Evaluation(Callback):
         if trainer.global_step % MEASURE_EVERY:
             return
         self._evaluate(trainer, pl_module)
-        half = trainer.global_step >= trainer.max_steps // 2
-        if self.goal is not None and half and any_reached(self.curve, self.goal):
+        quarter = trainer.global_step >= trainer.max_steps / 4
+        if self.goal is not None and quarter and any_reached(self.curve, self.goal):
             trainer.should_stop = True
 
     def _evaluate(self, trainer: Any, pl_module: Any) -> None:
@@ -170,12 +173,17 @@ def any_reached(curve: list[dict[str, float]], goal: float) -> bool:
 
 
 def influence(folder: Path, **options: Any) -> InfluenceRefresh:
-    """CROPI with the options of ``configs/cropi.yaml``."""
+    """CROPI with the options of ``configs/cropi.yaml``, and fewer validation rollouts."""
     validation = {
         name: PromptDataset(DigitCommands("test", size=50, commands=commands), columns=["answer"])
         for name, commands in (("first", FIRST), ("second", SECOND))
     }
-    defaults: dict[str, Any] = {"every_n_steps": PHASE, "fraction": FRACTION, "dimensions": 4096}
+    defaults: dict[str, Any] = {
+        "every_n_steps": PHASE,
+        "fraction": FRACTION,
+        "dimensions": 4096,
+        "validation_samples": 8,
+    }
     return InfluenceRefresh(validation, folder=str(folder), **(defaults | options))
 
 
@@ -190,13 +198,21 @@ METHODS: dict[str, Callable[[Path], Parts]] = {
     "GRPO": lambda _: ({}, []),
     "random tenth": lambda _: ({}, [Subset(random_tenth)]),
     "p(1-p)": lambda _: ({"sampler": PrioritizedSampler}, [PromptStatistics(file=None)]),
-    "one-shot influence": lambda folder: ({}, [influence(folder, every_n_steps=10**6)]),
+    "one-shot influence": lambda folder: (
+        {},
+        [influence(folder, metric=INFLUENCE, every_n_steps=10**6)],
+    ),
     "CROPI, first rollouts": lambda folder: ({}, [first_rollouts(folder)]),
     "CROPI": lambda folder: ({}, [influence(folder)]),
     "CROPI, cosine 4p(1-p)": lambda folder: ({}, [influence(folder, metric="learnable_cosine")]),
-    "CROPI+DOTS+RR": lambda folder: (
-        {"sampler": partial(DifficultySampler, window=2)} | uniform_replay(),
-        [influence(folder), feedback(), refresh(), RolloutReplay()],
+    "influence function": lambda folder: ({}, [influence(folder, metric=INFLUENCE)]),
+    "influence+DOTS+RR": lambda folder: (
+        {
+            "sampler": partial(DifficultySampler, window=2),
+            "replay": RolloutBuffer(16),
+            "replay_fraction": 0.5,
+        },
+        [influence(folder, metric=INFLUENCE), feedback(), refresh(8), RolloutReplay()],
     ),
     "oracle": lambda _: ({}, [Subset(validated)]),
 }
@@ -218,7 +234,7 @@ def train(
         PromptDataset(
             DigitCommands(size=POOL, commands=commands, seed=seed), columns=["answer", "command"]
         ),
-        batch_size=32,
+        batch_size=8,
         group_size=8,
         sampling=SAMPLING,
         steps_per_epoch=max(steps, 1),
@@ -277,8 +293,9 @@ def summarize(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
             base = reached(run["GRPO"]["curve"], goal, axis)
             values.append(base / reached(curve, goal, axis))
         row[f"times fewer {axis}"] = common.t_interval(values)
-    half = len(runs[0]["GRPO"]["curve"]) // 2
-    row["accuracy at half"] = common.t_interval([curve[half]["accuracy"] for curve in curves])
+    quarter = len(runs[0]["GRPO"]["curve"]) // 4
+    accuracy = [curve[quarter]["accuracy"] for curve in curves]
+    row["accuracy at a quarter"] = common.t_interval(accuracy)
     row["targeted"] = common.t_interval([run[name]["targeted"] for run in runs])
     pairs = zip(curves, goals, strict=True)
     row["reached"] = sum(any_reached(curve, goal) for curve, goal in pairs)
@@ -289,7 +306,7 @@ def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
-    parser.add_argument("--steps", type=int, default=150, help="steps of GRPO")
+    parser.add_argument("--steps", type=int, default=600, help="steps of GRPO")
     parser.add_argument(
         "--distractors", type=int, default=len(DISTRACTORS), help="number of other commands"
     )

@@ -1,12 +1,14 @@
 """Selection of prompts by difficulty: DOTS and its relatives against plain GRPO.
 
     python benchmarks/dots.py [--seeds 5] [--jobs 2] [--steps 150] [--methods "GRPO;DOTS online"]
+                              [--policy large]
 
 A tiny Llama (0.5 M parameters) carries out 52 commands on strings of digits (``DigitCommands``), a
 pool of 20,000 prompts of which after the warm-up about 4 in 10 are never solved and 2 in 10 always.
 For each seed it is warmed up once (1,500 supervised steps on 40,000 demonstrations that follow each
 command with a probability of its own); every method continues from there with 32 groups of 8
-rollouts per step.
+rollouts per step. The large policy has 4.2 M parameters and 800 steps of warm-up, so that the predictor
+takes a smaller part of a step.
 
     GRPO                  every prompt once, shuffled
     static curriculum     three stages by the probability that demonstrations follow the command
@@ -74,6 +76,8 @@ from lit_adaptive.samplers import (
 POOL, DEMONSTRATIONS = 20_000, 40_000
 MEASURE_EVERY, PROMPTS, SAMPLES, CANDIDATES = 10, 512, 4, 2048
 SAMPLING = SamplingParams(8)
+POLICIES = {"small": (128, 2, 1500, 3e-4), "large": (256, 4, 800, 2e-4)}
+"""Width, layers, warm-up steps and learning rate."""
 
 
 class Oracle(Callback):
@@ -268,9 +272,15 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
 
 
 def train(
-    seed: int, steps: int, data: dict[str, Any], callbacks: list[Callback], weights: str | None
+    seed: int,
+    steps: int,
+    data: dict[str, Any],
+    callbacks: list[Callback],
+    weights: str | None,
+    policy: str = "small",
 ) -> tuple[GRPO, Evaluation]:
     """Train a policy from the checkpoint ``weights``, or warm one up if there is none."""
+    hidden_size, layers, warmup_steps, learning_rate = POLICIES[policy]
     seed_everything(seed, verbose=False)
     module = RolloutDataModule(
         PromptDataset(DigitCommands(size=POOL), columns=["answer"]),
@@ -281,13 +291,16 @@ def train(
         **data,
     )
     model = GRPO(
-        ConfiguredLM(hidden_size=128, layers=2, heads=4, max_positions=64),
+        ConfiguredLM(hidden_size=hidden_size, layers=layers, heads=4, max_positions=64),
         objective=PolicyObjective(scale="none"),
-        optimization=Optimization(learning_rate=3e-4 if weights else 1e-30),
+        optimization=Optimization(learning_rate=learning_rate if weights else 1e-30),
         weights=weights,
     )
     warmup = SupervisedWarmup(
-        DigitCommands(size=DEMONSTRATIONS, seed=1), steps=1500, batch_size=128, learning_rate=2e-3
+        DigitCommands(size=DEMONSTRATIONS, seed=1),
+        steps=warmup_steps,
+        batch_size=128,
+        learning_rate=2e-3,
     )
     each: Any = {type(callback): callback for callback in callbacks}
     evaluation = Evaluation(each.get(DifficultyRefresh), each.get(Oracle))
@@ -301,16 +314,16 @@ def train(
     return model, evaluation
 
 
-def run(seed: int, *, methods: list[str], steps: int, folder: str) -> dict[str, Any]:
+def run(seed: int, *, methods: list[str], steps: int, policy: str, folder: str) -> dict[str, Any]:
     """Curves of each method for one seed."""
     torch.set_num_threads(1)
     common.silence()
     start = f"{folder}/warm-{seed}.ckpt"
-    model, _ = train(seed, 0, {}, [], None)
+    model, _ = train(seed, 0, {}, [], None, policy)
     torch.save({"state_dict": model.state_dict()}, start)
     results: dict[str, Any] = {}
     for name in methods:
-        _, evaluation = train(seed, steps, *METHODS[name](), start)
+        _, evaluation = train(seed, steps, *METHODS[name](), start, policy)
         results[name] = {
             "curve": evaluation.curve,
             "informative": float(np.mean(evaluation.informative)),
@@ -379,6 +392,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of paired seeds")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time")
     parser.add_argument("--steps", type=int, default=150, help="steps of each method")
+    parser.add_argument("--policy", choices=[*POLICIES], default="small", help="its size")
     parser.add_argument(
         "--methods", default=";".join(METHODS), help="names, separated by semicolons"
     )
@@ -387,15 +401,18 @@ def main() -> None:
     if methods[0] != "GRPO" or {*methods} - {*METHODS}:
         parser.error(f"methods is {methods}: begin with GRPO, then any of {[*METHODS][1:]}")
     with tempfile.TemporaryDirectory() as folder:
-        run_seed = partial(run, methods=methods, steps=args.steps, folder=folder)
+        run_seed = partial(
+            run, methods=methods, steps=args.steps, policy=args.policy, folder=folder
+        )
         runs = common.run_seeds(run_seed, args.seeds, args.jobs)
     table = {name: summarize(runs, name) for name in methods}
     for name, row in table.items():
         cells = (f"{k} {v if isinstance(v, int) else f'{v:.3f}'}" for k, v in row.items() if v)
         print(f"{name:20s}", *cells, sep=" | ")
     results = {"seeds": args.seeds, "steps": args.steps, "table": table, "runs": runs}
-    common.write_results(args.out, "dots.json", results)
-    common.plot_curves(results, "mean pass rate of the pool", args.out / "dots.png")
+    name = "dots" if args.policy == "small" else f"dots_{args.policy}"
+    common.write_results(args.out, f"{name}.json", results)
+    common.plot_curves(results, "mean pass rate of the pool", args.out / f"{name}.png")
 
 
 if __name__ == "__main__":

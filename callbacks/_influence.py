@@ -159,7 +159,11 @@ class InfluenceSelection(Callback):
         ]
         everything = torch.arange(len(data.dataset))
         scores = torch.full((len(targets), len(everything)), math.nan)
-        for index, rows in self._pool_gradients(gradients, trainer, module):
+        parts = self._pool_gradients(gradients, trainer, module)
+        if self.metric == "influence_function":  # needs the whole pool
+            whole = [torch.cat(columns) for columns in zip(*parts, strict=True)]
+            parts = iter([(whole[0], whole[1])] if whole else [])
+        for index, rows in parts:
             rate = self._pass_rates(index)
             for row, target in zip(scores, targets, strict=True):
                 row[index] = influence_scores(rows, target, metric=self.metric, pass_rate=rate)

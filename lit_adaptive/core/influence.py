@@ -7,8 +7,8 @@ stored rollouts of a behavior policy, points where validation prompts need it:
     behavior     [K]     the same under the policy beta that generated the tokens, stored
     coefficient  [K]     factor c_t of the gradient of each token's log-probability
     gradient     [P, d]  :math:`\hat g_\beta = \sum_t c_t \nabla\log\pi_\theta(a_t)`, projected
-    score        [P]     inner product or cosine of a gradient and a mean validation gradient, the
-                         latter also times 4 p (1 - p) of the pass rate p
+    score        [P]     of a gradient and a mean validation gradient: inner product, cosine, cosine
+                         times 4 p (1 - p) of the pass rate p, or influence function
     fused score  [P]     of several validation sets
 
 The estimate of a prompt with K rollouts is
@@ -42,7 +42,7 @@ from lit_adaptive.core.segments import segment_count, segment_mean, segment_sum
 from lit_adaptive.core.shares import share_count
 
 InfluenceRatio = Literal["token", "prefix", "sequence"]
-InfluenceMetric = Literal["cosine", "inner_product", "learnable_cosine"]
+InfluenceMetric = Literal["cosine", "inner_product", "learnable_cosine", "influence_function"]
 
 
 @torch.no_grad()
@@ -189,15 +189,24 @@ def influence_scores(
     metric: InfluenceMetric = "cosine",
     pass_rate: Tensor | None = None,
 ) -> Tensor:
-    """How well a step along each prompt's gradient serves validation: ``[P]`` float32.
+    r"""How well a step along each prompt's gradient serves validation: ``[P]`` float32.
 
     Args:
         gradient: ``[P, d]``.
         validation: ``[d]``, a mean gradient.
         metric: ``"cosine"`` (CROPI's code), in [-1, 1]; ``"inner_product"``, the first-order change
-            of the validation objective, which favors prompts with large gradients; or
-            ``"learnable_cosine"``, the cosine times 4 p (1 - p) (LearnAlign, arXiv:2506.11480).
+            of the validation objective, which favors prompts with large gradients;
+            ``"learnable_cosine"``, the cosine times 4 p (1 - p) (LearnAlign, arXiv:2506.11480); or
+            ``"influence_function"``, of which ``gradient`` must be the whole pool.
         pass_rate: p ``[P]`` in [0, 1], for ``"learnable_cosine"``.
+
+    The influence function (TRAK, arXiv:2303.14186; LoGra, arXiv:2405.13954) is
+
+    .. math:: s = U (U^\top U + I)^{-1} \frac{v}{|v|}
+
+    with the pool's gradients, scaled to length 1, as the rows of U: the cosine without the
+    directions that most gradients have, which do not tell prompts apart. It is also the ridge
+    regression of v on the rows of U, with the penalty 1.
 
     Returns:
         ``[P]``; NaN for a prompt without gradient.
@@ -209,14 +218,31 @@ def influence_scores(
     check_choices(metric=(metric, get_args(InfluenceMetric)))
     check_gradients(gradient)
     norm = gradient.norm(dim=1)
+    tiny = torch.finfo(torch.float32).tiny
+    if metric == "influence_function":
+        unit = gradient / norm[:, None].clamp(min=tiny)
+        product = _ridge_regression(unit, validation / validation.norm().clamp(min=tiny))
+        return product.masked_fill(norm == 0, math.nan)
     product = gradient @ validation
     if metric != "inner_product":
-        product = product / (norm * validation.norm()).clamp(min=torch.finfo(torch.float32).tiny)
+        product = product / (norm * validation.norm()).clamp(min=tiny)
     if metric == "learnable_cosine":
         if pass_rate is None:
             raise ValueError("metric is 'learnable_cosine', which needs the prompts' pass rates")
         product = product * 4 * selection_scores(pass_rate, "learnability").to(product)
     return product.masked_fill(norm == 0, math.nan)
+
+
+def _ridge_regression(rows: Tensor, target: Tensor) -> Tensor:
+    """Coefficients ``[P]`` of the rows ``[P, d]`` for a target ``[d]``, with the penalty 1."""
+    count, size = rows.shape
+    if count <= size:
+        gram = rows @ rows.T
+        gram.diagonal().add_(1)
+        return torch.linalg.solve(gram, rows @ target)
+    covariance = rows.T @ rows
+    covariance.diagonal().add_(1)
+    return rows @ torch.linalg.solve(covariance, target)
 
 
 def check_gradients(gradient: Tensor) -> None:

@@ -19,6 +19,7 @@ from callbacks import (
     RolloutReplay,
     SupervisedWarmup,
 )
+from lit_adaptive.core.influence import InfluenceMetric
 from lit_adaptive.data import Arithmetic, DigitCommands, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
 from lit_adaptive.replay import RolloutBuffer
@@ -85,7 +86,8 @@ def test_a_sampler_by_difficulty_draws_inside_the_selection(tmp_path: Path) -> N
         assert {*step.fresh.prompt.tolist()} <= {*callback._phases[number // 2].tolist()}
 
 
-def test_prompts_of_the_validated_kind_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["cosine", "influence_function"])
+def test_prompts_of_the_validated_kind_are_found(metric: InfluenceMetric, tmp_path: Path) -> None:
     # Two commands are trained on, one of them is validated; their operations differ.
     seed_everything(0, verbose=False)
     pool = PromptDataset(
@@ -101,6 +103,7 @@ def test_prompts_of_the_validated_kind_are_found(tmp_path: Path) -> None:
         fraction=0.2,
         retried=0.0,
         validation_samples=8,
+        metric=metric,
         dimensions=2048,
         folder=str(tmp_path),
     )

@@ -206,6 +206,40 @@ def test_scores_are_cosines_or_inner_products_and_nan_without_a_gradient():
         influence_scores(gradient, validation, metric="dot")
 
 
+@pytest.mark.parametrize(("count", "size"), [(6, 40), (40, 6)])
+def test_the_influence_function_is_a_ridge_regression_on_the_pools_directions(count, size):
+    generator = torch.Generator().manual_seed(count)
+    gradient = torch.randn(count, size, generator=generator) * torch.rand(count, 1).exp()
+    gradient[2] = 0
+    validation = torch.randn(size, generator=generator)
+    found = influence_scores(gradient, validation, metric="influence_function")
+    unit = torch.nn.functional.normalize(gradient.double(), dim=1)
+    hessian = unit.T @ unit + torch.eye(size, dtype=torch.float64)
+    expected = unit @ torch.linalg.inv(hessian) @ (validation.double() / validation.double().norm())
+    expected[2] = math.nan
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+    # Neither the length of a gradient nor that of the validation's matters.
+    scaled = influence_scores(3 * gradient, validation / 7, metric="influence_function")
+    torch.testing.assert_close(scaled, found, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+def test_the_influence_function_looks_past_what_all_gradients_share():
+    # Of 200 gradients, 20 have the direction of validation, and all a common one that is longer.
+    generator = torch.Generator().manual_seed(0)
+    noise, useful, common = (torch.randn(n, 256, generator=generator) for n in (200, 1, 1))
+    kind = torch.arange(200) < 20
+    length = 0.2 + 5 * torch.rand(200, 1, generator=generator)  # of the common direction
+    gradient = noise + length * common + kind[:, None] * useful / 2
+    validation = (4 * common + useful)[0]
+
+    def precision(metric):
+        best = influence_scores(gradient, validation, metric=metric).topk(20).indices
+        return float(kind[best].double().mean())
+
+    assert precision("influence_function") >= 0.9
+    assert precision("cosine") <= 0.6
+
+
 def test_validation_gradients_are_means_over_prompts_with_a_gradient():
     gradient = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
     assert mean_validation_gradient(gradient).tolist() == [1.0, 2.0]
