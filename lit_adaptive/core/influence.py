@@ -239,10 +239,12 @@ def _ridge_regression(rows: Tensor, target: Tensor) -> Tensor:
     if count <= size:
         gram = rows @ rows.T
         gram.diagonal().add_(1)
-        return torch.linalg.solve(gram, rows @ target)
+        coefficients: Tensor = torch.linalg.solve(gram, rows @ target)
+        return coefficients
     covariance = rows.T @ rows
     covariance.diagonal().add_(1)
-    return rows @ torch.linalg.solve(covariance, target)
+    solution: Tensor = torch.linalg.solve(covariance, target)
+    return rows @ solution
 
 
 def check_gradients(gradient: Tensor) -> None:
