@@ -18,6 +18,9 @@ takes a smaller part of a step.
     Thompson              MoPPS
     Kalman                Thompson draws from normal beliefs about arcsin(sqrt(p))
     DPS                   hidden Markov forecasts
+    DOTS offline          as the paper: predicted p nearest to 1/2 by a predictor that was trained before,
+                          on pass rates of 2,000 prompts under six policies (two of other seeds, after
+                          0, 50 and 100 steps of GRPO), and learns nothing in the run (not counted)
     DOTS online           predicted p nearest to 1/2; 32 references every second step, which are
                           trained on if informative
     DOTS, signal          the same, drawn by the expectation of p (1 - p) under the prediction's
@@ -37,12 +40,14 @@ ones; share of generation in the time; Pearson of the predictor. Mean over paire
 that it took.
 """
 
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,8 +64,20 @@ from callbacks import (
     RolloutReplay,
     SupervisedWarmup,
 )
-from lit_adaptive.data import DigitCommands, PromptDataset, RolloutDataModule
-from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization, PolicyObjective
+from lit_adaptive.data import (
+    DigitCommands,
+    PassRateDataModule,
+    PromptDataset,
+    RolloutDataModule,
+)
+from lit_adaptive.modules import (
+    GRPO,
+    ConfiguredLM,
+    Optimization,
+    PassRateModule,
+    PolicyObjective,
+)
+from lit_adaptive.modules.difficulty_predictor import embed_prompts
 from lit_adaptive.replay import RolloutBuffer
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.samplers import (
@@ -178,6 +195,95 @@ class Evaluation(Callback):
         self._evaluating += time.process_time() - begin
 
 
+class Table(Callback):
+    """Measures pass rates of prompts as the policy learns.
+
+    Attributes:
+        rows: of a table for ``PassRateDataModule``.
+    """
+
+    def __init__(self, name: str, index: torch.Tensor) -> None:
+        self.name, self.index = name, index
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % 50 == 0:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Any, pl_module: Any) -> None:
+        rates = pass_rates(trainer, pl_module, self.index, SAMPLES).tolist()
+        rows = trainer.datamodule.dataset.texts(self.index)
+        policy = f"{self.name}, step {trainer.global_step}"
+        self.rows += [
+            {"policy": policy, "prompt_id": row["prompt"], "pass_rate": rate}
+            for row, rate in zip(rows, rates, strict=True)
+        ]
+
+
+class Pretrained:
+    """A predictor that is trained before the run, from other policies' pass rates.
+
+    Args:
+        seed: of the run; the other policies have seeds that no run has.
+        model: the warmed-up policy, whose hidden states at the start are the embeddings.
+        folder: for the table and the predictor's weights.
+        policy: a key of ``POLICIES``.
+    """
+
+    def __init__(self, seed: int, model: GRPO, folder: str, policy: str) -> None:
+        self.seed, self.model, self.folder, self.policy = seed, model, Path(folder), policy
+        self.key = f"policy {seed}"
+        self._vectors: dict[str, torch.Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings of prompts, standardized over the pool, as ``DifficultyRefresh``'s own."""
+        if not self._vectors:
+            pool = PromptDataset(DigitCommands(size=POOL), columns=["answer"])
+            index = torch.arange(POOL)
+            with torch.no_grad():
+                vectors = embed_prompts(self.model.policy, pool.tokens(index))
+            vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
+            names = [row["prompt"] for row in pool.texts(index)]
+            self._vectors = dict(zip(names, vectors, strict=True))
+        return torch.stack([self._vectors[text] for text in texts])
+
+    def refresh(self) -> DifficultyRefresh:
+        """DOTS with this predictor, which stays as it is."""
+        index = torch.randperm(POOL, generator=torch.Generator().manual_seed(1))[:2000]
+        rows: list[dict[str, Any]] = []
+        for donor in (1000 + 2 * self.seed, 1001 + 2 * self.seed):
+            start = self.folder / f"donor-{donor}.ckpt"
+            model, _ = train(donor, 0, {}, [], None, self.policy)
+            torch.save({"state_dict": model.state_dict()}, start)
+            table = Table(f"seed {donor}", index)
+            train(donor, 100, {}, [table], str(start), self.policy)
+            rows += table.rows
+        file = self.folder / f"pass-rates-{self.seed}.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        prompts = PromptDataset(DigitCommands(size=POOL), columns=["answer"]).texts(index)
+        source = self.folder / f"prompts-{self.seed}.jsonl"
+        source.write_text(
+            "\n".join(json.dumps({"id": row["prompt"], "prompt": row["prompt"]}) for row in prompts)
+        )
+        encoder: Any = self
+        data = PassRateDataModule(
+            PromptDataset(str(source), tokenizer="characters"), str(file), encoder=encoder
+        )
+        module = PassRateModule(2 * POLICIES[self.policy][0], hidden_size=32)
+        trainer = common.quiet_trainer(max_epochs=20)
+        trainer.fit(module, data)
+        weights = self.folder / f"predictor-{self.seed}.ckpt"
+        trainer.save_checkpoint(weights)
+        return DifficultyRefresh(
+            2, 32, hidden_size=32, updates=0, weights=str(weights), encoder=encoder, file=None
+        )
+
+
 def difficulty(**options: Any) -> Callable[[int], DifficultySampler]:
     """A factory of difficulty samplers."""
     return partial(DifficultySampler, **options)
@@ -206,17 +312,17 @@ SIGNAL = difficulty(
     estimator=BetaPosterior(prior_rollouts=8.0, decay=0.9),
 )
 FILTER = {"drop_uninformative": True}
-METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
-    "GRPO": lambda: ({}, []),
-    "static curriculum": lambda: (
+METHODS: dict[str, Callable[["Pretrained"], tuple[dict[str, Any], list[Callback]]]] = {
+    "GRPO": lambda _: ({}, []),
+    "static curriculum": lambda _: (
         {
             "sampler": partial(CurriculumSampler, stages=[1 / 3, 2 / 3, 1.0], until=1.0),
             "difficulty": "difficulty",
         },
         [CurriculumProgress()],
     ),
-    "dynamic sampling": lambda: (FILTER | {"refill": 3}, []),
-    "replaced groups": lambda: (
+    "dynamic sampling": lambda _: (FILTER | {"refill": 3}, []),
+    "replaced groups": lambda _: (
         FILTER
         | {
             "replace_uninformative": True,
@@ -224,8 +330,8 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
         },
         [RolloutReplay()],
     ),
-    "prompt statistics": lambda: ({"sampler": PrioritizedSampler}, [PromptStatistics(file=None)]),
-    "Thompson": lambda: (
+    "prompt statistics": lambda _: ({"sampler": PrioritizedSampler}, [PromptStatistics(file=None)]),
+    "Thompson": lambda _: (
         {
             "sampler": difficulty(
                 selection="top_k", thompson=True, estimator=BetaPosterior(forgetting=0.5)
@@ -233,11 +339,11 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
         },
         [feedback()],
     ),
-    "Kalman": lambda: (
+    "Kalman": lambda _: (
         {"sampler": difficulty(selection="top_k", thompson=True, estimator=ArcsineKalman())},
         [feedback()],
     ),
-    "DPS": lambda: (
+    "DPS": lambda _: (
         {
             "sampler": difficulty(
                 selection="top_k", target="informative", estimator=MarkovForecast()
@@ -245,13 +351,14 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
         },
         [feedback()],
     ),
-    "DOTS online": lambda: ({"sampler": DOTS}, [feedback(), refresh()]),
-    "DOTS, signal": lambda: ({"sampler": SIGNAL}, [feedback(), refresh()]),
-    "DOTS+RR": lambda: (
+    "DOTS offline": lambda pretrained: ({"sampler": DOTS}, [feedback(), pretrained.refresh()]),
+    "DOTS online": lambda _: ({"sampler": DOTS}, [feedback(), refresh()]),
+    "DOTS, signal": lambda _: ({"sampler": SIGNAL}, [feedback(), refresh()]),
+    "DOTS+RR": lambda _: (
         {"sampler": DOTS} | uniform_replay(),
         [feedback(), refresh(), RolloutReplay()],
     ),
-    "DOTS+fresh RR": lambda: (
+    "DOTS+fresh RR": lambda _: (
         {
             "sampler": DOTS,
             "replay": RolloutBuffer(128, policy="fresh", tau=4.0),
@@ -259,11 +366,11 @@ METHODS: dict[str, Callable[[], tuple[dict[str, Any], list[Callback]]]] = {
         },
         [feedback(), refresh(), RolloutReplay()],
     ),
-    "DOTS, signal+RR": lambda: (
+    "DOTS, signal+RR": lambda _: (
         {"sampler": SIGNAL} | uniform_replay(),
         [feedback(), refresh(), RolloutReplay()],
     ),
-    "oracle": lambda: (
+    "oracle": lambda _: (
         {"sampler": difficulty(estimator=FixedDifficulty()), "difficulty": "difficulty"},
         [Oracle()],
     ),
@@ -321,9 +428,10 @@ def run(seed: int, *, methods: list[str], steps: int, policy: str, folder: str) 
     start = f"{folder}/warm-{seed}.ckpt"
     model, _ = train(seed, 0, {}, [], None, policy)
     torch.save({"state_dict": model.state_dict()}, start)
+    pretrained = Pretrained(seed, model, folder, policy)
     results: dict[str, Any] = {}
     for name in methods:
-        _, evaluation = train(seed, steps, *METHODS[name](), start, policy)
+        _, evaluation = train(seed, steps, *METHODS[name](pretrained), start, policy)
         results[name] = {
             "curve": evaluation.curve,
             "informative": float(np.mean(evaluation.informative)),
