@@ -58,6 +58,7 @@ REQUIRED = {
     "DOTS with Rollout Replay",
     "DOTS by expected signal",
     "CROPI",
+    "Influence function",
     "CROPI with DOTS and Rollout Replay",
     "MoPPS",
     "DPS",
@@ -194,6 +195,7 @@ MORE = {
     "grpo_static_curriculum": {"data.init_args.difficulty"},
     "grpo_dynamic_sampling": {"data.init_args.drop_uninformative", "data.init_args.refill"},
     "cropi": {"data.init_args.dataset.columns"},  # for the picture
+    "grpo_influence": {"data.init_args.dataset.columns"},
     "cropi_dots_rr": {"data.init_args.dataset.columns"},
     "grpo_popo": {
         "data.init_args.drop_uninformative",
