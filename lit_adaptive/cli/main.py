@@ -105,6 +105,8 @@ def _new_run_dir(root: Path, name: str, label: str) -> Path:
     if existing := os.environ.get(RUN_DIR):
         return Path(existing)
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+        return root / name / stem  # of a process that torchrun or SLURM started: rank 0's is used
     for attempt in range(1000):
         path = root / name / (stem if attempt == 0 else f"{stem}.{attempt}")
         try:

@@ -127,10 +127,14 @@ class Runs:
             batches.setdefault(step["batch"], set()).add((step["digest"], step["loss"]))
         state = torch.load(last, map_location="cpu", weights_only=True)
         state = without_seconds_and_paths(state)
-        for name, value in state["callbacks"].items():
-            if name.startswith("ModelCheckpoint"):  # others are paths
-                state["callbacks"][name] = {k: value[k] for k in ("best_model_score", "kth_value")}
-        return {"batches": batches, "metrics": metrics, "state": state}
+        state["callbacks"] = {
+            name: value
+            for name, value in state["callbacks"].items()
+            if not name.startswith("ModelCheckpoint")  # paths; the best is in the log
+        }
+        lines = [line.partition(" in ")[0] for line in self.log.read_text().splitlines()]
+        best = [line for line in lines if line.startswith("best ")][-1:]
+        return {"batches": batches, "metrics": metrics, "state": state, "best": best}
 
 
 def without_seconds_and_paths(tree: Any) -> Any:

@@ -13,6 +13,8 @@ import psutil
 import pytest
 import torch
 
+from lit_adaptive.cli.main import RUN_DIR, _new_run_dir
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 FIT = [sys.executable, "-m", "lit_adaptive", "fit", "--config", str(CONFIGS / "digits_adaptive.yaml")]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -72,10 +74,9 @@ def test_a_disk_that_fills_up_leaves_the_older_checkpoint_whole(tmp_path: Path) 
     with file_system(tmp_path / "small", "-o", "size=1m") as runs:
         process = start(runs, *SAVES, "--trainer.max_epochs=100000", "--model.network.hidden=[64]")
         wait_for_checkpoint(process, runs)
-        with (runs / "other").open("wb") as other, contextlib.suppress(OSError):
+        with (runs / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
             while True:
                 other.write(b"0" * 4096)
-                other.flush()
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 2, output
         assert "No space left on device: free some space on the disk of" in output
@@ -105,12 +106,21 @@ def test_two_runs_that_start_together_have_directories_of_their_own_and_need_no_
 ) -> None:
     command = " ".join([*FIT, *QUIET, f"--runs={tmp_path}", "--trainer.max_steps=3", "<&-"])
     shell: dict[str, Any] = {"shell": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    # A process that starts in the same second as another takes the same name first.
-    processes = [subprocess.Popen(f"faketime={n}; {command}", text=True, **shell) for n in (1, 2)]
+    processes = [subprocess.Popen(command, text=True, **shell) for _ in range(2)]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert len({o.rpartition("run directory: ")[2].strip() for o in outputs}) == 2
     assert len(checkpoints(tmp_path)) == 2
+
+
+def test_run_directories_of_one_second_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for _ in range(20):  # in less than a second, or the names differ anyway
+        monkeypatch.delenv(RUN_DIR, raising=False)
+        folders.append(_new_run_dir(tmp_path, "config", "7"))
+    assert len({*folders}) == 20
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_weights_and_biases_that_does_not_answer_is_an_error_with_the_remedy(
