@@ -15,7 +15,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`isinstance")
 def test_an_optimizer_of_two_moments_takes_twice_the_bytes_of_the_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit_digits(tmp_path, MemoryReport(), logger=CSVLogger(tmp_path, name="", version=""), log_every_n_steps=1)
+    fit_digits(
+        tmp_path,
+        MemoryReport(),
+        logger=CSVLogger(tmp_path, name="", version=""),
+        log_every_n_steps=1,
+    )
     with (tmp_path / "metrics.csv").open() as file:
         (*_, last) = [row for row in csv.DictReader(file) if row.get("memory/peak")]
     weights = 4 * (64 * 16 + 16 + 16 * 10 + 10)

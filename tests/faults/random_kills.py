@@ -64,7 +64,10 @@ class Runs:
 
         tree = shrunk(yaml.safe_load(source.read_text()), self.folder.parent, epochs=2, steps=6)
         newest = {"class_path": "callbacks.NewestCheckpoint", "init_args": {"interval": 0.0}}
-        digest = {"class_path": "batch_digest.BatchDigest", "init_args": {"file": str(self.digests)}}
+        digest = {
+            "class_path": "batch_digest.BatchDigest",
+            "init_args": {"file": str(self.digests)},
+        }
         for callback in tree["trainer"]["callbacks"]:
             if callback.get("init_args", {}).get("dirpath"):
                 callback["init_args"]["dirpath"] = str(self.folder / "best")
@@ -157,7 +160,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [] if same and (one.is_floating_point() or torch.equal(one, other)) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
         names = sorted(one.keys() | other.keys(), key=str)
-        missing = [f"{path}.{name} (in one only)" for name in names if (name in one) != (name in other)]
+        missing = [
+            f"{path}.{name} (in one only)" for name in names if (name in one) != (name in other)
+        ]
         both = [name for name in names if name in one and name in other]
         return missing + [d for n in both for d in differences(one[n], other[n], f"{path}.{n}")]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -165,7 +170,12 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
             return [f"{path} ({len(one)} and {len(other)} entries)"]
         pairs = zip(one, other, strict=True)
         return [d for i, pair in enumerate(pairs) for d in differences(*pair, f"{path}[{i}]")]
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+    if (
+        isinstance(one, float)
+        and isinstance(other, float)
+        and math.isnan(one)
+        and math.isnan(other)
+    ):
         return []
     return [] if type(one) is type(other) and one == other else [f"{path}: {one!r} and {other!r}"]
 
@@ -178,7 +188,9 @@ def kill_and_compare(
     if config.stem == "digits_rho_loss":  # scores samples by another run's model
         other = Runs(CONFIGS / "digits_uniform.yaml", folder / "other")
         other.finish()
-        shutil.copy(next(other.folder.glob("runs/*/*/checkpoints/last.ckpt")), folder / "holdout.ckpt")
+        shutil.copy(
+            next(other.folder.glob("runs/*/*/checkpoints/last.ckpt")), folder / "holdout.ckpt"
+        )
     whole = Runs(config, folder / "whole")
     seconds = whole.finish()
     broken = Runs(config, folder / "broken")
@@ -191,11 +203,15 @@ def kill_and_compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("configs", nargs="*", help="names; by default all that train on embedded data")
+    parser.add_argument(
+        "configs", nargs="*", help="names; by default all that train on embedded data"
+    )
     parser.add_argument("--points", type=int, default=100, help="kills in all")
     parser.add_argument("--per-run", type=int, default=2, help="kills of a run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, required=True, help="of the runs; kept if they differ")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of the runs; kept if they differ"
+    )
     options = parser.parse_args()
     names = options.configs or [
         path.stem for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith(LEFT_OUT)
@@ -216,7 +232,12 @@ def main() -> None:
                 killed, different = 0, [str(error)]
             points += killed
             divergences += bool(different)
-            line = {"config": name, "killed": killed, "points": points, "differences": different[:9]}
+            line = {
+                "config": name,
+                "killed": killed,
+                "points": points,
+                "differences": different[:9],
+            }
             print(json.dumps(line), flush=True)
             if not different:
                 shutil.rmtree(folder)
@@ -230,6 +251,11 @@ def main() -> None:
 if __name__ == "__main__":
     _CONTEXT = multiprocessing.get_context("forkserver")
     _CONTEXT.set_forkserver_preload(
-        ["lit_adaptive.cli.main", "transformers.models.llama", "matplotlib.pyplot", "sklearn.datasets"]
+        [
+            "lit_adaptive.cli.main",
+            "transformers.models.llama",
+            "matplotlib.pyplot",
+            "sklearn.datasets",
+        ]
     )
     main()

@@ -15,7 +15,13 @@ def test_two_nodes_under_torchrun_are_one_run(tmp_path: Path) -> None:
     nodes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes=2",
+                    f"--node-rank={rank}",
+                ),
                 *("--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={tmp_path.name}"),
                 *("--rdzv-endpoint=127.0.0.1:29571", "-m", "lit_adaptive", "fit"),
                 *(f"--config={CONFIG}", f"--runs={tmp_path}", "--trainer.strategy=ddp"),
