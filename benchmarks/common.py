@@ -63,6 +63,11 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device``."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs")
+
+
 def write_results(folder: Path, name: str, results: Any) -> None:
     """Write ``results`` to the JSON file ``folder/name``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +86,10 @@ def versions() -> dict[str, str]:
     return {"machine": platform.machine(), "torch": torch.__version__}
 
 
-def peak_bytes() -> int:
-    """Largest resident set of this process so far."""
+def peak_bytes(device: str = "cpu") -> int:
+    """Largest resident set of this process so far, or on a GPU the most PyTorch had allocated."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -107,6 +114,8 @@ class StepClock:
 
     def mark(self, *_: Any, **__: Any) -> None:
         """Record the end of a step; accepts the arguments of any training hook."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     def median_seconds(self, skip: int) -> float:
@@ -132,12 +141,13 @@ class StepClock:
         return StepEnd()
 
 
-def quiet_trainer(**options: Any) -> Any:
-    """A Lightning ``Trainer`` on the CPU that logs, saves and prints nothing."""
+def quiet_trainer(device: str = "cpu", **options: Any) -> Any:
+    """A Lightning ``Trainer`` on one device that logs, saves and prints nothing."""
     from lightning.pytorch import Trainer
 
     return Trainer(
-        accelerator="cpu",
+        accelerator=device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -62,18 +62,24 @@ SETTINGS = {
 
 
 def measurements(
-    clock: common.StepClock, skip: int, *, tokens: float, bytes_before: int, generation: float
+    clock: common.StepClock,
+    skip: int,
+    *,
+    tokens: float,
+    bytes_before: int,
+    generation: float,
+    device: str,
 ) -> dict[str, float]:
     """Seconds per step and of its generation, mean tokens per answer, and memory of this process."""
     return {
         "seconds": clock.median_seconds(skip),
         "tokens": tokens,
-        "memory_mb": (common.peak_bytes() - bytes_before) / 2**20,
+        "memory_mb": (common.peak_bytes(device) - bytes_before) / 2**20,
         "generation": generation,
     }
 
 
-def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
+def ours(setting: Setting, steps: int, fraction: float, device: str) -> dict[str, float]:
     from lightning.pytorch import Callback, seed_everything
 
     from callbacks import RolloutReplay
@@ -115,6 +121,7 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     model = GRPO(setting.model_source(), optimization=Optimization(learning_rate=1e-9))
     clock, recorder = common.StepClock(), MetricsRecorder()
     trainer = common.quiet_trainer(
+        device,
         max_epochs=1,
         gradient_clip_val=1.0,
         callbacks=[*([RolloutReplay()] if fraction else []), recorder, clock.lightning_callback()],
@@ -122,18 +129,19 @@ def ours(setting: Setting, steps: int, fraction: float) -> dict[str, float]:
     setting.model_source().make(
         data.tokenizer
     )  # loads the model once, as TRL's is loaded before training
-    bytes_before = common.peak_bytes()
+    bytes_before = common.peak_bytes(device)
     trainer.fit(model, data)
     return measurements(
         clock,
         setting.skip,
         tokens=statistics.mean(recorder.lengths),
         bytes_before=bytes_before,
+        device=device,
         generation=statistics.median(recorder.generation[setting.skip :]),
     )
 
 
-def trl(setting: Setting, steps: int, _: float) -> dict[str, float]:
+def trl(setting: Setting, steps: int, _: float, device: str) -> dict[str, float]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -168,7 +176,7 @@ def trl(setting: Setting, steps: int, _: float) -> dict[str, float]:
         temperature=1.0,
         top_k=0,
         bf16=False,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",
@@ -185,13 +193,14 @@ def trl(setting: Setting, steps: int, _: float) -> dict[str, float]:
         processing_class=tokenizer,
         callbacks=[clock.transformers_callback()],
     )
-    bytes_before = common.peak_bytes()
+    bytes_before = common.peak_bytes(device)
     trainer.train()
     return measurements(
         clock,
         setting.skip,
         tokens=statistics.mean(lengths),
         bytes_before=bytes_before,
+        device=device,
         generation=float("nan"),
     )
 
@@ -200,18 +209,18 @@ RUNS = {"trl": (trl, 0.0), "ours": (ours, 0.0), "replay": (ours, 0.5)}
 """Function and replayed fraction, by name."""
 
 
-def run(name: str, model: str, steps: int) -> dict[str, float]:
+def run(name: str, model: str, steps: int, device: str) -> dict[str, float]:
     torch.set_num_threads(1)
     function, fraction = RUNS[name]
-    return function(SETTINGS[model], steps, fraction)
+    return function(SETTINGS[model], steps, fraction, device)
 
 
-def compare(model: str, rounds: int, steps: int) -> dict[str, Any]:
+def compare(model: str, rounds: int, steps: int, device: str) -> dict[str, Any]:
     """Ratios of time and memory, and the measurements of all rounds."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for _ in range(rounds):
         for name, measured in runs.items():
-            measured.append(common.run_in_process(run, name, model, steps))
+            measured.append(common.run_in_process(run, name, model, steps, device))
             print(model, name, {k: round(v, 4) for k, v in measured[-1].items()}, flush=True)
     fastest = {name: min(rows, key=lambda row: row["seconds"]) for name, rows in runs.items()}
     seconds = {name: row["seconds"] for name, row in fastest.items()}
@@ -236,9 +245,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
     parser.add_argument("--steps", type=int, default=12, help="training steps per run")
+    common.add_device(parser)
     args = parser.parse_args()
     for model in args.only:
-        result = compare(model, args.rounds, args.steps)
+        result = compare(model, args.rounds, args.steps, args.device)
         results = common.read_results(args.out, "grpo_step.json") | {model: result}
         common.write_results(args.out, "grpo_step.json", results)
 

@@ -48,7 +48,7 @@ def model_source(name: str) -> ConfiguredLM:
     return ConfiguredLM("llama", heads=4, max_positions=512, seed=0, **MODELS[name])
 
 
-def ours(name: str, objective: str, steps: int, folder: Path) -> float:
+def ours(name: str, objective: str, steps: int, folder: Path, device: str) -> float:
     seed_everything(0, verbose=False)
     data = folder / f"{name[:5]}.jsonl"
     if not data.exists():
@@ -62,6 +62,7 @@ def ours(name: str, objective: str, steps: int, folder: Path) -> float:
     )
     clock = common.StepClock()
     trainer = common.quiet_trainer(
+        device,
         max_steps=steps,
         gradient_clip_val=1.0,
         callbacks=[
@@ -73,7 +74,7 @@ def ours(name: str, objective: str, steps: int, folder: Path) -> float:
     return clock.median_seconds(SKIPPED_STEPS)
 
 
-def trl(name: str, steps: int, folder: Path) -> float:
+def trl(name: str, steps: int, folder: Path, device: str) -> float:
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = load_tokenizer("characters")
@@ -88,7 +89,7 @@ def trl(name: str, steps: int, folder: Path) -> float:
         completion_only_loss=True,
         gradient_checkpointing=False,
         bf16=False,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -111,6 +112,7 @@ def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
     parser.add_argument("--steps", type=int, default=30, help="training steps per run")
+    common.add_device(parser)
     names = {name.split()[0]: name for name in MODELS}
     parser.add_argument("--only", nargs="+", choices=names, default=[*names], help="models to run")
     args = parser.parse_args()
@@ -119,9 +121,9 @@ def main() -> None:
         times: dict[str, list[float]] = {"sft": [], "iw_sft": [], "trl": []}
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(args.rounds):
-                times["trl"].append(trl(name, args.steps, Path(folder)))
-                times["sft"].append(ours(name, "nll", args.steps, Path(folder)))
-                times["iw_sft"].append(ours(name, "iw", args.steps, Path(folder)))
+                times["trl"].append(trl(name, args.steps, Path(folder), args.device))
+                times["sft"].append(ours(name, "nll", args.steps, Path(folder), args.device))
+                times["iw_sft"].append(ours(name, "iw", args.steps, Path(folder), args.device))
         fastest = {side: min(seconds) for side, seconds in times.items()}
         result = {
             "ms": {side: 1000 * seconds for side, seconds in fastest.items()},
@@ -132,6 +134,7 @@ def main() -> None:
         saved = common.read_results(args.out, "sft_step.json")
         results = {
             "batch": BATCH,
+            "device": args.device,
             "steps": saved.get("steps", {}) | {name: args.steps},
             "models": saved.get("models", {}) | {name: result},
         }

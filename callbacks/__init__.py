@@ -19,6 +19,7 @@ from callbacks.influence_refresh import InfluenceRefresh
 from callbacks.keep_scores import KeepScores
 from callbacks.learning_curve import LearningCurve
 from callbacks.loss_refresh import LossRefresh
+from callbacks.memory_report import MemoryReport
 from callbacks.newest_checkpoint import NewestCheckpoint
 from callbacks.ohem_selector import OHEMSelector
 from callbacks.pass_at_k import PassAtK
@@ -54,6 +55,7 @@ __all__ = [
     "KeepScores",
     "LearningCurve",
     "LossRefresh",
+    "MemoryReport",
     "NewestCheckpoint",
     "OHEMSelector",
     "PassAtK",

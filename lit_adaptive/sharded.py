@@ -8,8 +8,9 @@ may name only the classes that torch writes, and every other entry must load wit
 import io
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
@@ -78,6 +79,39 @@ def check_sharded_checkpoint(folder: Path) -> None:
         torch.load(folder / METADATA, map_location="cpu", weights_only=True)
 
 
+def check_sums(path: Path) -> None:
+    """Raise unless every byte is as it was written; ``torch.load`` does not check it.
+
+    Args:
+        path: a checkpoint, or a folder of shards that ``check_sharded_checkpoint`` accepts. All of
+            it is read.
+
+    Raises:
+        ValueError: if an entry has another CRC-32 than when it was written.
+    """
+    if not path.is_dir():
+        _check_archive(path)
+        return
+    with (path / ".metadata").open("rb") as file:
+        index: Any = _MetadataUnpickler(file).load()
+    for info in index.storage_data.values():
+        with (path / info.relative_path).open("rb") as file:
+            file.seek(info.offset)
+            _check_archive(io.BytesIO(file.read(info.length)))
+    if (path / METADATA).is_file():
+        _check_archive(path / METADATA)
+
+
+def _check_archive(file: Path | IO[bytes]) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged header raises any exception
+        raise ValueError(f"the archive is damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{damaged} has changed since it was written")
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Everything of a checkpoint but, of a sharded one, the state of the optimizers.
 
@@ -96,6 +130,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist: give the path of a checkpoint")
     try:
         if path.is_dir():
+            check_sharded_checkpoint(path)
+        check_sums(path)
+        if path.is_dir():
             return _read_shards(path)
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE as error:
@@ -110,7 +147,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
-    check_sharded_checkpoint(folder)
     index = FileSystemReader(folder).read_metadata()
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)

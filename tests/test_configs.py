@@ -5,14 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from small_configs import small_data
+from small_configs import pass_rate_table, shrunk, small_data
 
 from lit_adaptive.cli.main import AdaptiveCLI, main
-from lit_adaptive.data import Arithmetic, PromptDataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -64,57 +62,6 @@ def test_builds_model_data_and_trainer(
     assert cli.datamodule is not None
     assert cli.trainer.log_dir is not None
     assert Path(cli.trainer.log_dir).parent == tmp_path / path.stem
-
-
-def pass_rate_table(folder: Path, arithmetic: dict[str, Any]) -> str:
-    """A table of two policies' pass rates on the prompts of ``Arithmetic``."""
-    ids = PromptDataset(Arithmetic(**arithmetic)).ids
-    rows = [
-        {"policy": policy, "prompt_id": one, "pass_rate": (place % 5) / 4}
-        for policy in ("a", "b")
-        for place, one in enumerate(ids)
-    ]
-    path = folder / "pass_rates.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def shrunk(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The experiment ``tree`` with one or two steps of everything that takes long."""
-    trainer, data = tree["trainer"], tree["data"]["init_args"]
-    trainer |= {"max_epochs": 1, "check_val_every_n_epoch": 1, "limit_val_batches": 1}
-    trainer |= {"log_every_n_steps": 1, "enable_progress_bar": False}
-    if "steps_per_epoch" in data:
-        data |= {"steps_per_epoch": 2, "batch_size": 4}
-    else:
-        trainer["limit_train_batches"] = 4
-    if "table" in data:
-        source = data["dataset"]["source"]["init_args"]
-        source["size"] = 100
-        data |= {"table": pass_rate_table(folder, source), "references": 8, "batch_size": 32}
-    if "capacity" in data:
-        data |= {"capacity": 500, "evaluation_episodes": 1}
-    names = [callback["class_path"].rsplit(".", 1)[-1] for callback in trainer["callbacks"]]
-    if "InfluenceRefresh" in names:
-        data["dataset"]["source"]["init_args"]["size"] = 400
-    for callback in trainer["callbacks"]:
-        options = callback.setdefault("init_args", {})
-        match callback["class_path"].rsplit(".", 1)[-1]:
-            case "SupervisedWarmup":  # a prompt without any success has no gradient
-                options["steps"] = 300 if "InfluenceRefresh" in names else 2
-            case "TransitionCollector":
-                options["warmup"] = 100
-            case "PassAtK":
-                options["every_n_epochs"] = 1
-            case "ReferenceLogProbs":
-                options["after_epochs"] = 0
-            case "ReducibleLossSelector":
-                options["holdout"] = str(folder / "holdout.ckpt")
-            case "ModelCheckpoint" if "dirpath" in options:
-                options["dirpath"] = str(folder / "checkpoints")
-            case _:
-                pass
-    return tree
 
 
 def fit(path: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lit_adaptive.cli.main import main
-from lit_adaptive.sharded import check_sharded_checkpoint
+from lit_adaptive.sharded import check_sharded_checkpoint, check_sums, read_checkpoint
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits_uniform.yaml"
 
@@ -90,3 +91,34 @@ def test_an_entry_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(index))
     with pytest.raises(ValueError, match="outside"):
         check_sharded_checkpoint(folder)
+
+
+def test_a_bit_that_flipped_is_found_or_harmless(tmp_path: Path) -> None:
+    file = tmp_path / "whole.ckpt"
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    torch.save({"state_dict": {"weight": weight}, "epoch": 3}, file)
+    check_sums(file)
+    content, dice, found = bytearray(file.read_bytes()), random.Random(0), 0
+    for _ in range(300):
+        bit = dice.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        try:
+            assert torch.equal(read_checkpoint(file)["state_dict"]["weight"], weight)
+        except ValueError:
+            found += 1
+        content[bit // 8] ^= 1 << bit % 8
+    assert found > 270
+
+
+def test_a_bit_that_flipped_in_a_shard_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "shards")
+    check_sums(folder)
+    weight = read_checkpoint(folder)["state_dict"]["weight"]
+    (shard,) = folder.glob("*.distcp")
+    content = bytearray(shard.read_bytes())
+    content[content.index(weight.view(torch.uint8).numpy().tobytes())] ^= 1
+    shard.write_bytes(content)
+    check_sharded_checkpoint(folder)
+    with pytest.raises(ValueError, match=r"has changed|damaged"):
+        check_sums(folder)

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_adaptive.files import write_atomically
 from lit_adaptive.sharded import METADATA
@@ -126,17 +127,92 @@ def _modified(path: Path) -> int:
 def continue_metrics(checkpoint: Path, logger: CSVLogger) -> None:
     """Begin ``metrics.csv`` with the rows of the run that a checkpoint continues.
 
-    Rows that were logged after the checkpoint are left out: the resumed run logs them again.
+    Rows that the resumed run logs again are left out: those of steps behind the checkpoint, and
+    the one that ``ResumedMetrics`` restores. So is a last line that a kill has cut short.
     """
     metrics = checkpoint.parent.parent / "metrics.csv"
     if not metrics.is_file() or not logger.experiment:
         return
-    steps = int(_load_state(checkpoint)["global_step"])
-    with metrics.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    kept = [{k: v for k, v in row.items() if v} for row in rows if int(row["step"]) < steps]
-    logger.experiment.metrics = kept
+    state = _load_state(checkpoint)
+    steps, pending = int(state["global_step"]), state.get(ResumedMetrics.PENDING) or {}
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    filled = [{k: v for k, v in row.items() if v} for row in rows]
+    logger.experiment.metrics = [
+        row
+        for row in filled
+        if int(row["step"]) < steps
+        and not (pending and int(row["step"]) == pending["step"] and pending.keys() <= row.keys())
+    ]
     logger.save()
+
+
+class ResumedMetrics(Callback):
+    """Saves the metrics that Lightning leaves out of a checkpoint, and restores them.
+
+    They are the last value of each, which ``EarlyStopping`` and ``ModelCheckpoint`` monitor at the
+    end of an epoch, and those of the step or epoch that ends, which reach the loggers only after
+    the hooks in which checkpoints are saved.
+
+    Needs: nothing.
+    Changes: nothing.
+    """
+
+    PENDING = "pending_metrics"
+    """Key of a checkpoint: metrics not logged yet, with their ``step`` and ``epoch``; or none."""
+
+    needs = provides = frozenset[str]()
+
+    def __init__(self) -> None:
+        self._monitored: dict[str, Tensor] = {}
+        self._pending: dict[str, Any] = {}
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the last value of each metric, and what is still to be logged."""
+        # What follows has no public name in Lightning.
+        connector: Any = getattr(trainer, "_logger_connector")  # noqa: B009
+        loop: Any = trainer.fit_loop
+        checkpoint["callback_metrics"] = {
+            name: torch.as_tensor(value).detach().cpu().clone()
+            for name, value in trainer.callback_metrics.items()
+        }
+        within_epoch = connector._first_loop_iter is not None
+        logs = trainer.training and (
+            not within_epoch or (connector.should_update_logs and not loop._should_accumulate())
+        )
+        metrics = connector.metrics["log"] if logs else {}
+        checkpoint[self.PENDING] = metrics and {
+            "epoch": trainer.current_epoch,
+            "step": loop.epoch_loop._batches_that_stepped - (not within_epoch),
+            **{name: float(value) for name, value in metrics.items()},
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read them."""
+        self._monitored = checkpoint.get("callback_metrics", {})
+        self._pending = dict(checkpoint.get(self.PENDING) or {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the values, and log what the run before was about to log."""
+        connector: Any = getattr(trainer, "_logger_connector")  # noqa: B009
+        connector._callback_metrics.update(self._monitored)
+        if self._pending:
+            step = int(self._pending.pop("step"))
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(self._pending), step)
+        self._monitored, self._pending = {}, {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ``ReduceLROnPlateau`` see this epoch too.
+
+        Lightning leaves it out after a resumption, because it has no metrics then.
+        """
+        loop: Any = trainer.fit_loop
+        loop._restarting = False
 
 
 class ResumedOptions(Callback):

@@ -48,6 +48,7 @@ from torch.utils._pytree import tree_flatten_with_path
 import callbacks
 from lit_adaptive import __version__, data, modules, samplers
 from lit_adaptive.cli.checkpoints import (
+    ResumedMetrics,
     ResumedOptions,
     best_checkpoint,
     continue_metrics,
@@ -61,7 +62,7 @@ from lit_adaptive.cli.export import export, export_parser
 from lit_adaptive.cli.inspect import inspect, inspect_parser
 from lit_adaptive.cli.report import report, report_parser
 from lit_adaptive.contract import unmet_needs
-from lit_adaptive.sharded import check_sharded_checkpoint
+from lit_adaptive.sharded import check_sharded_checkpoint, check_sums
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
 """Environment variable by which rank 0 passes the run directory to the processes it starts."""
@@ -104,6 +105,8 @@ def _new_run_dir(root: Path, name: str, label: str) -> Path:
     if existing := os.environ.get(RUN_DIR):
         return Path(existing)
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+        return root / name / stem  # of a process that torchrun or SLURM started: rank 0's is used
     for attempt in range(1000):
         path = root / name / (stem if attempt == 0 else f"{stem}.{attempt}")
         try:
@@ -202,6 +205,16 @@ class AdaptiveCLI(LightningCLI):
                 "leave --ckpt_path out\n  " + "\n  ".join(lines),
                 error,
             )
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb.errors"):
+                raise
+            reason = next((line for line in str(error).splitlines() if "<no" not in line), "")
+            self.parser.error(
+                f"Weights & Biases cannot be used: {reason or 'it does not answer'}\n"
+                "log in with `wandb login`, or set WANDB_MODE=offline, which needs no network, and "
+                "upload the run later with `wandb sync`",
+                error,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--runs``; let no option but ``--config`` read a file."""
@@ -295,7 +308,7 @@ class AdaptiveCLI(LightningCLI):
         if self.subcommand == "fit":
             config.callbacks = self._without_feedback(_as_list(config.get("callbacks")))
             if saves:
-                config.callbacks.insert(0, ResumedOptions())
+                config.callbacks[:0] = [ResumedOptions(), ResumedMetrics()]
                 if not any(isinstance(c, callbacks.NewestCheckpoint) for c in config.callbacks):
                     config.callbacks.append(callbacks.NewestCheckpoint())
         logs = config.get("logger") is not False and not config.get("barebones")
@@ -389,6 +402,8 @@ def _check_checkpoint(parser: LightningArgumentParser, checkpoint: str | None) -
             check_sharded_checkpoint(Path(checkpoint))
         else:
             torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            check_sums(Path(checkpoint))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         parser.error(

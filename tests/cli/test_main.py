@@ -324,6 +324,11 @@ class _Touch:
         return (os.mkdir, (self.path,))
 
 
+def _with_another_bit(content: bytes) -> bytes:
+    half = len(content) // 2  # numbers of the replay
+    return content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -331,6 +336,7 @@ class _Touch:
         lambda file, mark: file.write_bytes(file.read_bytes()[:100]),
         lambda file, mark: file.write_bytes(file.read_bytes()[:-100]),
         lambda file, mark: file.write_bytes(file.read_bytes()[1000:]),
+        lambda file, mark: file.write_bytes(_with_another_bit(file.read_bytes())),
         lambda file, mark: file.write_bytes(pickle.dumps(_Touch(mark))),
         lambda file, mark: torch.save(_Touch(mark), file),
         lambda file, mark: torch.save({"state_dict": {"weight": _Touch(mark)}}, file),

@@ -1,5 +1,6 @@
 """Two real processes share one sampling distribution."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -25,6 +26,17 @@ def _assert_one_distribution(folder: Path, batch_size: int) -> None:
     assert_same(ends[0], ends[1])
 
 
+def _assert_losses_of_all_ranks_are_logged(folder: Path) -> None:
+    steps = [steps_of(folder / "first", rank) for rank in (0, 1)]
+    (file,) = folder.glob("runs/*/*/metrics.csv")
+    rows = [row for row in csv.DictReader(file.read_text().splitlines()) if row["train/loss"]]
+    assert len(rows) == 30
+    for row in rows:
+        losses = [rank[int(row["step"])]["loss"] for rank in steps]
+        assert losses[0] != losses[1]
+        assert float(row["train/loss"]) == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
 @pytest.mark.multiprocess
 def test_ddp_on_a_dataset_holds_equal_priorities_and_resumes(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -48,10 +60,12 @@ def test_dqn_on_two_processes_holds_one_replay(overlay: str, tmp_path: Path) -> 
         *("--config", str(TRAINER / f"{overlay}.yaml"), "--runs", str(tmp_path / "runs")),
         *("--trainer.max_epochs=1", "--data.batches_per_epoch=30", "--data.capacity=2000"),
         "--data.evaluation_episodes=3",
+        "--trainer.log_every_n_steps=1",
         "--trainer.callbacks+=recorder.Recorder",
     ]
     run([*common, f"--trainer.callbacks.folder={tmp_path / 'first'}"])
     _assert_one_distribution(tmp_path / "first", batch_size=64)
+    _assert_losses_of_all_ranks_are_logged(tmp_path)
     saved = next((tmp_path / "runs").glob("dqn_per/*/checkpoints/last.ckpt"))
     again = [*common, f"--trainer.callbacks.folder={tmp_path / 'second'}"]
     run([*again, f"--ckpt_path={saved}", "--trainer.max_epochs=2"])

@@ -30,12 +30,17 @@ def test_clipped_steps_and_logged_losses_are_those_of_one_process(
 
 
 @pytest.mark.multiprocess
-def test_a_checkpoint_of_two_ranks_continues_on_one_without_losing_a_sample(tmp_path: Path) -> None:
-    # An epoch draws each of 64 samples once: 2 steps on two ranks, the other 2 on one.
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_checkpoint_of_two_ranks_continues_on_others_without_losing_a_sample(
+    ranks: int, tmp_path: Path
+) -> None:
+    # An epoch draws each of 64 samples once: 2 steps on two ranks, the other 2 on one or four.
     first, second = tmp_path / "first", tmp_path / "second"
     trained(first, "ddp", "2", "2")
-    trained(second, "auto", "1", "4", checkpoint=str(first / "last.ckpt"))
-    drawn = [steps_of(first, rank) for rank in (0, 1)] + [steps_of(second)]
-    assert [sorted(steps) for steps in drawn] == [[0, 1], [0, 1], [2, 3]]
-    indices = [i for steps in drawn for step in steps.values() for i in step["index"]]
-    assert sorted(indices) == list(range(64))
+    strategy = "ddp" if ranks > 1 else "auto"
+    trained(second, strategy, str(ranks), "4", checkpoint=str(first / "last.ckpt"))
+    before = [steps_of(first, rank) for rank in (0, 1)]
+    after = [steps_of(second, rank) for rank in range(ranks)]
+    assert [sorted(steps) for steps in before + after] == [[0, 1]] * 2 + [[2, 3]] * ranks
+    drawn = [i for steps in before + after for step in steps.values() for i in step["index"]]
+    assert sorted(drawn) == list(range(64))
