@@ -16,8 +16,8 @@ class PredictionTable(Callback):
     """Writes ``predictions.csv`` at the end of ``lit-adaptive predict``, in the dataset's order.
 
     One row per sample, over all ranks: ``id``, ``predicted`` (class), ``probability`` of that class
-    and ``target``, which is left out for a dataset without targets. Classes are named as in the ``classes`` of the dataset, if it has them, or else
-    numbered.
+    and ``target``, which is left out for a dataset without targets. Classes are named as in the
+    ``classes`` of the dataset, if it has them, or else numbered.
 
     Needs: nothing of a training; ``predict_step`` returns ``index``, ``predicted`` and
         ``probability``, as ``lit_adaptive.modules.Classifier`` does.
