@@ -27,6 +27,7 @@ from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.data.sources.columns import check_columns
 from lit_adaptive.modules import PolicyModule
 from lit_adaptive.modules.language.gradients import PromptGradients
+from lit_adaptive.progress import progress_bar
 from lit_adaptive.report.influence import draw_families
 
 STREAM = 0x1F1  # of the datamodule's seed
@@ -197,12 +198,14 @@ class InfluenceSelection(Callback):
         of it afterwards.
         """
         step = self.samples_at_once * trainer.world_size
-        for first in range(0, count, step):
-            places = torch.arange(first, min(first + step, count))
-            own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
-            with trainer.precision_plugin.forward_context():
-                rows = own_rows(own)
-            yield places, interleave_ranks(rows, len(places), trainer, module).cpu()
+        with progress_bar("gradients", count) as advance:
+            for first in range(0, count, step):
+                places = torch.arange(first, min(first + step, count))
+                own = places[equal_share(len(places), trainer).clamp(max=len(places) - 1)]
+                with trainer.precision_plugin.forward_context():
+                    rows = own_rows(own)
+                yield places, interleave_ranks(rows, len(places), trainer, module).cpu()
+                advance(len(places))
 
     def _log(self, pl_module: LightningModule) -> None:
         """Log the metrics of the last selection once."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks._ranks import gather_over_ranks
 from lit_adaptive.modules.base import evaluation_mode
+from lit_adaptive.progress import progress_bar
 
 
 def per_sample_losses(
@@ -28,10 +29,13 @@ def score_dataset(trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor,
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     parts: list[dict[str, Tensor]] = []
-    for cpu_batch in data.scoring_dataloader():
-        batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)
-        losses = per_sample_losses(batch, trainer, pl_module)
-        parts.append({"index": batch["index"], "losses": losses, "counted": batch["counted"]})
+    loader = data.scoring_dataloader()
+    with progress_bar("losses of all samples", len(loader)) as advance:
+        for cpu_batch in loader:
+            batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)
+            losses = per_sample_losses(batch, trainer, pl_module)
+            parts.append({"index": batch["index"], "losses": losses, "counted": batch["counted"]})
+            advance(1)
     local = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores = {k: value.cpu() for k, value in gather_over_ranks(local, trainer, pl_module).items()}
     counted = scores["counted"].bool()

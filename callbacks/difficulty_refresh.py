@@ -33,6 +33,7 @@ from lit_adaptive.modules.difficulty_predictor import (
     load_predictor,
     predictor_loss,
 )
+from lit_adaptive.progress import progress_bar
 from lit_adaptive.replay import RolloutGroups
 from lit_adaptive.report.difficulty import draw_difficulty
 from lit_adaptive.rollout import SentenceEncoder
@@ -345,7 +346,8 @@ class DifficultyRefresh(Callback):
         drawable: Tensor = data.sampler.drawable
         count = min(self.references, len(drawable))
         index = drawable[uniform_sample(len(drawable), count, generator)]
-        groups, metrics = data.roll_out(index, train=self.train_on_references)
+        with progress_bar(f"rollouts of {count} references", None):
+            groups, metrics = data.roll_out(index, train=self.train_on_references)
         self.reference_tokens += metrics["generated_tokens"]
         spread = has_spread(groups.reward, groups.group, len(groups))
         self._metrics["train/difficulty/informative"] = float(spread.float().mean())

@@ -1,6 +1,5 @@
 """Selection of the prompts whose policy gradients serve validation."""
 
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from lit_adaptive.data import PromptDataset
 from lit_adaptive.data.rollouts.minibatches import MicroBatch, MicroBatchBuilder
 from lit_adaptive.data.seeding import derive_seed
 from lit_adaptive.modules.language.gradients import PromptGradients
+from lit_adaptive.progress import count_down
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 from lit_adaptive.replay.trajectories import TrajectoryBuffer, TrajectoryStore
 
@@ -194,9 +194,8 @@ class InfluenceRefresh(InfluenceSelection):
     ) -> None:
         """Roll out the prompts of a dataset that the folder lacks."""
         remaining = data.collect_trajectories(str(folder), dataset=dataset, samples=samples)
-        total = next(remaining)
-        rank_zero_info(f"{total} prompts are rolled out {samples} times each, to {folder}")
-        deque(remaining, maxlen=0)
+        count_down(remaining, f"{samples} rollouts of each prompt")
+        rank_zero_info(f"trajectories, {samples} of each prompt: {folder}")
 
     def _read(self, root: Path) -> None:
         """Read the rollouts of the start."""

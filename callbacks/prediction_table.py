@@ -3,6 +3,7 @@
 import csv
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -15,8 +16,8 @@ class PredictionTable(Callback):
     """Writes ``predictions.csv`` at the end of ``lit-adaptive predict``, in the dataset's order.
 
     One row per sample, over all ranks: ``id``, ``predicted`` (class), ``probability`` of that class
-    and ``target``. Classes are named as in the ``classes`` of the dataset, if it has them, or else
-    numbered.
+    and ``target``, which is left out for a dataset without targets. Classes are named as in the
+    ``classes`` of the dataset, if it has them, or else numbered.
 
     Needs: nothing of a training; ``predict_step`` returns ``index``, ``predicted`` and
         ``probability``, as ``lit_adaptive.modules.Classifier`` does.
@@ -28,6 +29,7 @@ class PredictionTable(Callback):
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, float, int]] = []
+        self._has_targets = True
 
     def on_predict_batch_end(
         self,
@@ -39,12 +41,14 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the rows of a batch, without padding samples."""
+        self._has_targets = "target" in batch
         counted: Tensor = batch["counted"]
+        targets: Tensor = batch["target"] if self._has_targets else torch.zeros_like(counted).int()
         columns = (
             outputs["index"],
             outputs["predicted"],
             outputs["probability"],
-            batch["target"][counted].cpu(),
+            targets[counted].cpu(),
         )
         self._rows += zip(*(column.tolist() for column in columns), strict=True)
 
@@ -62,7 +66,8 @@ class PredictionTable(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["id", "predicted", "probability", "target"])
+            shown = 4 if self._has_targets else 3
+            writer.writerow(["id", "predicted", "probability", "target"][:shown])
             for index, predicted, probability, target in sorted(rows):
-                row = sample_id(ids, index), class_name(classes, predicted)
-                writer.writerow([*row, f"{probability:.6g}", class_name(classes, target)])
+                row = [sample_id(ids, index), class_name(classes, predicted), f"{probability:.6g}"]
+                writer.writerow([*row, class_name(classes, target)][:shown])

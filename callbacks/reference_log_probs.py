@@ -11,6 +11,7 @@ from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.data.text.packing import ranges
 from lit_adaptive.files import write_atomically
 from lit_adaptive.modules.base import evaluation_mode
+from lit_adaptive.progress import progress_bar
 
 _KEY = "log_probs"
 
@@ -130,12 +131,18 @@ def _score(trainer: Trainer, pl_module: LightningModule) -> Tensor:
     module: Any = pl_module
     offsets: Tensor = data.dataset.offsets
     flat = torch.zeros(int(offsets[-1]))
-    with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
-        for batch in data.scoring_dataloader():
+    loader = data.scoring_dataloader()
+    with (
+        evaluation_mode(pl_module),
+        trainer.precision_plugin.forward_context(),
+        progress_bar("reference log-probabilities", len(loader)) as advance,
+    ):
+        for batch in loader:
             device_batch: dict[str, Any] = trainer.strategy.batch_to_device(batch)
             log_probs: Tensor = module.token_log_probs(device_batch).float().cpu()
             counted = batch["counted"][batch["sequence"]]
             flat[_token_positions(offsets, batch["index"])[counted]] = log_probs[counted]
+            advance(1)
     if trainer.world_size > 1:  # each rank filled its share and left zeros elsewhere
         flat = trainer.strategy.reduce(flat.to(pl_module.device), reduce_op="sum").cpu()
     if bool((invalid := ~flat.isfinite()).any()):

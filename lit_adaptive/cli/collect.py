@@ -6,11 +6,11 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import Progress
 
 from callbacks import SupervisedWarmup
 from lit_adaptive.cli.checkpoints import AtomicTrainer
 from lit_adaptive.data import PromptDataset, RolloutDataModule
+from lit_adaptive.progress import count_down
 
 
 class CollectingTrainer(AtomicTrainer):
@@ -83,9 +83,6 @@ class _Collection(Callback):
         folder = str(self.folder)
         remaining = data.collect_trajectories(folder, dataset=self.dataset, samples=self.samples)
         total = len(self.dataset)
-        with Progress(disable=not trainer.is_global_zero) as bar:
-            task = bar.add_task("prompts", total=total)
-            for missing in remaining:
-                bar.update(task, completed=total - missing)
+        count_down(remaining, "rollouts of prompts")
         rank_zero_info(f"trajectories of {total} prompts: {folder}")
         trainer.fit_loop.max_epochs = trainer.current_epoch

@@ -10,12 +10,18 @@ import importlib.util
 import inspect
 import re
 import sys
-from argparse import Action
+from argparse import (
+    Action,
+    HelpFormatter,
+    _HelpAction,  # pyright: ignore[reportPrivateUsage]
+)
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_adaptive.cli.brief_help import brief_help
 
 _NOISE = re.compile(
     r"^\s*((- )?Does not validate against any of the Union subtypes|Subtypes: |Errors:\s*$"
@@ -35,6 +41,8 @@ _MISSING_CLASS = re.compile(
 )
 _PATH = re.compile(r"^\s*(- )?Expected a path but .* either not accessible or invalid$")
 _TRAINER_OPTION = re.compile(r"trainer\.\w+|ckpt_path|weights_only")
+_LIBRARY = re.compile(r"(torch|torchmetrics|torchvision|lightning|datasets|transformers)\.")
+"""Of classes, too many to be listed."""
 _CLASS = re.compile(r"class_path'?[ =:]+'([\w.]+)'")
 
 
@@ -165,12 +173,24 @@ class _ShortHelpFormatter(DefaultHelpFormatter):
         super().add_usage(usage or complete, actions, groups, prefix)
 
     def _expand_help(self, action: Action) -> str:
-        text: str = super()._expand_help(action)
+        text, _, known = str(super()._expand_help(action)).partition(", known subclasses: ")
+        own = [name for name in known.rstrip(")").split(", ") if not _LIBRARY.match(name)]
+        if known:
+            text += f", known subclasses: {', '.join(own)})" if own else ")"
         if _TRAINER_OPTION.fullmatch(action.dest) is None:
             return text
         description, mark, types = text.rpartition(" (type: ")
         first = re.split(r"(?<=\.)\s", description.replace("e.g. ", "such as "), maxsplit=1)[0]
         return first + mark + types.partition(", known subclasses: ")[0].rstrip(")") + ")"
+
+
+class _CompleteHelp(_HelpAction):
+    """``--help.all``."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        """Print the help of all options and exit."""
+        parser.brief = False
+        super().__call__(parser, *args, **kwargs)
 
 
 class ShortErrorParser(LightningArgumentParser):
@@ -182,6 +202,22 @@ class ShortErrorParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_ShortHelpFormatter, **kwargs)
+        self.brief = False
+
+    def add_complete_help(self) -> None:
+        """Let ``--help`` show the main options, and ``--help.all`` all of them."""
+        self.brief = True
+        self.add_argument("--help.all", action=_CompleteHelp, help="Show all options and exit.")
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """The help: of the main options only after ``add_complete_help``."""
+        if self.brief:
+            return brief_help(self, self._program)
+        return super().format_help(formatter)
+
+    @property
+    def _program(self) -> str:
+        return self.prog.replace(" [options]", "")
 
     def keep_paths(self) -> None:
         """Let the options so far take the name of a file as it is."""
@@ -222,7 +258,7 @@ class ShortErrorParser(LightningArgumentParser):
         """Print the shortened message and exit."""
         if not self.exit_on_error:  # called by another parser, which may try further types
             super().error(message, ex)
-        prog = self.prog.replace(" [options]", "")
-        sys.stderr.write(f"error: {shorten(message)}\n(all options: {prog} --help)\n")
+        option = "--help.all" if self.brief else "--help"
+        sys.stderr.write(f"error: {shorten(message)}\n(all options: {self._program} {option})\n")
         self.exit(2)
         raise AssertionError from ex  # exit does not return

@@ -217,8 +217,9 @@ class AdaptiveCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--runs``; let no option but ``--config`` read a file."""
+        """Add ``--runs`` and ``--help.all``; let no option but ``--config`` read a file."""
         assert isinstance(parser, ShortErrorParser)
+        parser.add_complete_help()
         parser.keep_paths()
         parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
 

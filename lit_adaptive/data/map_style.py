@@ -137,6 +137,8 @@ class AdaptiveDataModule(SampledDataModule):
         self.dataset = dataset
         self.val_dataset = val_dataset
         self.test_dataset = test_dataset
+        self._categories: dict[str, list[str]] = getattr(dataset, "categories", {})
+        self._encode_categories()
         if val_dataset is None:  # Lightning checks for an override, and warns about an empty one
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.eval_batch_size = eval_batch_size or 4 * batch_size
@@ -170,17 +172,29 @@ class AdaptiveDataModule(SampledDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state, the position in the epoch, and the data's fingerprint."""
-        return super().state_dict() | {"data": self._fingerprint}
+        return super().state_dict() | {"data": self._fingerprint, "categories": self._categories}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue drawing as if the run had never stopped; does nothing outside of training.
+        """Continue drawing as if the run had never stopped.
+
+        Outside of training, only the categories of columns of strings are the checkpoint's.
 
         Raises:
-            ValueError: if the training set is not the checkpoint's (see ``on_changed_data``).
+            ValueError: if the training set is not the checkpoint's (see ``on_changed_data``), or a
+                value is no category of it.
         """
         if self._fitting():
             self._check_data(state_dict)
+        self._categories = state_dict.get("categories", {})
+        self._encode_categories()
         super().load_state_dict(state_dict)
+
+    def _encode_categories(self) -> None:
+        """Encode columns of strings in all sets alike."""
+        for dataset in (self.dataset, self.val_dataset, self.test_dataset):
+            encode = getattr(dataset, "set_categories", None)
+            if encode is not None:
+                encode(self._categories)
 
     def _check_data(self, state_dict: dict[str, Any]) -> bool:
         """Whether the training set's rows are the checkpoint's.

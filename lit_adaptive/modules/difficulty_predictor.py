@@ -19,7 +19,7 @@ Departures from the paper:
 
 import math
 import pickle
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from lit_adaptive.core.difficulty import (
 )
 from lit_adaptive.modules.language.network import LanguageModel
 from lit_adaptive.modules.optimization import learning_rate_schedule
+from lit_adaptive.progress import progress_bar
 
 CALIBRATION_WIDTH = 10
 
@@ -169,7 +170,8 @@ def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int =
     order = lengths.argsort(stable=True)
     vectors: list[Tensor] = []
     handle = layers[max(len(layers) * 2 // 3, 1) - 1].register_forward_hook(keep)
-    try:
+    with progress_bar("embeddings of prompts", len(prompts)) as advance, ExitStack() as stack:
+        stack.callback(handle.remove)
         for part in torch.split(order, rows):
             each = [prompts[i].long() for i in part]
             ids = nn.utils.rnn.pad_sequence(each, batch_first=True).to(device)
@@ -181,8 +183,7 @@ def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int =
             mean = (states * mask[:, :, None]).sum(1) / length[:, None]
             last = states[torch.arange(len(part), device=device), length - 1]
             vectors.append(torch.cat([mean, last], dim=1).cpu())
-    finally:
-        handle.remove()
+            advance(len(part))
     return torch.cat(vectors)[order.argsort()]
 
 

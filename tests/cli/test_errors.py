@@ -1,10 +1,12 @@
 """Errors in a config are short: they name the option, and the options that exist."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from lit_adaptive import __version__
+from lit_adaptive.cli.brief_help import OPTIONS
 from lit_adaptive.cli.errors import shorten
 from lit_adaptive.cli.main import AdaptiveCLI, main
 
@@ -117,20 +119,50 @@ def test_a_gpu_config_without_a_gpu_names_the_option_and_the_remedy(
     assert "Traceback" not in error
 
 
-def test_help_is_short_and_the_version_names_the_program_once(
+def _printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        AdaptiveCLI(arguments)
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "collect"])
+def test_help_fits_a_screen_and_says_how_to_see_the_rest(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = _printed([command, "--help"], capsys).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"usage: lit-adaptive {command} [options]"
+    first_words = {line.split()[0] for line in lines if line.startswith("  --")}
+    assert {"--help.all", "--print_config", "--data.help", "--trainer.max_epochs"} <= first_words
+    assert ("--out" in first_words) == (command == "collect")
+
+
+def test_the_complete_help_has_every_option_of_the_short_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit):
-        AdaptiveCLI(["fit", "--help"])
-    text = capsys.readouterr().out
+    text = _printed(["collect", "--help.all"], capsys)
     assert len(text.splitlines()) < 210
-    assert text.startswith("usage: lit-adaptive [options] fit [options]\n")
-    for option in ("--trainer.max_epochs", "--data ", "--model ", "--ckpt_path", "--runs"):
-        assert option in text
-    with pytest.raises(SystemExit):
-        AdaptiveCLI(["--version"])
-    assert capsys.readouterr().out == f"lit-adaptive {__version__}\n"
+    assert text.startswith("usage: lit-adaptive [options] collect [options]\n")
+    options = {name for group in OPTIONS.values() for name in group}
+    assert options <= set(re.findall(r"--[\w.]+\+?", text))
+    assert "--trainer.detect_anomaly" in text
+
+
+def test_classes_that_the_help_names_have_a_help(capsys: pytest.CaptureFixture[str]) -> None:
+    names = re.findall(r"\b(Classifier|DQN|IWSFT|GRPO|\w+DataModule)\b", " ".join(OPTIONS))
+    assert len(names) == 8
+    for name in names:
+        kind = "data" if name.endswith("DataModule") else "model"
+        text = _printed(["fit", f"--{kind}.help", name], capsys)
+        assert f"--{kind}." in text
+        assert "datapipes" not in re.sub(r"\s", "", text)  # torch's subclasses of Dataset
+
+
+def test_the_version_names_the_program_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _printed(["--version"], capsys) == f"lit-adaptive {__version__}\n"
 
 
 def test_a_batch_that_does_not_fit_into_the_memory_names_the_option(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 Ids = list[str] | Tensor
@@ -31,6 +32,7 @@ _CANONICAL_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]  # in a CSV column of numbers
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MAX_CLASSES = 1_000_000
+_MAX_CATEGORIES = 1_000  # of a column: each is a component of the input
 _SHOWN = 5  # values in an error
 _WIDTH = 200  # characters of each
 
@@ -181,23 +183,76 @@ def to_float64(column: Column) -> Tensor | None:
     return torch.from_numpy(np.array(values))
 
 
-def feature_matrix(table: Table, names: Sequence[str], source: str) -> Tensor:
-    """Numeric columns side by side: ``[N, F]`` float32, finite."""
+def feature_matrix(
+    table: Table,
+    names: Sequence[str],
+    source: str,
+    categories: dict[str, list[str]] | None = None,
+) -> tuple[Tensor, dict[str, list[str]]]:
+    """Columns side by side ``[N, F]`` float32, finite; and the categories of those of strings.
+
+    Args:
+        table: the columns.
+        names: numeric columns, and columns of strings, which are one-hot encoded.
+        source: name of the table in errors.
+        categories: by column of strings, the values in their order; by default sorted.
+    """
     matrices: list[Tensor] = []
+    used: dict[str, list[str]] = {}
     for name in names:
         where = f"{name} in {source}"
+        if is_text(contiguous(table[name]).type):
+            bad = almost_numbers(table[name])
+            if bad is not None:
+                fault = "is not a number, unlike the others of this feature,"
+                check_rows(bad, where, fault, table[name])
+            fixed = None if categories is None else categories.get(name)
+            matrix, used[name] = _one_hot(table[name], fixed, where)
+            matrices.append(matrix)
+            continue
         values = _to_vectors(table[name], where)
         if values is None:
-            check_numbers(table[name], where)
             raise ValueError(
-                f"{where} is of type {table[name].type}; features are numeric. Numeric columns are "
-                f"{numeric_columns(table)}"
+                f"{where} is of type {table[name].type}; features are numbers or strings. Numeric "
+                f"columns are {numeric_columns(table)}"
             )
         single = values.float()
         bad = ~single.isfinite().all(1)
         check_rows(bad, where, "is missing or not a finite float32", table[name])
         matrices.append(single)
-    return torch.cat(matrices, 1)
+    return torch.cat(matrices, 1), used
+
+
+def _one_hot(column: Column, categories: list[str] | None, where: str) -> tuple[Tensor, list[str]]:
+    """``[N, K]`` float32, 1 at the category of each row; and the K categories."""
+    values = contiguous(column)
+    check_rows(_blank(values), where, "is missing", values)
+    fault = "is no category of the training set"
+    if categories is None:
+        categories = sorted(values.unique().to_pylist())
+        if len(categories) > _MAX_CATEGORIES:
+            raise ValueError(
+                f"{where} has {len(categories)} different values, each of which would be an input; "
+                f"a categorical column has at most {_MAX_CATEGORIES}: leave it out of features"
+            )
+    number = _positions(values, categories)
+    check_rows(number < 0, where, f"{fault} ({preview(pa.array(categories))})", values)
+    return one_hot(number, len(categories)).float(), categories
+
+
+def _positions(values: Column, names: Sequence[str]) -> Tensor:
+    """Number ``[N]`` int64 of each string in ``names``; -1 where it is none of them."""
+    position = arrow.index_in(values, value_set=pa.array(names, values.type)).fill_null(-1)
+    return torch.from_numpy(np.array(position)).long()
+
+
+def _blank(values: Column) -> Tensor:
+    """``[N]`` bool: rows without a value, or with an empty string."""
+    absent = values.is_null()
+    if is_text(values.type):
+        blank = arrow.equal(arrow.utf8_trim_whitespace(values), "")
+        absent = arrow.or_(absent, blank.fill_null(True))
+    return torch.from_numpy(np.array(absent))
 
 
 def _to_vectors(column: Column, where: str) -> Tensor | None:
@@ -229,18 +284,12 @@ def class_targets(
         where: name of the column in errors.
     """
     values = contiguous(column)
-    absent = values.is_null()
-    if is_text(values.type):
-        blank = arrow.equal(arrow.utf8_trim_whitespace(values), "")
-        absent = arrow.or_(absent, blank.fill_null(True))
-    missing = torch.from_numpy(np.array(absent))
-    check_rows(missing, where, "is missing", values)
+    check_rows(_blank(values), where, "is missing", values)
     if classes is not None and len(set(classes)) < len(classes):
         raise ValueError(f"classes are {list(classes)}; they must all differ")
     if is_text(values.type):
         names = sorted(values.unique().to_pylist()) if classes is None else list(classes)
-        position = arrow.index_in(values, value_set=pa.array(names, values.type)).fill_null(-1)
-        targets = torch.from_numpy(np.array(position)).long()
+        targets = _positions(values, names)
         check_rows(targets < 0, where, f"is none of the classes {names}", values)
         return targets, names
     number = to_float64(values)

@@ -49,6 +49,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         inputs: ``[N, ...]`` float32, or a container indexed like it; None if there is only text.
         targets: ``[N]`` int64, or None without a target.
         feature_names: columns that make the inputs, in their order.
+        categories: by column of strings among them, the values that it is one-hot encoded by.
         classes: name of each class (integer classes: their digits), or None without a target.
         ids: one per row, all different: strings, or ``[N]`` int64.
         source: name of the table in errors.
@@ -82,7 +83,10 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         self.source = source
         self._table = table
         self.feature_names = list(features)
-        self.inputs = feature_matrix(table, features, source) if features else inputs
+        self.inputs = inputs
+        self.categories: dict[str, list[str]] = {}
+        if features:
+            self.inputs, self.categories = feature_matrix(table, features, source)
         self.targets: Tensor | None = None
         self.classes: list[str] | None = None
         if target is not None:
@@ -94,6 +98,17 @@ class ColumnDataset(Dataset[dict[str, Any]]):
             where = f"{id} in {source}"
             ids = validated_ids(table[id], where, parse_integers=parse_integer_ids)
             self.ids = ids_from_arrow(ids)
+
+    def set_categories(self, categories: dict[str, list[str]]) -> None:
+        """Encode the columns of strings by the categories of another table of the same columns.
+
+        Raises:
+            ValueError: if a value is none of them (naming the column, the rows and the values).
+        """
+        if self.categories and categories != self.categories:
+            self.inputs, self.categories = feature_matrix(
+                self._table, self.feature_names, self.source, categories
+            )
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -166,25 +181,27 @@ def _default_features(table: Table, roles: list[str], source: str) -> list[str]:
             check_rows(bad, f"{name} in {source}", fault, table[name])
     if others and numeric:
         warnings.warn(
-            f"{source}: the columns {others} are not numeric and no features; encode them as "
-            f"numbers, or name features: {numeric}",
+            f"{source}: the columns {others} are not numeric and no features; name features, those "
+            f"of strings are one-hot encoded, or leave them out by features: {numeric}",
             stacklevel=2,
         )
     return numeric
 
 
 class TableDataset(ColumnDataset):
-    """Numeric, text or image columns of a file or Hugging Face dataset, as a map-style dataset.
+    """Columns of a file or Hugging Face dataset as a map-style dataset.
 
     An item is ``{"input": float32, "target": int, "text": str}``, with the keys whose columns are
     named; ``gather`` collates a whole batch at once.
 
     Args:
         path: file, glob pattern, folder or hub name, as ``HubRows`` takes it.
-        features: numeric columns (true/false count as 1/0) that together make ``input`` ``[F]``; a
-            column of vectors of one length counts once per component. By default all numeric
-            columns without another role (with a warning that names the others); none if there is a
-            ``text`` or an ``image``.
+        features: columns that together make ``input`` ``[F]``: numbers (true/false count as 1/0),
+            vectors of one length (once per component), and strings or categories, which are
+            one-hot encoded (once per category, sorted; ``AdaptiveDataModule`` encodes its other
+            sets by the categories of the training set). By default all numeric columns without
+            another role (with a warning that names the others); none if there is a ``text`` or an
+            ``image``.
         target: column of classes: class labels, integers from 0, or strings, which are numbered in
             sorted order.
         id: column of distinct integers or strings; by default the row's number.

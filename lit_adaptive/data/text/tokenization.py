@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from lit_adaptive.data.sources.rows import Rows, quiet_datasets
 from lit_adaptive.data.text.packing import Counts
+from lit_adaptive.progress import progress_bar
 from lit_adaptive.rollout.models.tokenizers import stop_token_ids
 
 Tokens = npt.NDArray[np.int32]
@@ -384,10 +385,15 @@ def tokenize_rows(
         file = folder / f"tokens-{fingerprint}.arrow"
         lock = FileLock(file.with_suffix(".lock"))
 
-    def encoded() -> TokenizedRows:
+    def encoded(advance: Callable[[int], None]) -> TokenizedRows:
+        def encode_batch(batch: dict[str, list[Any]], numbers: list[int]) -> Any:
+            table = encode(batch, numbers)
+            advance(len(numbers))
+            return table
+
         return TokenizedRows(
             rows.dataset.select_columns([*columns]).map(
-                encode,
+                encode_batch,
                 batched=True,
                 batch_size=_BATCH,
                 with_indices=True,
@@ -398,14 +404,14 @@ def tokenize_rows(
             )
         )
 
-    with lock, quiet_datasets():
+    with lock, quiet_datasets(), progress_bar("tokenization", len(rows.dataset)) as advance:
         try:
-            return encoded()
+            return encoded(advance)
         except (pa.ArrowException, OSError):
             if file is None or not file.exists():
                 raise
             file.unlink()  # the cache is damaged
-            return encoded()
+            return encoded(advance)
 
 
 _set_here = False

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from lit_adaptive.core.bounds import check_at_least
 from lit_adaptive.files import write_atomically
+from lit_adaptive.progress import progress_bar
 from lit_adaptive.rollout.models.hub import hub_access
 from lit_adaptive.rollout.models.pretrained import transformers_quiet
+
+_BATCHES = 16
+"""Batches encoded between two steps of the progress bar."""
 
 
 class SentenceEncoder:
@@ -74,14 +78,20 @@ class SentenceEncoder:
                 )
             if self.max_length is not None:
                 model.max_seq_length = self.max_length
-            vectors: Tensor = model.encode(
-                texts,
-                batch_size=self.batch_size,
-                convert_to_tensor=True,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
-        return vectors.float().clone()  # usable where gradients are computed
+            parts: list[Tensor] = []
+            step = _BATCHES * self.batch_size  # sorted by length in each
+            with progress_bar("embeddings of texts", len(texts)) as advance:
+                for first in range(0, len(texts), step):
+                    vectors = model.encode(
+                        texts[first : first + step],
+                        batch_size=self.batch_size,
+                        convert_to_tensor=True,
+                        normalize_embeddings=True,
+                        show_progress_bar=False,
+                    )
+                    parts.append(vectors)
+                    advance(len(vectors))
+        return torch.cat(parts).float().clone()  # usable where gradients are computed
 
 
 def cached_embeddings(

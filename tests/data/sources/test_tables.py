@@ -171,7 +171,6 @@ MIXED = "id,x,y,kind,gap\na,1,0,cat,0.5\nb,1e39,1.5,dog,\nc,inf,-1,ant,2\n"
     [
         ({"features": ["q", "x"]}, r"no column 'q'; its columns are \['id', 'x', 'y', 'kind'"),
         ({"target": "q"}, "no column 'q'"),
-        ({"features": ["kind"]}, r"type string; features.* are \['x', 'y', 'gap'\]"),
         ({"features": ["gap"]}, r"gap in .*a\.csv is missing .* rows \[1\] .* \[None\]"),
         ({"features": ["x"]}, r"not a finite float32 in rows \[1, 2\]"),
         ({"target": "y", "text": "kind"}, r"not a class, .* rows \[1, 2\] .* \[1\.5, -1\.0\]"),
@@ -405,8 +404,7 @@ def test_string_classes_are_numbered_in_sorted_order(saved: Path) -> None:
         ({"features": ["q"]}, r"no column 'q'; its columns are \['name', 'text', 'label'"),
         ({"target": "q"}, "no column 'q'"),
         ({"image": "q"}, "no column 'q'"),
-        ({"features": ["image"]}, r"type struct.*; features are numeric"),
-        ({"features": ["text"]}, r"type string; features are numeric"),
+        ({"features": ["image"]}, r"type struct.*; features are numbers or strings"),
         ({"features": ["gap"]}, r"gap in .*splits \(train\) is missing .* rows \[0\]"),
         ({"image": "image", "features": ["hard"]}, "only one can be the input"),
     ],
@@ -504,3 +502,33 @@ def test_a_key_that_the_datamodule_adds_is_rejected(key: str) -> None:
     ):
         with pytest.raises(ValueError, match=rf"items have \['{key}'\].*rename"):
             read()
+
+
+def test_columns_of_strings_are_one_hot_encoded_beside_numbers(tmp_path: Path) -> None:
+    train = TableDataset(
+        _file(tmp_path, "x,color\n1,red\n2,blue\n3,red\n"), features=["x", "color"]
+    )
+    assert train.categories == {"color": ["blue", "red"]}
+    assert train.inputs[torch.arange(3)].tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1]]
+
+
+def test_another_set_is_encoded_by_the_categories_of_the_training_set(tmp_path: Path) -> None:
+    features = ["x", "color"]
+    train = TableDataset(_file(tmp_path, "x,color\n1,red\n2,blue\n"), features=features)
+    new = TableDataset(_file(tmp_path, "x,color\n5,red\n", "new.csv"), features=features)
+    AdaptiveDataModule(train, test_dataset=new)
+    assert new[0]["input"].tolist() == [5, 0, 1]
+    other = TableDataset(_file(tmp_path, "x,color\n5,green\n", "b.csv"), features=features)
+    words = (
+        r"color in .*b\.csv is no category of the training set \(\['blue', 'red'\]\) in rows \[0\]"
+    )
+    with pytest.raises(
+        ValueError, match=words + r".*\['green'\]; correct these rows or leave them"
+    ):
+        AdaptiveDataModule(train, val_dataset=other)
+
+
+def test_a_missing_category_is_named(tmp_path: Path) -> None:
+    file = _file(tmp_path, "x,color\n1,red\n2,\n")
+    with pytest.raises(ValueError, match=r"color in .* is missing in rows \[1\]"):
+        TableDataset(file, features=["x", "color"])
