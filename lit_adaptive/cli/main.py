@@ -22,6 +22,7 @@ import sys
 import tempfile
 import warnings
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ from lit_adaptive.cli.export import export, export_parser
 from lit_adaptive.cli.inspect import inspect, inspect_parser
 from lit_adaptive.cli.report import report, report_parser
 from lit_adaptive.contract import unmet_needs
+from lit_adaptive.files import write_atomically
 from lit_adaptive.sharded import check_sharded_checkpoint, check_sums
 
 RUN_DIR = "LIT_ADAPTIVE_RUN_DIR"
@@ -95,9 +97,21 @@ class _RunLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the metrics."""
-        metrics_only: Any = super(ExperimentWriter, cast("ExperimentWriter", self.experiment))
-        metrics_only.save()
+        """Write the metrics; where the columns change, which rewrites the file, all or nothing."""
+        writer = cast("ExperimentWriter", self.experiment)
+        metrics_only: Any = super(ExperimentWriter, writer)
+        file = Path(writer.metrics_file_path)
+        new = {*chain.from_iterable(writer.metrics)} - {*writer.metrics_keys}
+        if not (new and file.is_file()):
+            metrics_only.save()
+            return
+        with write_atomically(file) as temporary:
+            shutil.copyfile(file, temporary)
+            writer.metrics_file_path = str(temporary)
+            try:
+                metrics_only.save()
+            finally:
+                writer.metrics_file_path = str(file)
 
 
 def _new_run_dir(root: Path, name: str, label: str) -> Path:
