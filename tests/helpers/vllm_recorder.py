@@ -19,7 +19,7 @@ class RolloutRecorder(Callback):
 
     Args:
         file: to append a line of JSON per step to.
-        kill: process to kill after the first step.
+        kill: process to kill after the first step's rollouts.
     """
 
     def __init__(self, file: str, kill: int | None = None) -> None:
@@ -32,6 +32,8 @@ class RolloutRecorder(Callback):
         data: Any = trainer.datamodule
         with torch.no_grad(), module.decoding():
             scores, _ = module.policy.score_targets(batch, temperature=batch["temperature"])
+        if self.kill is not None and data.step.number == 0:
+            os.kill(self.kill, signal.SIGKILL)
         greedy = SamplingParams(12, temperature=0.0)
         prompt = data.dataset.tokens(torch.tensor([0]))
         engines: list[Any] = [data.engine, TransformersEngine()]
@@ -47,5 +49,3 @@ class RolloutRecorder(Callback):
         }
         with self.file.open("a") as out:
             out.write(json.dumps(line) + "\n")
-        if self.kill is not None and data.step.number == 0:
-            os.kill(self.kill, signal.SIGKILL)

@@ -7,12 +7,14 @@ Where this departs from the interface of ``Engine``:
      ``mask``) to correct the difference between its probabilities and the trainer's.
 """
 
+import importlib
 import importlib.util
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ LOG_PROBS_MODE = "processed_logprobs"
 """vLLM's name of log-probabilities at the sampling temperature."""
 
 _PROBES, _PROBE_TEMPERATURE, _PROBE_BOUND = 8, 2.0, 0.5
+_HANDLE = "llvmlite.binding.ffi"
 _RESERVED = {"model", "tokenizer", "load_format", "logprobs_mode", "hf_overrides"}
 
 
@@ -54,8 +57,8 @@ class VLLMEngine(Engine):
             raise ValueError(f"options has {reserved}, which the engine sets; leave them out")
         if importlib.util.find_spec("vllm") is None:
             raise ModuleNotFoundError(
-                "VLLMEngine needs the package `vllm`: pip install 'lit-adaptive[vllm]', or on a CPU "
-                "bash benchmarks/vllm_environment.sh FOLDER. Servers (VLLMServerEngine) do not need "
+                "VLLMEngine needs the package `vllm`: pip install 'lit-adaptive[vllm]', or on a "
+                "CPU bash benchmarks/vllm_environment.sh FOLDER. VLLMServerEngine does not need "
                 "it here"
             )
         self._llm: Any = None
@@ -112,11 +115,9 @@ class VLLMEngine(Engine):
         """Free the model and its memory; the next request builds it again."""
         if self._llm is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        cleanup_dist_env_and_memory()
+        _vllm("vllm.distributed").cleanup_dist_env_and_memory()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -124,11 +125,10 @@ class VLLMEngine(Engine):
         self, prompts: list[list[int]], options: dict[str, Any], seeds: Sequence[int]
     ) -> list[tuple[list[int], list[float]]]:
         """Tokens and log-probabilities of each completion, in order."""
-        from vllm import SamplingParams as VLLMSamplingParams
-
+        params = _vllm().SamplingParams
         outputs = self._llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
-            [VLLMSamplingParams(**options, seed=seed) for seed in seeds],
+            [params(**options, seed=seed) for seed in seeds],
             use_tqdm=False,
         )
         return [
@@ -144,7 +144,7 @@ class VLLMEngine(Engine):
         """Give vLLM the policy's weights, if it does not have them."""
         first = self._llm is None
         if first:
-            with _kept_random_state():
+            with _kept_process_state():
                 self._llm = self._build()
         elif "enable_sleep_mode" in self.options:
             self._llm.wake_up()
@@ -156,20 +156,16 @@ class VLLMEngine(Engine):
         self._loaded = True
         if first:
             prompt, options = probe(self.policy)
-            check_probe(
-                self._request([prompt], options, [0]), probe_log_probs(self.policy), "vLLM"
-            )
+            check_probe(self._request([prompt], options, [0]), probe_log_probs(self.policy), "vLLM")
 
     def _build(self) -> Any:
         # In this process, so that weights are handed over without a copy.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM
-
         self._folder = tempfile.TemporaryDirectory(prefix="lit-adaptive-vllm-")
         save_description(self.policy, Path(self._folder.name))
         dtype = str(next(self.policy.transformer.parameters()).dtype).removeprefix("torch.")
-        return LLM(
+        return _vllm().LLM(
             model=self._folder.name,
             load_format="dummy",  # the policy's weights follow
             logprobs_mode=LOG_PROBS_MODE,
@@ -185,9 +181,12 @@ def sampling_options(policy: Policy, samples: int, sampling: SamplingParams) -> 
         "max_tokens": sampling.max_new_tokens,
         "stop_token_ids": policy.stops(),
         "logprobs": 0,  # of the drawn token alone
-        "logit_bias": {token: -100.0 for token in policy.suppressed_tokens()} or None,
+        "logit_bias": dict.fromkeys(policy.suppressed_tokens(), -100.0) or None,
         "detokenize": False,
-        **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
     }
 
 
@@ -248,7 +247,10 @@ def save_description(policy: Policy, folder: Path) -> None:
 def probe(policy: Policy) -> tuple[list[int], dict[str, Any]]:
     """A prompt, and sampling options for some first tokens, whose probabilities are compared."""
     sampling = SamplingParams(max_new_tokens=1, temperature=_PROBE_TEMPERATURE)
-    prompt = [int(policy.tokenizer.eos_token_id), *sorted(policy.tokenizer.get_vocab().values())[:8]]
+    prompt = [
+        int(policy.tokenizer.eos_token_id),
+        *sorted(policy.tokenizer.get_vocab().values())[:8],
+    ]
     return prompt, sampling_options(policy, _PROBES, sampling)
 
 
@@ -264,9 +266,7 @@ def probe_log_probs(policy: Policy) -> Tensor:
     return (logits[0].float() / _PROBE_TEMPERATURE).log_softmax(-1).cpu()
 
 
-def check_probe(
-    rows: list[tuple[list[int], list[float]]], expected: Tensor, source: str
-) -> None:
+def check_probe(rows: list[tuple[list[int], list[float]]], expected: Tensor, source: str) -> None:
     """Check log-probabilities of drawn tokens against the policy's ``[V]``.
 
     Raises:
@@ -287,8 +287,23 @@ def check_probe(
     )
 
 
-def _kept_random_state() -> AbstractContextManager[None]:
-    """Keep vLLM's seed out of the run's random streams."""
+def _vllm(module: str = "vllm") -> Any:
+    return importlib.import_module(module)
+
+
+@contextmanager
+def _kept_process_state() -> Generator[None]:
+    """Keep vLLM's seed out of the run's random streams, and Numba's library out of its sight.
+
+    vLLM 0.32 on a CPU reads the attributes of every object of every module, and fails at the
+    library's handle, which answers to any name.
+    """
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    return isolate_rng()
+    handle = sys.modules.pop(_HANDLE, None)
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        if handle is not None:
+            sys.modules[_HANDLE] = handle

@@ -17,6 +17,7 @@ from warnings import warn
 import requests
 import torch
 import torch.distributed as dist
+from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3.util import Retry
 
@@ -34,8 +35,12 @@ from lit_adaptive.rollout.engines.vllm import (
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 _CONCURRENT = 64  # requests under way at once
-_RETRIES = Retry(total=2, backoff_factor=0.5, allowed_methods=None, status_forcelist=[502, 503, 504])
-_START = f"VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode {LOG_PROBS_MODE}"
+_RETRIES = Retry(
+    total=2, backoff_factor=0.5, allowed_methods=None, status_forcelist=[502, 503, 504]
+)
+_START = (
+    f"VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode {LOG_PROBS_MODE}"
+)
 
 Row = tuple[list[int], list[float]]
 
@@ -123,7 +128,7 @@ class VLLMServerEngine(Engine):
             for position, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         with ThreadPoolExecutor(min(_CONCURRENT, len(jobs))) as pool:
-            groups = list(pool.map(lambda job: self._complete(*job), jobs))
+            groups = list(pool.map(self._complete, *zip(*jobs, strict=True)))
         rows = [row for group in groups for row in group for _ in range(samples // distinct)]
         return as_completions(rows, self.policy.stops(), self.version)
 
@@ -167,8 +172,7 @@ class VLLMServerEngine(Engine):
             except (requests.RequestException, RuntimeError) as error:
                 failures[server] = _reason(error)
                 warn(
-                    f"{server} did not load the weights of step {self.version}: "
-                    f"{failures[server]}",
+                    f"{server} did not load the weights of step {self.version}: {failures[server]}",
                     stacklevel=2,
                 )
             except ValueError as error:
@@ -208,7 +212,9 @@ class VLLMServerEngine(Engine):
             )
         model = self.policy.transformer
         weight = model.get_input_embeddings().weight
-        shown = self._post(server, "collective_rpc", {"method": "get_model_inspection"})["results"][0]
+        shown = self._post(server, "collective_rpc", {"method": "get_model_inspection"})["results"][
+            0
+        ]
         sizes = re.search(r"embedding_dim=(\d+), org_vocab_size=(\d+)", shown)
         served = (int(sizes[2]), int(sizes[1])) if sizes else tuple(weight.shape)
         if served != tuple(weight.shape):
@@ -232,9 +238,7 @@ class VLLMServerEngine(Engine):
         with self._lock:
             if self._session is None:
                 self._session = requests.Session()
-                adapter = requests.adapters.HTTPAdapter(
-                    pool_maxsize=_CONCURRENT, max_retries=_RETRIES
-                )
+                adapter = HTTPAdapter(pool_maxsize=_CONCURRENT, max_retries=_RETRIES)
                 for scheme in ("http://", "https://"):
                     self._session.mount(scheme, adapter)
             return self._session
