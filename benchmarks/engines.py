@@ -30,7 +30,7 @@ def smollm2(tokenizer: Any, dtype: Any) -> Any:
         transformer=language.base,
         tokenizer=tokenizer,
         device=torch.device("cpu"),
-        stops=lambda: [],  # completions of equal length
+        stops=lambda: [3],  # an unused token: completions of equal length
         suppressed_tokens=language.suppressed_tokens,
         decode=language.decode,
         decoding=torch.no_grad,

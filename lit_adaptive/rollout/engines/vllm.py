@@ -180,6 +180,7 @@ def sampling_options(policy: Policy, samples: int, sampling: SamplingParams) -> 
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_new_tokens,
         "stop_token_ids": policy.stops(),
+        "ignore_eos": True,  # the policy's stops are all that count
         "logprobs": 0,  # of the drawn token alone
         "logit_bias": dict.fromkeys(policy.suppressed_tokens(), -100.0) or None,
         "detokenize": False,

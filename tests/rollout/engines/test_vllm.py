@@ -1,7 +1,9 @@
 """vLLM's engines: the weights that they send, and what they reject without vLLM being there."""
 
 from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +38,14 @@ def policy(**options: Any) -> Any:
     )
 
 
+class AnotherProgram(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 def test_a_model_of_the_weights_computes_what_the_policy_with_its_lora_does(
@@ -67,6 +77,22 @@ def test_without_a_server_the_error_names_the_addresses_and_the_remedy() -> None
     ):
         engine.sync(3)
     engine.close()
+
+
+def test_a_server_that_takes_no_weights_is_named_with_the_command_that_starts_it() -> None:
+    server = HTTPServer(("localhost", 0), AnotherProgram)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    engine = VLLMServerEngine([f"http://localhost:{server.server_port}"])
+    engine.attach(policy())
+    try:
+        with pytest.raises(ValueError, match="start it with VLLM_SERVER_DEV_MODE=1 vllm serve"):
+            engine.sync(0)
+    finally:
+        engine.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_log_probs_of_another_model_or_temperature_are_rejected() -> None:
