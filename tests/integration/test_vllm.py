@@ -7,11 +7,13 @@ in ``LIT_ADAPTIVE_VLLM``.
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +150,7 @@ def servers(tmp_path: Path) -> Iterator[list[tuple[str, int]]]:
                     stdout=log,
                     stderr=log,
                     env=SETTINGS | {"VLLM_SERVER_DEV_MODE": "1"},
+                    start_new_session=True,
                 )
             )
         addresses = [f"http://localhost:{port}" for port in ports]
@@ -155,9 +158,9 @@ def servers(tmp_path: Path) -> Iterator[list[tuple[str, int]]]:
             _wait_for(address, process, tmp_path)
         yield [(a, p.pid) for a, p in zip(addresses, processes, strict=True)]
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+        for process in processes:  # its workers outlive a killed server
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
