@@ -143,16 +143,16 @@ def servers(tmp_path: Path) -> Iterator[list[tuple[str, int]]]:
     ports, processes = [_free_port() for _ in range(2)], []
     try:
         for port in ports:
-            log = (tmp_path / f"server-{port}.log").open("w")
-            processes.append(
-                subprocess.Popen(
-                    [*command, f"--port={port}"],
-                    stdout=log,
-                    stderr=log,
-                    env=SETTINGS | {"VLLM_SERVER_DEV_MODE": "1"},
-                    start_new_session=True,
+            with (tmp_path / f"server-{port}.log").open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [*command, f"--port={port}"],
+                        stdout=log,
+                        stderr=log,
+                        env=SETTINGS | {"VLLM_SERVER_DEV_MODE": "1"},
+                        start_new_session=True,
+                    )
                 )
-            )
         addresses = [f"http://localhost:{port}" for port in ports]
         for address, process in zip(addresses, processes, strict=True):
             _wait_for(address, process, tmp_path)
