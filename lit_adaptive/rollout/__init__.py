@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lit_adaptive.rollout.engines.base import Engine, Policy
     from lit_adaptive.rollout.engines.continuous_batching import ContinuousBatchingEngine
     from lit_adaptive.rollout.engines.transformers import TransformersEngine
+    from lit_adaptive.rollout.engines.vllm import VLLMEngine
+    from lit_adaptive.rollout.engines.vllm_server import VLLMServerEngine
     from lit_adaptive.rollout.environments.streams import EnvironmentStep, EnvironmentStreams
     from lit_adaptive.rollout.generation import Completions, Decode, SamplingParams
     from lit_adaptive.rollout.models.embeddings import SentenceEncoder
@@ -34,6 +36,8 @@ _MODULES = {
     "engines.base": ("Engine", "Policy"),
     "engines.continuous_batching": ("ContinuousBatchingEngine",),
     "engines.transformers": ("TransformersEngine",),
+    "engines.vllm": ("VLLMEngine",),
+    "engines.vllm_server": ("VLLMServerEngine",),
     "environments.streams": ("EnvironmentStep", "EnvironmentStreams"),
     "generation": ("Completions", "Decode", "SamplingParams"),
     "models.embeddings": ("SentenceEncoder",),
@@ -79,6 +83,8 @@ __all__ = [
     "Scorer",
     "SentenceEncoder",
     "TransformersEngine",
+    "VLLMEngine",
+    "VLLMServerEngine",
     "VerlReward",
     "WeightedReward",
 ]

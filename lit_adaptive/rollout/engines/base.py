@@ -118,3 +118,18 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Release resources; by default there are none."""
+
+
+def check_untruncated(sampling: SamplingParams, name: str) -> None:
+    """Check that log-probabilities of the sampling distribution are those of the policy.
+
+    Raises:
+        ValueError: if ``sampling`` truncates or penalizes.
+    """
+    if sampling != SamplingParams(sampling.max_new_tokens, sampling.temperature):
+        raise ValueError(
+            f"top_p is {sampling.top_p}, top_k {sampling.top_k}, min_p {sampling.min_p} and "
+            f"repetition_penalty {sampling.repetition_penalty}; {name} returns "
+            "log-probabilities of the truncated distribution, not of the policy: leave them at "
+            "1, 0, 0 and 1, or use TransformersEngine"
+        )

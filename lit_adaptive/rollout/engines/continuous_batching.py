@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_adaptive.rollout.engines.base import Engine, Policy
+from lit_adaptive.rollout.engines.base import Engine, Policy, check_untruncated
 from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 _PRIME = 2**31 - 1
@@ -70,14 +70,7 @@ class ContinuousBatchingEngine(Engine):
             ValueError: if ``sampling`` would change the distribution otherwise than by temperature.
             RuntimeError: if transformers failed on some prompts.
         """
-        plain = SamplingParams(sampling.max_new_tokens, sampling.temperature)
-        if sampling != plain:
-            raise ValueError(
-                f"top_p is {sampling.top_p}, top_k {sampling.top_k}, min_p {sampling.min_p} and "
-                f"repetition_penalty {sampling.repetition_penalty}; continuous batching returns "
-                "log-probabilities of the truncated distribution, not of the policy: leave them at "
-                "1, 0, 0 and 1, or use TransformersEngine"
-            )
+        check_untruncated(sampling, "continuous batching")
         if len(prompts) == 0:
             return Completions([], [], [], self.version)
         policy, stops = self.policy, set(self.policy.stops())
