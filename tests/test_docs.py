@@ -99,7 +99,7 @@ def test_lit_adaptive_command_is_accepted(
 ) -> None:
     if "images_adaptive" in command:
         pytest.importorskip("torchvision")
-    arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last)", "", command))
+    arguments = shlex.split(re.sub("--ckpt_path (<checkpoint>|last|best)", "", command))
     assert arguments[0].endswith("lit-adaptive")
     parsers = {
         "doctor": doctor_parser,
