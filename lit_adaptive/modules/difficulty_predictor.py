@@ -19,7 +19,7 @@ Departures from the paper:
 
 import math
 import pickle
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -169,9 +169,8 @@ def embed_prompts(language: LanguageModel, prompts: list[Tensor], *, rows: int =
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     order = lengths.argsort(stable=True)
     vectors: list[Tensor] = []
-    handle = layers[max(len(layers) * 2 // 3, 1) - 1].register_forward_hook(keep)
-    with progress_bar("embeddings of prompts", len(prompts)) as advance, ExitStack() as stack:
-        stack.callback(handle.remove)
+    hook = layers[max(len(layers) * 2 // 3, 1) - 1].register_forward_hook(keep)
+    with hook, progress_bar("embeddings of prompts", len(prompts)) as advance:
         for part in torch.split(order, rows):
             each = [prompts[i].long() for i in part]
             ids = nn.utils.rnn.pad_sequence(each, batch_first=True).to(device)

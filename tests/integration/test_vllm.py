@@ -126,7 +126,7 @@ def servers(tmp_path: Path) -> Iterator[list[tuple[str, int]]]:
     """Addresses and processes of two servers of SmolLM2 without its LoRA."""
     from huggingface_hub import save_torch_state_dict
 
-    from lit_adaptive.rollout.engines.vllm import policy_weights, save_description
+    from lit_adaptive.rollout.engines._vllm import policy_weights, save_description
     from lit_adaptive.rollout.models.pretrained import load_model, load_tokenizer
 
     policy: Any = SimpleNamespace(

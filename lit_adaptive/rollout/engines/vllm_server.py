@@ -15,24 +15,21 @@ from typing import Any
 from warnings import warn
 
 import requests
-import torch
 import torch.distributed as dist
 from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3.util import Retry
 
-from lit_adaptive.rollout.engines.base import Engine, check_untruncated
-from lit_adaptive.rollout.engines.vllm import (
+from lit_adaptive.rollout.engines._vllm import (
     LOG_PROBS_MODE,
-    as_completions,
+    Row,
+    VLLMSampling,
     check_probe,
     policy_weights,
     probe,
     probe_log_probs,
-    sampling_options,
     save_description,
 )
-from lit_adaptive.rollout.generation import Completions, SamplingParams
 
 _CONCURRENT = 64  # requests under way at once
 _RETRIES = Retry(
@@ -42,10 +39,8 @@ _START = (
     f"VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode {LOG_PROBS_MODE}"
 )
 
-Row = tuple[list[int], list[float]]
 
-
-class VLLMServerEngine(Engine):
+class VLLMServerEngine(VLLMSampling):
     """Generates on servers that were started with ``vllm serve``.
 
     Servers take prompts in turn. At each ``sync`` the first rank writes the weights, those of a
@@ -105,32 +100,13 @@ class VLLMServerEngine(Engine):
         if not self._alive:
             raise self._no_server()
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int] | Tensor],
-        samples: int,
-        sampling: SamplingParams,
-        seeds: Sequence[int],
-    ) -> Completions:
-        """See ``Engine``.
-
-        Raises:
-            ValueError: if ``sampling`` would change the distribution otherwise than by temperature.
-            RuntimeError: if no server is left.
-        """
-        check_untruncated(sampling, "vLLM")
-        if len(prompts) == 0:
-            return Completions([], [], [], self.version)
-        distinct = samples if sampling.temperature > 0 else 1  # greedy completions are all equal
-        options = sampling_options(self.policy, distinct, sampling)
-        jobs = [
-            (position, torch.as_tensor(prompt).tolist(), options | {"seed": seed})
-            for position, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
-        with ThreadPoolExecutor(min(_CONCURRENT, len(jobs))) as pool:
-            groups = list(pool.map(self._complete, *zip(*jobs, strict=True)))
-        rows = [row for group in groups for row in group for _ in range(samples // distinct)]
-        return as_completions(rows, self.policy.stops(), self.version)
+    def _rows(
+        self, prompts: list[list[int]], options: dict[str, Any], seeds: Sequence[int]
+    ) -> list[Row]:
+        each = [options | {"seed": seed} for seed in seeds]
+        with ThreadPoolExecutor(min(_CONCURRENT, len(prompts))) as pool:
+            groups = pool.map(self._complete, range(len(prompts)), prompts, each)
+            return [row for group in groups for row in group]
 
     def close(self) -> None:
         """Close connections, and remove the temporary folder."""

@@ -13,7 +13,7 @@ import torch
 from lit_adaptive.data import Arithmetic, PromptDataset
 from lit_adaptive.modules import ConfiguredLM, LoRA
 from lit_adaptive.rollout import SamplingParams, VLLMEngine, VLLMServerEngine
-from lit_adaptive.rollout.engines.vllm import check_probe, policy_weights, save_description
+from lit_adaptive.rollout.engines._vllm import check_probe, policy_weights, save_description
 
 NOBODY = ["http://localhost:9", "http://127.0.0.1:9/"]
 
