@@ -211,6 +211,7 @@ def test_bad_values_on_the_command_line_are_refused_with_the_value_and_without_a
 ) -> None:
     monkeypatch.setattr(AdaptiveCLI, "_run_subcommand", lambda self, subcommand: None)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(CONFIGS)  # with the files that configs read
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for 40 s
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     wrong: list[str] = []
