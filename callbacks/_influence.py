@@ -114,6 +114,17 @@ class InfluenceSelection(Callback):
         del index
         return None
 
+    def _other_scores(self, data: Any) -> Tensor:
+        """Scores ``[E, N]`` of other kinds whose ranks are fused with those of the influence."""
+        return torch.empty(0, len(data.dataset))
+
+    def _diagnose(
+        self, gradients: PromptGradients, targets: list[Tensor], trainer: Trainer, module: Any
+    ) -> dict[str, float]:
+        """Metrics of the estimates, after a selection by ``targets``, each ``[d]``."""
+        del gradients, targets, trainer, module
+        return {}
+
     def _complete(self, best: Tensor, scores: Tensor, data: Any) -> Tensor:
         """The selection, given the ``best`` ``[k]`` and the scores ``[S, N]``."""
         del scores, data
@@ -180,13 +191,16 @@ class InfluenceSelection(Callback):
             overlap = torch.isin(selected, self._phases[-1]).double().mean()
             self._metrics["train/influence/overlap"] = float(overlap)
         self._phases.append(selected)
+        self._metrics |= self._diagnose(gradients, targets, trainer, module)
 
     def _best(self, scores: Tensor, data: Any) -> Tensor:
         """The selected samples ``[k]``, ascending, from the scores ``[S, N]``."""
         if self.fusion == "max":
             fused = max_fusion(scores).double()
         else:
-            fused = reciprocal_rank_fusion(scores, constant=self.constant)
+            ranked = torch.cat([scores, self._other_scores(data).to(scores)])
+            fused = reciprocal_rank_fusion(ranked, constant=self.constant)
+            fused = fused.masked_fill(scores.isnan().all(0), math.nan)
         return self._complete(select_top(fused, self.fraction), scores, data).sort().values
 
     def _gradients(

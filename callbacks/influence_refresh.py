@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +14,13 @@ from callbacks._run_files import run_directory
 from callbacks._training_length import is_due
 from lit_adaptive.core.bounds import check_at_least, check_choices
 from lit_adaptive.core.difficulty import adaptive_difficulty
-from lit_adaptive.core.influence import InfluenceMetric, InfluenceRatio, off_policy_coefficients
+from lit_adaptive.core.influence import (
+    InfluenceMetric,
+    InfluenceRatio,
+    influence_scores,
+    off_policy_coefficients,
+    selection_overlap,
+)
 from lit_adaptive.core.projection import ProjectionKind
 from lit_adaptive.core.shares import share_count
 from lit_adaptive.core.systematic import uniform_sample
@@ -25,6 +31,8 @@ from lit_adaptive.modules.language.gradients import PromptGradients
 from lit_adaptive.progress import count_down
 from lit_adaptive.replay.rollouts.groups import RolloutGroups, ragged_positions
 from lit_adaptive.replay.trajectories import TrajectoryBuffer, TrajectoryStore
+
+_TOP = 0.1  # share of the probes whose agreement is logged
 
 
 class InfluenceRefresh(InfluenceSelection):
@@ -44,10 +52,14 @@ class InfluenceRefresh(InfluenceSelection):
 
     Logs ``train/influence/*`` after each selection: ``score`` (mean of the selected), ``overlap``
     (share of them that the phase before had), ``zero_gradient`` (share of the pool without
-    gradient) and ``seconds``.
+    gradient) and ``seconds``. With ``probes``, also what the age of the rollouts costs:
+    ``agreement`` (mean cosine of the gradients of the probes from stored and from new rollouts),
+    ``top_overlap`` (share of the tenth of the probes with the best scores by stored rollouts that
+    is also in the best tenth by new ones) and ``split_half_overlap`` (the same for two halves of
+    the new rollouts: what the noise of so few rollouts leaves).
 
-    Needs: ``data.trajectories`` (``RolloutDataModule``), ``data.finished_step`` and
-        ``data.sampler``.
+    Needs: ``data.trajectories`` and ``data.roll_out`` (``RolloutDataModule``),
+        ``data.finished_step`` and ``data.sampler``.
     Changes: which prompts the sampler can draw. Writes the trajectories, and ``influence.png`` at
         the end if ``families`` is given.
 
@@ -59,11 +71,18 @@ class InfluenceRefresh(InfluenceSelection):
         validation_samples: rollouts of each validation prompt, at least 2; 32 in the paper.
         retried: share of the selection that is drawn at random from the prompts without gradient,
             in [0, 1).
+        probes: prompts that are rolled out anew after each selection, to compare the gradients of
+            the stored rollouts with present ones; their tokens are counted and they are not trained
+            on. At least 0.
         metric: see ``core.influence.influence_scores``; ``influence_function``, which holds the
             gradients of all prompts, finds more of the right ones than the paper's ``cosine``.
         ratio: see ``core.influence.off_policy_coefficients``.
         fusion: of several validation sets, ``reciprocal_rank`` or ``max``.
         constant: of ``reciprocal_rank_fusion``; 0 in the paper's code.
+        fuse_with: other ranks that ``reciprocal_rank`` fuses with those of the influence:
+            ``difficulty``, by the probability with which a ``DifficultySampler`` would draw each
+            prompt of the whole pool; ``replay``, by the probability with which the replay would
+            draw the prompt's likeliest group, prompts without a group being last.
         dimensions: of the projected gradients, above 0; 32,768 in the paper.
         keep_ratio: share of the coordinates that are projected, in (0, 1].
         projection: see ``core.projection.SparseProjection``.
@@ -76,14 +95,16 @@ class InfluenceRefresh(InfluenceSelection):
 
     Raises:
         ValueError: naming the argument that is out of its range; before training, if ``fraction``
-            selects fewer prompts than a step draws, or the dataset has no column ``families``; in
-            training, if no prompt has a gradient.
+            selects fewer prompts than a step draws, the dataset has no column ``families`` or
+            ``fuse_with`` names what there is not; in training, if no prompt has a
+            gradient.
     """
 
-    needs = frozenset({"data.trajectories", "data.finished_step", "data.sampler"})
+    needs = frozenset({"data.trajectories", "data.roll_out", "data.finished_step", "data.sampler"})
     provides: frozenset[str] = frozenset()
     remedies = {  # noqa: RUF012
         "data.trajectories": "use lit_adaptive.data.RolloutDataModule",
+        "data.roll_out": "use lit_adaptive.data.RolloutDataModule",
     }
 
     def __init__(
@@ -94,10 +115,12 @@ class InfluenceRefresh(InfluenceSelection):
         fraction: float = 0.1,
         validation_samples: int = 32,
         retried: float = 0.1,
+        probes: int = 0,
         metric: InfluenceMetric = "cosine",
         ratio: InfluenceRatio = "token",
         fusion: Fusion = "reciprocal_rank",
         constant: float = 0.0,
+        fuse_with: list[Literal["difficulty", "replay"]] | None = None,
         dimensions: int = 32768,
         keep_ratio: float = 0.15,
         projection: ProjectionKind = "count_sketch",
@@ -120,11 +143,19 @@ class InfluenceRefresh(InfluenceSelection):
             samples_at_once=samples_at_once,
             families=families,
         )
-        check_at_least(validation_samples=(validation_samples, 2))
+        check_at_least(validation_samples=(validation_samples, 2), probes=(probes, 0))
         check_choices(ratio=(ratio, get_args(InfluenceRatio)))
         if not 0 <= retried < 1:
             raise ValueError(f"retried is {retried}; it must lie in [0, 1)")
         self.validation_samples, self.retried = validation_samples, retried
+        self.fuse_with, self.probes = fuse_with or [], probes
+        for name in self.fuse_with:
+            check_choices(fuse_with=(name, ("difficulty", "replay")))
+        if self.fuse_with and fusion != "reciprocal_rank":
+            raise ValueError(
+                f"fuse_with is {self.fuse_with}, but fusion is {fusion!r}, which compares scores "
+                "of one kind: set fusion to reciprocal_rank"
+            )
         self.ratio: InfluenceRatio = ratio
         self.folder = folder
         self.buffer = TrajectoryBuffer()
@@ -137,6 +168,17 @@ class InfluenceRefresh(InfluenceSelection):
         """Check the module, the columns and the fraction; name prompts of both sets."""
         super().on_fit_start(trainer, pl_module)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if "replay" in self.fuse_with and data.replay is None:
+            raise ValueError(
+                "fuse_with names replay, but there is none: set data.replay to "
+                "lit_adaptive.replay.RolloutBuffer"
+            )
+        if "difficulty" in self.fuse_with and not hasattr(data.sampler, "set_prediction"):
+            kind = type(data.sampler).__name__
+            raise ValueError(
+                f"fuse_with names difficulty, of which {kind} has no estimate: set data."
+                "sampler to lit_adaptive.samplers.DifficultySampler"
+            )
         overlap = {*data.dataset.ids} & {
             one for dataset in self.validation.values() for one in dataset.ids
         }
@@ -225,6 +267,19 @@ class InfluenceRefresh(InfluenceSelection):
         groups = self.buffer.select(index)
         return 1 - adaptive_difficulty(groups.reward, groups.group, len(groups))
 
+    def _other_scores(self, data: Any) -> Tensor:
+        """Probabilities of the whole pool under the sampler and the replay, as ``fuse_with``."""
+        everything = torch.arange(len(data.dataset))
+        rows: list[Tensor] = []
+        if "difficulty" in self.fuse_with:
+            data.sampler.insert(everything)
+            rows.append(data.sampler.probabilities())
+        if "replay" in self.fuse_with:
+            groups, (_, probability) = data.replay.groups(), data.replay.probabilities()
+            row = torch.zeros(len(everything), dtype=torch.float64)
+            rows.append(row.scatter_reduce_(0, groups.prompt, probability, "amax"))
+        return torch.stack(rows) if rows else super()._other_scores(data)
+
     def _complete(self, best: Tensor, scores: Tensor, data: Any) -> Tensor:
         """Replace some of the ``best`` by random prompts without gradient."""
         size = scores.shape[1]
@@ -242,10 +297,50 @@ class InfluenceRefresh(InfluenceSelection):
         chosen = uniform_sample(len(unknown), retried, torch.Generator().manual_seed(seed))
         return torch.cat([best[: count - retried], unknown[chosen]])
 
+    def _diagnose(
+        self, gradients: PromptGradients, targets: list[Tensor], trainer: Trainer, module: Any
+    ) -> dict[str, float]:
+        """Compare the gradients of some prompts with those of new rollouts."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        known = self.buffer.informative
+        seed = derive_seed(data.seed, STREAM, data.next_version, 1)
+        count = min(self.probes, len(known))
+        if not count:
+            return {}
+        index = known[uniform_sample(len(known), count, torch.Generator().manual_seed(seed))]
+        groups, _ = data.roll_out(index, train=False)
+        rank = torch.arange(groups.rollouts) - (groups.size.cumsum(0) - groups.size)[groups.group]
+
+        def rows(of: RolloutGroups, kept: Tensor | None = None) -> Tensor:
+            parts = self._group_gradients(gradients, of, trainer, module, kept)
+            return torch.cat([part for _, part in parts])
+
+        stored, present = rows(self.buffer.select(index)), rows(groups)
+        halves = [rows(groups, rank % 2 == half) for half in (0, 1)]
+        alike = torch.nn.functional.cosine_similarity(stored, present)
+
+        def overlap(first: Tensor, second: Tensor) -> float:
+            scores = [[influence_scores(each, to) for each in (first, second)] for to in targets]
+            return sum(selection_overlap(*pair, _TOP) for pair in scores) / len(scores)
+
+        return {
+            "train/influence/agreement": float(alike[present.ne(0).any(1)].mean()),
+            "train/influence/top_overlap": overlap(stored, present),
+            "train/influence/split_half_overlap": overlap(*halves),
+        }
+
     def _group_gradients(
-        self, gradients: PromptGradients, groups: RolloutGroups, trainer: Trainer, module: Any
+        self,
+        gradients: PromptGradients,
+        groups: RolloutGroups,
+        trainer: Trainer,
+        module: Any,
+        kept: Tensor | None = None,
     ) -> Rows:
-        """Places of groups ``[p]`` and their projected gradients ``[p, d]``, part by part."""
+        """Places of groups ``[p]`` and their projected gradients ``[p, d]``, part by part.
+
+        ``kept`` ``[N]`` bool: the rollouts that count; by default all.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         builder = MicroBatchBuilder(
             groups,
@@ -258,6 +353,7 @@ class InfluenceRefresh(InfluenceSelection):
 
         def own_rows(own: Tensor) -> Tensor:
             rollouts = ragged_positions(groups.size, own)
+            rollouts = rollouts if kept is None else rollouts[kept[rollouts]]
             cpu_batch = builder.build(MicroBatch(rollouts, 1.0, 1.0))
             batch: dict[str, Any] = trainer.strategy.batch_to_device(cpu_batch)
             sample = torch.searchsorted(own.to(batch["group"].device), batch["group"])

@@ -318,3 +318,21 @@ def select_top(score: Tensor, fraction: float) -> Tensor:
     order = score.masked_fill(score.isnan(), -math.inf).argsort(descending=True, stable=True)
     known = int((~score.isnan()).sum())
     return order[: min(share_count(fraction, len(score)), known)]
+
+
+def selection_overlap(first: Tensor, second: Tensor, fraction: float) -> float:
+    """Share of the best prompts by one score that are among the best by another.
+
+    Args:
+        first: ``[P]``; NaN for prompts that cannot be selected.
+        second: ``[P]``, likewise.
+        fraction: share of the prompts that is best, in (0, 1]; rounded up.
+
+    Returns:
+        In [0, 1]; about ``fraction`` for unrelated scores, 0 if one has no score at all.
+
+    Raises:
+        ValueError: if ``fraction`` is outside (0, 1].
+    """
+    common = torch.isin(select_top(first, fraction), select_top(second, fraction))
+    return float(common.sum()) / share_count(fraction, len(first)) if len(first) else 0.0

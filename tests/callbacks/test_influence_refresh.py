@@ -1,15 +1,22 @@
 """InfluenceRefresh: which prompts it selects, what it logs, and resumed runs."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from quiet_trainer import quiet_trainer
 from resumed_runs import assert_same
-from rollout_runs import AlwaysWrong, StepRecorder, fit_rollouts, rollout_data
+from rollout_runs import (
+    AlwaysWrong,
+    StepRecorder,
+    fit_rollouts,
+    rollout_data,
+)
 from torch import Tensor
 
 from callbacks import (
@@ -22,7 +29,7 @@ from callbacks import (
 from lit_adaptive.core.influence import InfluenceMetric
 from lit_adaptive.data import Arithmetic, DigitCommands, PromptDataset, RolloutDataModule
 from lit_adaptive.modules import GRPO, ConfiguredLM, Optimization
-from lit_adaptive.replay import RolloutBuffer
+from lit_adaptive.replay import RolloutBuffer, RolloutGroups
 from lit_adaptive.rollout.generation import SamplingParams
 from lit_adaptive.rollout.rewards.scorer import Scorer
 from lit_adaptive.samplers import DifficultySampler
@@ -38,10 +45,13 @@ def validation(size: int = 6) -> PromptDataset:
 
 
 class Recorded(InfluenceRefresh):
-    """Records the scores of the last selection."""
+    """Records the scores of the last selection, and what the replay and the sampler had then."""
 
     def _best(self, scores: Tensor, data: Any) -> Tensor:
         self.scores = scores
+        if self.fuse_with:
+            self.pass_rates = data.sampler.pass_rates()
+            self.replayed = data.replay.groups().prompt, data.replay.probabilities()[1]
         return super()._best(scores, data)
 
 
@@ -121,6 +131,80 @@ def test_prompts_of_the_validated_kind_are_found(metric: InfluenceMetric, tmp_pa
     assert share >= 0.9
 
 
+def test_ranks_by_difficulty_and_by_replay_are_fused_with_those_by_influence(
+    tmp_path: Path,
+) -> None:
+    data = rollout_data(
+        sampler=lambda size: DifficultySampler(size, group_size=4),
+        replay=RolloutBuffer(60, policy="prioritized", alpha=1.0),
+        replay_fraction=0.5,
+    )
+    callback = influence(
+        tmp_path, recorded=True, retried=0.0, every_n_steps=3, fuse_with=["difficulty", "replay"]
+    )
+    statistics = PromptStatistics(signal="pass_rate")
+    fit_rollouts(data, callback, statistics, RolloutReplay(), default_root_dir=tmp_path)
+    assert isinstance(callback, Recorded)
+    influences, selected = callback.scores[0].tolist(), callback._phases[-1].tolist()
+    nearness = (-(callback.pass_rates - 0.5).abs()).tolist()
+    likeliest = [0.0] * 60
+    for prompt, own in zip(*(part.tolist() for part in callback.replayed), strict=True):
+        likeliest[prompt] = max(likeliest[prompt], own)
+    known = [prompt for prompt in range(60) if not math.isnan(influences[prompt])]
+    fused = dict.fromkeys(known, 0.0)
+    for row in (nearness, likeliest, influences):
+        for prompt in known:
+            fused[prompt] += 1 / (1 + sum(other > row[prompt] for other in row))
+    assert selected == sorted(sorted(known, key=lambda prompt: -fused[prompt])[:15])
+    assert selected != sorted(sorted(known, key=lambda prompt: -influences[prompt])[:15])
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("replay", "data.replay"), ("difficulty", "sampler")])
+def test_ranks_of_what_is_not_there_are_refused(name: str, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"fuse_with names {name}.*set .*{remedy}"):
+        fit_rollouts(rollout_data(), influence(tmp_path, fuse_with=[name]))
+
+
+class Logged(Callback):
+    """Records what is logged about the influence after each step."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        logged = trainer.callback_metrics.items()
+        self.metrics.append({k: float(v) for k, v in logged if "influence" in k})
+
+
+def test_the_probes_are_rolled_out_and_compared(tmp_path: Path) -> None:
+    callback, logged = influence(tmp_path, probes=20), Logged()
+    data = rollout_data()
+    recorder, _ = fit_rollouts(data, callback, logged, default_root_dir=tmp_path)
+    assert len(recorder.steps[0].fresh) > 6  # the step's own and the probes
+    for metrics in logged.metrics:
+        assert -1 <= metrics["train/influence/agreement"] <= 1
+        for name in ("top_overlap", "split_half_overlap"):
+            assert metrics[f"train/influence/{name}"] in (0.0, 0.5, 1.0)  # two of 20 are the best
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_probes_with_the_stored_rollouts_agree_and_with_opposite_rewards_disagree(
+    sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, logged, data = influence(tmp_path, probes=20), Logged(), rollout_data()
+
+    def stored(index: Tensor, *, train: bool) -> tuple[RolloutGroups, dict[str, float]]:
+        assert not train
+        groups = callback.buffer.select(index)
+        return replace(groups, reward=sign * groups.reward), {}
+
+    monkeypatch.setattr(data, "roll_out", stored)
+    fit_rollouts(data, callback, logged, default_root_dir=tmp_path, max_epochs=1)
+    first = logged.metrics[0]
+    assert first["train/influence/agreement"] == pytest.approx(sign, abs=1e-5)
+    assert first["train/influence/top_overlap"] == (sign == 1)
+
+
 def saved_run(folder: Path, ckpt_path: str | None = None) -> dict[str, Any]:
     seed_everything(3, verbose=False)
     recorder, callback = StepRecorder(), influence(folder)
@@ -177,6 +261,9 @@ def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
         ({"fraction": 1.5}, "fraction is 1.5"),
         ({"validation_samples": 1}, "validation_samples is 1"),
         ({"retried": 1.0}, "retried is 1.0"),
+        ({"probes": -1}, "probes is -1"),
+        ({"fuse_with": ["age"]}, "fuse_with is 'age'; it must be one of .*'replay'"),
+        ({"fuse_with": ["replay"], "fusion": "max"}, "set fusion to reciprocal_rank"),
         ({"keep_ratio": 0.0}, "keep_ratio is 0.0"),
         ({"constant": -1.0}, "constant is -1.0"),
         ({"fusion": "mean"}, "fusion is 'mean'"),
