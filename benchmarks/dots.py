@@ -93,8 +93,8 @@ from lit_adaptive.samplers import (
 POOL, DEMONSTRATIONS = 20_000, 40_000
 MEASURE_EVERY, PROMPTS, SAMPLES, CANDIDATES = 10, 512, 4, 2048
 SAMPLING = SamplingParams(8)
-POLICIES = {"small": (128, 2, 1500, 3e-4), "large": (256, 4, 800, 2e-4)}
-"""Width, layers, warm-up steps and learning rate."""
+POLICIES = {"small": (128, 2, 1500, 2e-3, 3e-4), "large": (256, 4, 800, 1e-3, 2e-4)}
+"""Width, layers, steps and learning rate of the warm-up, and learning rate of GRPO."""
 
 
 class Oracle(Callback):
@@ -387,7 +387,7 @@ def train(
     policy: str = "small",
 ) -> tuple[GRPO, Evaluation]:
     """Train a policy from the checkpoint ``weights``, or warm one up if there is none."""
-    hidden_size, layers, warmup_steps, learning_rate = POLICIES[policy]
+    hidden_size, layers, warmup_steps, warmup_rate, learning_rate = POLICIES[policy]
     seed_everything(seed, verbose=False)
     module = RolloutDataModule(
         PromptDataset(DigitCommands(size=POOL), columns=["answer"]),
@@ -407,7 +407,7 @@ def train(
         DigitCommands(size=DEMONSTRATIONS, seed=1),
         steps=warmup_steps,
         batch_size=128,
-        learning_rate=2e-3,
+        learning_rate=warmup_rate,
     )
     each: Any = {type(callback): callback for callback in callbacks}
     evaluation = Evaluation(each.get(DifficultyRefresh), each.get(Oracle))

@@ -32,7 +32,15 @@ from lit_adaptive.core.hard_examples import (
     reducible_loss,
     selective_backprop_probabilities,
 )
+from lit_adaptive.core.influence import (
+    influence_scores,
+    max_fusion,
+    mean_validation_gradient,
+    select_top,
+)
 from lit_adaptive.data import LongTailedDigits
+from lit_adaptive.modules import Classifier
+from lit_adaptive.modules.sample_gradients import SampleGradients
 from lit_adaptive.samplers import (
     AdaptiveBatchSampler,
     AdaptiveDataWeighter,
@@ -93,6 +101,9 @@ class Method:
 
     def make_sampler(self, size: int) -> Any:
         return ShuffledSampler(size)
+
+    def before_step(self, model: nn.Module, step: int) -> None:
+        """What precedes a draw."""
 
     def select(self, index: Tensor, losses: Tensor) -> Tensor:
         """Positions in the batch of the samples to train on."""
@@ -174,6 +185,26 @@ class RHOLossHoldout(RHOLoss):
         self.irreducible = losses_of(model, data.inputs, data.targets)
 
 
+class Influence(Method):
+    """LESS: each 40 steps train on the half that serves a class of the 150 more images most."""
+
+    def before_step(self, model: nn.Module, step: int) -> None:
+        if step == 0 or step % 40:
+            return
+        gradients = SampleGradients(Classifier(model, 10), dimensions=2048)
+        pool, validation = (
+            gradients({"input": each.inputs, "target": each.targets})
+            for each in (self.data, LongTailedDigits("validation"))
+        )
+        classes = LongTailedDigits("validation").targets
+        goals = [mean_validation_gradient(validation[classes == c]) for c in range(10)]
+        score = max_fusion(torch.stack([influence_scores(pool, goal) for goal in goals]))
+        best = torch.zeros(len(score), dtype=torch.bool)
+        best[select_top(score, 0.5)] = True
+        self.sampler.insert(best.nonzero().flatten())
+        self.sampler.remove((~best).nonzero().flatten())
+
+
 class Curriculum(Method):
     def make_sampler(self, size: int) -> Any:
         sampler = CurriculumSampler(size, ShuffledSampler, start=0.3, until=0.5)
@@ -247,6 +278,7 @@ def train(method_class: type[Method], data: LongTailedDigits, seed: int) -> tupl
     for step in range(STEPS):
         if sampler.follows_progress and step % 20 == 0:
             sampler.advance(step / STEPS)
+        method.before_step(model, step)
         drawable = sampler.count
         index, probability = sampler.draw(method.drawn)
         weight = sampler.loss_weights(index)
@@ -282,6 +314,7 @@ def methods() -> dict[str, type[Method]]:
         "InfoBatch": method_of(InfoBatchSampler, beta=1.0),
         "RHO, cross-fitted": RHOLoss,
         "RHO, 150 more images": RHOLossHoldout,
+        "influence, 150 more images": Influence,
         "PER by last loss": method_of(lambda n: PrioritizedSampler(n, alpha=1.0)),
         "adaptive": method_of(AdaptiveBatchSampler),
         "adaptive, beta 1": method_of(AdaptiveBatchSampler, beta=1.0),

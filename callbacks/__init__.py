@@ -5,6 +5,7 @@ Each callback states its ``Needs`` and ``Changes`` in its docstring, and its nee
 """
 
 from callbacks.beta_anneal import BetaAnneal
+from callbacks.classifier_influence import ClassifierInfluence
 from callbacks.completion_table import CompletionTable
 from callbacks.completion_writer import CompletionWriter
 from callbacks.confusion_matrix import ConfusionMatrix
@@ -41,6 +42,7 @@ from callbacks.transition_collector import TransitionCollector
 
 __all__ = [
     "BetaAnneal",
+    "ClassifierInfluence",
     "CompletionTable",
     "CompletionWriter",
     "ConfusionMatrix",

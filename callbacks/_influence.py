@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks._ranks import equal_share, interleave_ranks
 from callbacks._run_files import local_run_directory
+from callbacks._training_length import is_due
 from lit_adaptive.core.bounds import check_at_least, check_choices
 from lit_adaptive.core.influence import (
     InfluenceMetric,
@@ -100,13 +101,11 @@ class InfluenceSelection(Callback):
     # To implement --------------------------------------------------------------------------------
 
     @abstractmethod
-    def _target_gradients(
-        self, gradients: PromptGradients, trainer: Trainer, module: Any
-    ) -> Iterator[Tensor]:
+    def _target_gradients(self, gradients: Any, trainer: Trainer, module: Any) -> Iterator[Tensor]:
         """Gradients ``[M, d]`` of each validation set, in order."""
 
     @abstractmethod
-    def _pool_gradients(self, gradients: PromptGradients, trainer: Trainer, module: Any) -> Rows:
+    def _pool_gradients(self, gradients: Any, trainer: Trainer, module: Any) -> Rows:
         """Places ``[p]`` of samples and their gradients ``[p, d]``, part by part; not all."""
 
     def _pass_rates(self, index: Tensor) -> Tensor | None:
@@ -119,7 +118,7 @@ class InfluenceSelection(Callback):
         return torch.empty(0, len(data.dataset))
 
     def _diagnose(
-        self, gradients: PromptGradients, targets: list[Tensor], trainer: Trainer, module: Any
+        self, gradients: Any, targets: list[Tensor], trainer: Trainer, module: Any
     ) -> dict[str, float]:
         """Metrics of the estimates, after a selection by ``targets``, each ``[d]``."""
         del gradients, targets, trainer, module
@@ -130,14 +129,11 @@ class InfluenceSelection(Callback):
         del scores, data
         return best
 
-    # Selection -----------------------------------------------------------------------------------
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module and the columns, and that a selection is enough for a step."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, PolicyModule):
+    def _check(self, data: Any, module: LightningModule) -> None:
+        """Raise ValueError where the module, the validation or the families cannot be used."""
+        if not isinstance(module, PolicyModule):
             raise ValueError(
-                f"{type(pl_module).__name__} has no gradients of prompts: train a policy, such as "
+                f"{type(module).__name__} has no gradients of prompts: train a policy, such as "
                 "lit_adaptive.modules.GRPO"
             )
         if not self.validation:
@@ -145,6 +141,21 @@ class InfluenceSelection(Callback):
         if self.families is not None:
             (row,) = data.dataset.texts(torch.tensor([0]))
             check_columns([*row], [self.families], data.dataset.source)
+
+    def _make_gradients(self, module: Any, options: dict[str, Any]) -> Any:
+        """What computes gradients at the present weights, with ``options`` of the projection."""
+        return PromptGradients(module.policy, **options)
+
+    def _families(self, index: Tensor, dataset: Any) -> list[str]:
+        """Family of each sample ``[k]``."""
+        return [str(row[self.families]) for row in dataset.texts(index)]
+
+    # Selection -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the module and the columns, and that a selection is enough for a step."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._check(data, pl_module)
         size = len(data.dataset)
         selected, drawn = share_count(self.fraction, size), data.batch_size * trainer.world_size
         if selected < drawn:
@@ -153,18 +164,26 @@ class InfluenceSelection(Callback):
                 f"draws {drawn}: raise fraction or lower data.batch_size"
             )
 
+    def _select_when_due(self, trainer: Trainer, module: Any) -> None:
+        """Begin a phase when it is time, after the first on the whole pool, and log it."""
+        step = trainer.global_step
+        phase = len(self._phases) + 1  # a step may have several batches
+        if is_due(trainer, step, self.every_n_steps) and step >= phase * self.every_n_steps:
+            self._select(trainer, module)
+        self._log(module)
+
     def _select(self, trainer: Trainer, module: Any) -> None:
         """Score all samples at the present weights, and let the sampler draw the best alone."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = time.perf_counter()
-        gradients = PromptGradients(
-            module.policy,
-            dimensions=self.dimensions,
-            keep_ratio=self.keep_ratio,
-            kind=self.projection,
-            seed=derive_seed(data.seed, STREAM),
-            parameters=self.parameters,
-        )
+        options = {
+            "dimensions": self.dimensions,
+            "keep_ratio": self.keep_ratio,
+            "kind": self.projection,
+            "seed": derive_seed(data.seed, STREAM),
+            "parameters": self.parameters,
+        }
+        gradients = self._make_gradients(module, options)
         targets = [
             mean_validation_gradient(rows)
             for rows in self._target_gradients(gradients, trainer, module)
@@ -232,9 +251,7 @@ class InfluenceSelection(Callback):
         if self.families is None or not trainer.is_global_zero or not self._phases:
             return
         dataset: Any = trainer.datamodule.dataset  # type: ignore[attr-defined]
-        names = [
-            [str(row[self.families]) for row in dataset.texts(phase)] for phase in self._phases
-        ]
+        names = [self._families(phase, dataset) for phase in self._phases]
         draw_families(names, self.every_n_steps, local_run_directory(trainer) / "influence.png")
 
     def state_dict(self) -> dict[str, Any]:

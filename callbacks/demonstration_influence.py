@@ -8,7 +8,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._influence import Fusion, InfluenceSelection, Rows
-from callbacks._training_length import is_due
 from lit_adaptive.core.influence import InfluenceMetric
 from lit_adaptive.core.projection import ProjectionKind
 from lit_adaptive.core.segments import segment_count
@@ -108,11 +107,7 @@ class DemonstrationInfluence(InfluenceSelection):
         batch_idx: int,
     ) -> None:
         """Begin a phase when it is time."""
-        step = trainer.global_step
-        phase = len(self._phases) + 1  # a step may have several batches
-        if is_due(trainer, step, self.every_n_steps) and step >= phase * self.every_n_steps:
-            self._select(trainer, pl_module)
-        self._log(pl_module)
+        self._select_when_due(trainer, pl_module)
 
     def _target_gradients(
         self, gradients: PromptGradients, trainer: Trainer, module: Any

@@ -12,7 +12,6 @@ Inputs are saved through autograd, so gradient checkpointing recomputes them as 
 """
 
 import copy
-import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from torch.nn import functional
 
 from lit_adaptive.core.projection import ProjectionKind, SparseProjection
 from lit_adaptive.core.segments import segment_count
+from lit_adaptive.modules.coordinates import numbered_parameters
 from lit_adaptive.modules.language.network import LanguageModel
 
 
@@ -63,26 +63,7 @@ class PromptGradients:
         parameters: str | None = None,
     ) -> None:
         self.language = language
-        trained = {
-            name: parameter
-            for name, parameter in language.named_parameters()
-            if parameter.requires_grad and (parameters is None or re.search(parameters, name))
-        }
-        if not trained:
-            raise ValueError(
-                f"no trained parameter matches parameters={parameters!r}; there are, among others, "
-                f"{[n for n, p in language.named_parameters() if p.requires_grad][:3]}"
-            )
-        self.starts: dict[str, int] = {}
-        size = 0
-        for name, parameter in trained.items():
-            if hasattr(parameter, "full_tensor"):
-                raise ValueError(
-                    f"{name} is sharded over processes (FSDP2); gradients of prompts need whole "
-                    "weights: use the strategy ddp, or one process"
-                )
-            self.starts[name] = size
-            size += parameter.numel()
+        trained, self.starts, size = numbered_parameters(language, parameters)
         starts = {id(parameter): self.starts[name] for name, parameter in trained.items()}
         head = language.base.get_output_embeddings()
         self._head = _own_starts(head, starts)
