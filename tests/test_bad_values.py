@@ -50,7 +50,7 @@ ACCEPTED = {
         *("entropy_bonus", "kl_beta", "mismatch_low", "negative_weight", "positive_weight"),
         *("betas", "tolerance", "temperature", "top_k", "workers", "weight", "baseline"),
         *("AdaptiveBatchSampler.learning_rate", "momentum", "anneal", "prune", "threshold"),
-        *("q_decay", "min_p", "tau", "concentration", "floor", "rest"),
+        *("q_decay", "min_p", "tau", "concentration", "floor", "rest", "probes"),
         *(
             "uniform_share",
             "references",
