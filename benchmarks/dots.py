@@ -26,7 +26,6 @@ takes a smaller part of a step.
     DOTS, signal          the same, drawn by the expectation of p (1 - p) under the prediction's
                           uncertainty (softmax, tau 0.02)
     DOTS+RR               DOTS online, and half of the groups replayed uniformly
-    DOTS+RR, K 16         the same with 16 references, half of the batch as in the paper
     DOTS+fresh RR         and half of the groups replayed by |A| with freshness
     DOTS, signal+RR       DOTS, signal, and half of the groups replayed uniformly
     oracle                pass rates of 2,048 prompts by brute force every ten steps (not counted)
@@ -358,10 +357,6 @@ METHODS: dict[str, Callable[["Pretrained"], tuple[dict[str, Any], list[Callback]
     "DOTS+RR": lambda _: (
         {"sampler": DOTS} | uniform_replay(),
         [feedback(), refresh(), RolloutReplay()],
-    ),
-    "DOTS+RR, K 16": lambda _: (
-        {"sampler": DOTS} | uniform_replay(),
-        [feedback(), refresh(16), RolloutReplay()],
     ),
     "DOTS+fresh RR": lambda _: (
         {

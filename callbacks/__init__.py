@@ -24,6 +24,7 @@ from callbacks.memory_report import MemoryReport
 from callbacks.newest_checkpoint import NewestCheckpoint
 from callbacks.ohem_selector import OHEMSelector
 from callbacks.pass_at_k import PassAtK
+from callbacks.perf_monitor import PerfMonitor
 from callbacks.prediction_table import PredictionTable
 from callbacks.priority_refresh import PriorityRefresh
 from callbacks.prompt_statistics import PromptStatistics
@@ -61,6 +62,7 @@ __all__ = [
     "NewestCheckpoint",
     "OHEMSelector",
     "PassAtK",
+    "PerfMonitor",
     "PredictionTable",
     "PriorityRefresh",
     "PromptStatistics",

@@ -1,0 +1,90 @@
+"""Speed of a training, and where its time goes."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ThroughputMonitor
+
+
+class PerfMonitor(ThroughputMonitor):
+    """Logs samples and tokens per second, the share of the device's peak, and seconds by purpose.
+
+    ``train/device/*`` are those of Lightning's ``ThroughputMonitor``, over the last ``window_size``
+    batches: ``samples_per_sec``; of language models ``items_per_sec``, which are trained tokens;
+    and on GPUs that Lightning knows ``mfu``, the share of their peak that the forward and backward
+    passes of the training batches use (6 FLOPs per parameter and token, 4 if it is frozen, padding
+    included; generation takes time, but its FLOPs are not counted).
+
+    ``train/seconds/*`` divide the time between the ends of two batches without validation:
+    ``generation`` and ``rewards`` of rollouts, ``training`` (the forward and backward passes, the
+    optimizer, and the callbacks before this one), and ``other`` (selection, data, the callbacks
+    after this one, logging). ``lit-adaptive report`` shows their shares.
+
+    Needs: nothing.
+    Changes: nothing.
+
+    Args:
+        window_size: batches over which rates are averaged, above 1.
+    """
+
+    needs: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+
+    def __init__(self, window_size: int = 50) -> None:
+        if window_size < 2:
+            raise ValueError(f"window_size is {window_size}; it must be above 1")
+        super().__init__(_samples, _tokens, window_size=window_size, separator="/")
+        self._began = self._ended = self._paused = 0.0
+
+    def on_train_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, *arguments)
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """A batch is there."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Log."""
+        now = time.perf_counter()
+        metrics = batch.get("metrics", {})
+        generation = metrics.get("seconds/generation", 0.0)
+        rewards = metrics.get("reward_fn/seconds", 0.0)
+        waited = self._began - self._ended
+        seconds = {"training": now - self._began, "other": max(waited - generation - rewards, 0.0)}
+        if "metrics" in batch:
+            seconds["rewards"] = rewards  # the module logs that of generation
+        pl_module.log_dict({f"train/seconds/{name}": value for name, value in seconds.items()})
+        pl_module.flops_per_batch = _flops(pl_module, batch)  # type: ignore[assignment]
+        super().on_train_batch_end(trainer, pl_module, outputs, batch)
+        self._ended = now
+
+    def on_validation_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Stop the clock."""
+        super().on_validation_start(trainer, *arguments)
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Go on."""
+        super().on_validation_end(trainer, *arguments)
+        self._ended += time.perf_counter() - self._paused
+
+
+def _samples(batch: Any) -> int:
+    return len(batch["reward"] if "reward" in batch else batch["index"])
+
+
+def _tokens(batch: Any) -> int:
+    """Trained tokens of a language model's batch; else samples."""
+    return len(batch["target"]) if "input_ids" in batch else _samples(batch)
+
+
+def _flops(module: LightningModule, batch: Any) -> int | None:
+    if "input_ids" not in batch:
+        return None
+    passes = sum((6 if each.requires_grad else 4) * each.numel() for each in module.parameters())
+    return passes * int(batch["input_ids"].numel())
