@@ -38,7 +38,7 @@ def difference(row: Mapping[str, Any], prefix: str = "", form: str = "+.3f") -> 
 
 def markdown(rows: Rows) -> str:
     """A Markdown table; the first row is its head."""
-    head, *body = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
+    head, *body = [re.sub(r"(?<=\|)  (?=\|)", " ", f"| {' | '.join(row)} |") for row in rows]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
@@ -98,8 +98,10 @@ def adaptive_sampler() -> Rows:
     return [
         ["quantity", "measured", "goal"],
         [
-            "time per sample at N = 1e6, relative to `WeightedRandomSampler` drawing in bulk from "
-            "fixed weights",
+            (
+                "time per sample at N = 1e6, relative to `WeightedRandomSampler` drawing in bulk from "
+                "fixed weights"
+            ),
             f"{torch['times_weighted_random_sampler']:.2f}x",
             "5x",
         ],
@@ -111,8 +113,10 @@ def adaptive_sampler() -> Rows:
         ["time at N = 1e8 relative to N = 1e6", f"{huge['times']:.2f}x", "4x"],
         ["peak memory of the process at N = 1e8", f"{huge['large']['peak_gb']:.2f} GB", "3.5 GB"],
         [
-            "extra time of an epoch of `digits_adaptive` over `digits_uniform` "
-            f"({digits['epochs_each']} epochs of each in alternation)",
+            (
+                "extra time of an epoch of `digits_adaptive` over `digits_uniform` "
+                f"({digits['epochs_each']} epochs of each in alternation)"
+            ),
             f"{100 * digits['overhead']:.1f} %",
             "5 %",
         ],
@@ -131,7 +135,11 @@ def imbalanced() -> Rows:
                 cells += [f"{statistics.fmean(table[name]['macro_f1']):.3f}", gap]
             else:
                 cells += ["", ""]
-        return [names.get(cells[0], cells[0]), *cells[1:], f"{tables['noisy'][name]['time_ratio']:.2f}x"]
+        return [
+            names.get(cells[0], cells[0]),
+            *cells[1:],
+            f"{tables['noisy'][name]['time_ratio']:.2f}x",
+        ]
 
     return [["", "long tail", "", "wrong labels", "", "time"], *map(row, tables["noisy"])]
 
@@ -152,7 +160,10 @@ def iw_sft_control() -> Rows:
     return [
         ["", "sampled", "greedy"],
         *(
-            [label, *(difference(methods[name], f"{kind}_", "+.1f") for kind in ("sampled", "greedy"))]
+            [
+                label,
+                *(difference(methods[name], f"{kind}_", "+.1f") for kind in ("sampled", "greedy")),
+            ]
             for name, label in labels.items()
         ),
     ]
@@ -180,7 +191,10 @@ def graded() -> Rows:
 
     return [
         ["", "greedy", "", "sampled", ""],
-        *([label, *cells(name, "greedy"), *cells(name, "sampled")] for name, label in labels.items()),
+        *(
+            [label, *cells(name, "greedy"), *cells(name, "sampled")]
+            for name, label in labels.items()
+        ),
     ]
 
 
@@ -267,7 +281,9 @@ def dots(*files: str) -> Rows:
     for results in map(load, files):
         for name, row in results["table"].items():
             last = [run[name]["curve"][-1] for run in results["runs"]]
-            tokens, seconds = (statistics.fmean(p[key] for p in last) for key in ("tokens", "seconds"))
+            tokens, seconds = (
+                statistics.fmean(p[key] for p in last) for key in ("tokens", "seconds")
+            )
             costs = [
                 interval(row[f"{axis} to GRPO's accuracy"], "+.0f", 100) + " %"
                 for axis in ("step", "tokens", "seconds")
@@ -307,7 +323,9 @@ def cropi() -> Rows:
 
     def row(name: str, label: str) -> list[str]:
         cells = table[name]
-        times = [interval(cells[f"times fewer {axis}"], ".2f") for axis in ("step", "tokens", "seconds")]
+        times = [
+            interval(cells[f"times fewer {axis}"], ".2f") for axis in ("step", "tokens", "seconds")
+        ]
         if name == "GRPO":
             times = ["1"] * 3
         elif not cells["reached"]:
@@ -363,7 +381,106 @@ def difficulty_hidden() -> Rows:
     ]
 
 
+# The table of README.md ---------------------------------------------------------------------------
+
+
+def summary() -> Rows:
+    tree, speed = load("sum_tree")["batch"], load("dqn_throughput")["median"]
+    tail, noisy = (load("imbalanced")["tables"][name] for name in ("long_tail", "noisy"))
+    rho, cross = "RHO, 150 more images", "RHO, cross-fitted"
+    grade, replay = load("graded")["table"], load("rollout_replay")["table"]
+    signs, prompts, influence = (load(f)["table"] for f in ("rollout_signs", "dots", "cropi"))
+    step, sft = load("grpo_step"), load("sft_step")["models"]
+
+    def per_second(environments: str) -> str:
+        return f"{speed['lit-adaptive dqn_per'] / speed[f'stable-baselines3, {environments}']:.2f}x"
+
+    def percent(method: str, axis: str) -> str:
+        return interval(prompts[method][f"{axis} to GRPO's accuracy"], "+.0f", 100) + " %"
+
+    def fewer(method: str, axis: str) -> str:
+        return interval(influence[method][f"times fewer {axis}"], ".2f")
+
+    return [
+        ["area", "best", "worst", "command"],
+        [
+            "sum tree, against cpprb",
+            f"{tree['4096']['peer_over_ours']['cpprb.sample']:.2f}x faster draws (B = 4096)",
+            f"{tree['32']['peer_over_ours']['cpprb.update']:.2f}x: slower updates (B = 32)",
+            "`python benchmarks/sum_tree.py`",
+        ],
+        [
+            "DQN steps per second, against stable-baselines3",
+            f"{per_second('1 environment')} (its one environment)",
+            f"{per_second('8 environments')}: slower (eight environments)",
+            "`python benchmarks/dqn_throughput.py`",
+        ],
+        [
+            "long-tailed digits, macro-F1 against uniform",
+            f"{difference(tail[rho])} (RHO-LOSS, holdout set)",
+            f"{difference(tail[cross])} (RHO-LOSS, cross-fitted)",
+            "`python benchmarks/imbalanced.py`",
+        ],
+        [
+            "wrong labels, macro-F1 against uniform",
+            f"{difference(noisy[rho])} (RHO-LOSS, holdout set)",
+            f"{difference(noisy[cross])} (RHO-LOSS, cross-fitted)",
+            "same",
+        ],
+        [
+            "graded demonstrations, greedy against SFT",
+            f"{interval(grade['filtered']['greedy_difference'])} (correct answers only)",
+            f"{interval(grade['loose, iw paper, token']['greedy_difference'])} (iw-SFT per token)",
+            "`python benchmarks/graded.py`",
+        ],
+        [
+            "rollout replay, pass@1 for equal tokens",
+            f"{interval(replay['uniform']['difference of pass@1 at tokens'])} (uniform)",
+            interval(replay["uniform, clip around old"]["difference of pass@1 at seconds"])
+            + " for equal seconds",
+            "`python benchmarks/rollout_replay.py`",
+        ],
+        [
+            "PSR and NSR, pass@1 against GRPO",
+            f"{interval(signs['PSR']['difference of pass@1 at step'])} (PSR)",
+            f"{interval(signs['NSR']['difference of pass@1 at step'])} (NSR)",
+            "`python benchmarks/rollout_replay.py --part signs`",
+        ],
+        [
+            "prompts by influence, times fewer than GRPO",
+            (
+                f"{fewer('influence function', 'step')} steps, "
+                f"{fewer('influence function', 'seconds')} seconds (influence function)"
+            ),
+            f"{fewer('influence+DOTS+RR', 'seconds')} seconds (with DOTS and replay)",
+            "`python benchmarks/cropi.py`",
+        ],
+        [
+            "prompts by difficulty, time to GRPO's pass rate",
+            (
+                f"{percent('dynamic sampling', 'seconds')} (dynamic sampling), "
+                f"tokens {percent('DOTS+RR', 'tokens')} (DOTS+RR)"
+            ),
+            f"{percent('DOTS online', 'seconds')} (DOTS online); never (static curriculum)",
+            "`python benchmarks/dots.py`",
+        ],
+        [
+            "GRPO step, against TRL",
+            f"{step['smollm2']['ratios']['time: ours / trl']:.2f}x the time (SmolLM2-135M)",
+            f"{step['tiny']['ratios']['time: ours / trl']:.2f}x the time (tiny Llama)",
+            "`python benchmarks/grpo_step.py`",
+        ],
+        [
+            "SFT step, against TRL",
+            f"{sft['small (V 49,152)']['sft / trl']:.2f}x the time (V = 49,152)",
+            f"{sft['tiny (V 100)']['sft / trl']:.2f}x the time (tiny model)",
+            "`python benchmarks/sft_step.py`",
+        ],
+    ]
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
+    "summary": summary,
     "sum_tree": sum_tree,
     "dqn_throughput": dqn_throughput,
     "cliffwalk": cliffwalk,
