@@ -243,7 +243,10 @@ def contract_page() -> str:
     ]
     head = "| Name | Meaning | Provided by | Needed by |\n|---|---|---|---|\n"
     text = _docstring("lit_adaptive.contract", **_TEXT)
-    return f"# Batch keys, signals and duties\n\n{text}\n\n{head}" + "\n".join(rows)
+    return (
+        f"---\nhide: [toc]\n---\n# Batch keys, signals and duties\n\n{text}\n\n{head}"
+        + "\n".join(rows)
+    )
 
 
 def _names(cls: type, kind: str, known: Iterable[str]) -> set[str]:
@@ -325,12 +328,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Link the names of the index to the methods' pages."""
-    if page.file.src_uri == INDEX:
-        for method in methods():
-            link = f"\n| [{method.name}](../{method.page}) |"
-            markdown = markdown.replace(f"\n| {method.name} |", link, 1)
-    return markdown
+    """Shorten the rows of the index to what the pages of the methods do not have better."""
+    if page.file.src_uri != INDEX:
+        return markdown
+    pages = {method.name: method.page for method in methods()}
+    lines = [line.split(" | ") for line in markdown.splitlines()]
+    for cells in lines:
+        if len(cells) == 8:
+            name = cells[0].removeprefix("| ")
+            link = f"[{name}](../{pages[name]})" if name in pages else name
+            cells[:] = [f"| {link}", cells[1], *cells[5:7], "|"]
+    rows = (" | ".join(cells).replace("|---" * 8, "|---" * 4) for cells in lines)
+    return "\n".join(rows).replace("| |\n", "|\n")
 
 
 class Docstrings(Extension):
