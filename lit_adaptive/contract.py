@@ -19,6 +19,7 @@ NAMES = {
     "batch.probability": "`[B]` float: probability of its draw",
     "batch.weight": "`[B]` float: factor of its loss, which corrects the draw's bias",
     "batch.input": "`[B, ...]`: input of a classifier",
+    "batch.text": "list of B strings: what the input was computed from",
     "batch.target": "`[B]` int64: class; in language models `[K]`: the completion tokens",
     "batch.observation": "`[B, ...]`: observation before the action",
     "batch.action": "`[B]` int64: action",
