@@ -1,5 +1,6 @@
 """The documentation site builds without a warning, has a page per method, and loads nothing."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -119,18 +120,28 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("page", ["", "docs/methods/grpo_dots/", "docs/api/lit_adaptive.core/"])
-def test_chromium_shows_it_without_a_complaint(address: str, page: str, tmp_path: Path) -> None:
+def test_chromium_shows_it_without_error_or_request_to_elsewhere(
+    address: str, page: str, tmp_path: Path
+) -> None:
     shown = subprocess.run(
         [
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             *(f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}"),
-            *("--window-size=1200,2000", f"{address}/{page}"),
+            *(f"--log-net-log={tmp_path / 'requests.json'}", "--window-size=1200,2000"),
+            f"{address}/{page}",
         ],
         capture_output=True,
         text=True,
         timeout=100,
         check=True,
     )
-    assert "CONSOLE" not in shown.stderr  # errors, and requests to elsewhere
+    assert "CONSOLE" not in shown.stderr
+    events = json.loads((tmp_path / "requests.json").read_text())["events"]
+    requests = {  # by the page; others are the browser's own
+        event["params"]["url"]
+        for event in events
+        if event.get("params", {}).get("initiator") == address and "url" in event["params"]
+    }
+    assert any(request.endswith(".css") for request in requests)
+    assert {request for request in requests if not request.startswith(address)} == set()
     assert (tmp_path / "page.png").stat().st_size > 50_000
