@@ -214,8 +214,8 @@ def _config(text: str, name: str, baseline: str | None = None) -> str:
     if baseline is None:
         return whole
     plain = (ROOT / "configs" / f"{baseline}.yaml").read_text()
-    bodies = [re.sub(r"\A(?:#.*\n)+", "", each).splitlines() for each in (plain, text)]
-    lines = list(difflib.unified_diff(*bodies, n=2, lineterm=""))[3:]
+    before, after = (re.sub(r"\A(?:#.*\n)+", "", each).splitlines() for each in (plain, text))
+    lines = list(difflib.unified_diff(before, after, n=2, lineterm=""))[3:]
     changes = "\n".join("..." if line.startswith("@@") else line for line in lines)
     return f"Against `{baseline}`:\n\n```diff\n{changes}\n```\n\n{whole}"
 
