@@ -119,7 +119,7 @@ def address(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-@pytest.mark.parametrize("page", ["", "docs/methods/grpo_dots/", "docs/api/lit_adaptive.core/"])
+@pytest.mark.parametrize("page", ["", "docs/methods/grpo_dots/", "docs/results/"])
 def test_chromium_shows_it_without_error_or_request_to_elsewhere(
     address: str, page: str, tmp_path: Path
 ) -> None:
@@ -132,7 +132,7 @@ def test_chromium_shows_it_without_error_or_request_to_elsewhere(
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=True,
     )
     assert "CONSOLE" not in shown.stderr
