@@ -181,6 +181,7 @@ MORE = {
     "cropi": {"data.init_args.dataset.columns"},  # for the picture
     "grpo_influence": {"data.init_args.dataset.columns"},
     "cropi_dots_rr": {"data.init_args.dataset.columns"},
+    "cropi_rank_fusion": {"data.init_args.dataset.columns"},
     "grpo_popo": {
         "data.init_args.drop_uninformative",
         "data.init_args.replace_uninformative",
