@@ -11,6 +11,7 @@ import yaml
 from small_configs import pass_rate_table, shrunk, small_data
 
 from lit_adaptive.cli.main import AdaptiveCLI, main
+from lit_adaptive.contract import NAMES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -63,6 +64,9 @@ def test_builds_model_data_and_trainer(
     assert cli.datamodule is not None
     assert cli.trainer.log_dir is not None
     assert Path(cli.trainer.log_dir).parent == tmp_path / path.stem
+    parts = [cli.model, cli.datamodule, *cli.trainer.callbacks]  # type: ignore[attr-defined]
+    names = [getattr(part, kind, frozenset()) for part in parts for kind in ("needs", "provides")]
+    assert set().union(*names) - NAMES.keys() == set()
 
 
 def fit(path: Path, folder: Path) -> None:

@@ -2,12 +2,12 @@
 
 import ast
 import importlib
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from site_hook import RESULTS, Method, code, costs, methods
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -73,33 +73,6 @@ REQUIRED = {
 }
 
 
-class Method(NamedTuple):
-    """A row of the index; each cell is Markdown."""
-
-    name: str
-    paper: str
-    equation: str
-    option: str
-    callback: str
-    config: str
-    baseline: str
-    test: str
-
-
-def rows() -> list[Method]:
-    lines = (CONFIGS / "README.md").read_text().splitlines()
-    cells = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in lines
-        if line[:2] == "| "
-    ]
-    return [Method(*row) for row in cells if len(row) == 8 and row[0] not in ("Method", "---")]
-
-
-def code(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
-
-
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
     """Leaves of a YAML tree by dotted path; a list is one leaf."""
     if not isinstance(tree, dict):
@@ -117,7 +90,7 @@ def config(name: str) -> dict[str, Any]:
     return tree
 
 
-METHODS = rows()
+METHODS = methods()
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
@@ -131,6 +104,15 @@ def test_every_config_is_in_the_index_or_listed_below_it() -> None:
     text = (CONFIGS / "README.md").read_text()
     for path in CONFIGS.glob("*.yaml"):
         assert f"`{path.stem}`" in text, f"configs/{path.name} is missing in configs/README.md"
+
+
+def test_every_method_has_its_costs() -> None:
+    assert list(costs()) == [method.name for method in METHODS]
+    files = {path.stem for path in RESULTS.iterdir()}
+    for row in costs().values():
+        assert row.cost, row.name
+        assert row.limits, row.name
+        assert set(code(row.results)) <= files, row.name
 
 
 @by_name
@@ -199,6 +181,7 @@ MORE = {
     "cropi": {"data.init_args.dataset.columns"},  # for the picture
     "grpo_influence": {"data.init_args.dataset.columns"},
     "cropi_dots_rr": {"data.init_args.dataset.columns"},
+    "cropi_rank_fusion": {"data.init_args.dataset.columns"},
     "grpo_popo": {
         "data.init_args.drop_uninformative",
         "data.init_args.replace_uninformative",

@@ -1,13 +1,19 @@
-"""Every interval that README and docs state is in the results that the benchmarks wrote."""
+"""Tables and intervals of README and docs are those of the results that the benchmarks wrote."""
 
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+# Not imported by name: the names of other benchmarks are those of packages (minatar).
+tables = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "tables.py")))
 _INTERVAL = re.compile(r"([+-]?\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)( %)?")
 
 
@@ -51,3 +57,13 @@ def test_every_interval_is_one_that_a_benchmark_measured() -> None:
                     missing.append(f"{page.name}:{number}: {mean} ± {half}{percent}")
     assert count > 200
     assert not missing
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_python_benchmarks_tables_py_changes_nothing(page: Path) -> None:
+    assert tables.rewritten(page.read_text()) == page.read_text()
+
+
+def test_every_table_has_its_place() -> None:
+    text = "".join(page.read_text() for page in tables.PAGES)
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", text)) == sorted(tables.TABLES)

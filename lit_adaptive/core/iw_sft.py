@@ -162,7 +162,7 @@ def dft_weights(log_prob: Tensor) -> TokenWeights:
 def eaft_weights(top_log_prob: Tensor, alpha: float = 1.0) -> TokenWeights:
     r"""Entropy-adaptive fine-tuning (Diao et al., 2026, arXiv:2601.02151): :math:`(H/3)^\alpha`.
 
-    H is the entropy in nats of the :data:`EAFT_TOP` most likely tokens, with probabilities divided
+    H is the entropy in nats of the ``EAFT_TOP`` most likely tokens, with probabilities divided
     by their sum; its maximum is log 20 = 2.996. So a token on which the policy is certain counts
     little, whether it agrees or not.
 

@@ -79,8 +79,9 @@ def double_q_errors(
 ) -> Tensor:
     r"""Double Q-learning: the online network selects, the target network evaluates the action.
 
-    :math:`\delta = r + \gamma^k Q'(s', \arg\max_a Q(s', a)) - Q(s, a)`; van Hasselt et al. (2016),
-    equation 4. As ``q_errors``, with the online network's values ``online_q_next`` ``[B, A]``.
+    :math:`\delta = r + \gamma^k Q'(s', \mathrm{argmax}_a Q(s', a)) - Q(s, a)`; van Hasselt et al.
+    (2016), equation 4. As ``q_errors``, with the online network's values ``online_q_next``
+    ``[B, A]``.
     """
     _check_shapes(
         q, target_q_next, action=action, reward=reward, discount=discount, terminated=terminated
