@@ -306,8 +306,8 @@ def dots(*files: str) -> Rows:
     return [[*head, "tokens, time"], *(rows[name] for name in DOTS if name in rows)]
 
 
-def cropi() -> Rows:
-    table, seeds = load("cropi")["table"], load("cropi")["seeds"]
+def cropi(file: str) -> Rows:
+    table, seeds = load(file)["table"], load(file)["seeds"]
     labels = {
         "GRPO": "GRPO",
         "random tenth": "a fixed random tenth",
@@ -336,7 +336,7 @@ def cropi() -> Rows:
 
     head = ["method", *(f"times fewer {axis}" for axis in ("steps", "tokens", "seconds"))]
     head += ["reached by", "accuracy after 150 steps", "validated prompts among the drawn"]
-    return [head, *(row(name, label) for name, label in labels.items())]
+    return [head, *(row(name, label) for name, label in labels.items() if name in table)]
 
 
 def difficulty() -> Rows:
@@ -389,14 +389,15 @@ def summary() -> Rows:
     tail, noisy = (load("imbalanced")["tables"][name] for name in ("long_tail", "noisy"))
     rho, cross = "RHO, 150 more images", "RHO, cross-fitted"
     grade, replay = load("graded")["table"], load("rollout_replay")["table"]
-    signs, prompts, influence = (load(f)["table"] for f in ("rollout_signs", "dots", "cropi"))
+    signs, influence = (load(name)["table"] for name in ("rollout_signs", "cropi"))
+    small, large = (load(name)["table"] for name in ("dots", "dots_large"))
     step, sft = load("grpo_step"), load("sft_step")["models"]
 
     def per_second(environments: str) -> str:
         return f"{speed['lit-adaptive dqn_per'] / speed[f'stable-baselines3, {environments}']:.2f}x"
 
-    def percent(method: str, axis: str) -> str:
-        return interval(prompts[method][f"{axis} to GRPO's accuracy"], "+.0f", 100) + " %"
+    def percent(method: str, axis: str, table: Any = large) -> str:
+        return interval(table[method][f"{axis} to GRPO's accuracy"], "+.0f", 100) + " %"
 
     def fewer(method: str, axis: str) -> str:
         return interval(influence[method][f"times fewer {axis}"], ".2f")
@@ -458,10 +459,10 @@ def summary() -> Rows:
         [
             "prompts by difficulty, time to GRPO's pass rate",
             (
-                f"{percent('dynamic sampling', 'seconds')} (dynamic sampling), "
-                f"tokens {percent('DOTS+RR', 'tokens')} (DOTS+RR)"
+                f"{percent('replaced groups', 'seconds')} (replaced groups), "
+                f"{percent('DOTS+RR', 'seconds')} (DOTS+RR), both with 4.2 M parameters"
             ),
-            f"{percent('DOTS online', 'seconds')} (DOTS online); never (static curriculum)",
+            f"{percent('DOTS online', 'seconds', small)} (DOTS online); never (static curriculum)",
             "`python benchmarks/dots.py`",
         ],
         [
@@ -491,7 +492,9 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "rollout_replay": rollout_replay,
     "rollout_signs": rollout_signs,
     "dots": lambda: dots("dots", "dots_offline"),
-    "cropi": cropi,
+    "dots_large": lambda: dots("dots_large"),
+    "cropi": lambda: cropi("cropi"),
+    "cropi_no_distractors": lambda: cropi("cropi_no_distractors"),
     "difficulty": difficulty,
     "difficulty_hidden": difficulty_hidden,
 }
