@@ -124,7 +124,7 @@ class ClassifierInfluence(InfluenceSelection):
         loader: Any = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         parts = [*self._batch_gradients(loader, gradients, trainer, module)]
         rows, targets = (torch.cat([part[name] for part in parts]) for name in ("rows", "target"))
-        for target in targets.unique():
+        for target in torch.unique(targets):
             yield rows[targets == target]
 
     def _pool_gradients(self, gradients: SampleGradients, trainer: Trainer, module: Any) -> Rows:

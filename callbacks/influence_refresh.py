@@ -320,8 +320,11 @@ class InfluenceRefresh(InfluenceSelection):
         alike = torch.nn.functional.cosine_similarity(stored, present)
 
         def overlap(first: Tensor, second: Tensor) -> float:
-            scores = [[influence_scores(each, to) for each in (first, second)] for to in targets]
-            return sum(selection_overlap(*pair, _TOP) for pair in scores) / len(scores)
+            overlaps = [
+                selection_overlap(influence_scores(first, to), influence_scores(second, to), _TOP)
+                for to in targets
+            ]
+            return sum(overlaps) / len(overlaps)
 
         return {
             "train/influence/agreement": float(alike[present.ne(0).any(1)].mean()),

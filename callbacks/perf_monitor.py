@@ -42,7 +42,9 @@ class PerfMonitor(ThroughputMonitor):
         super().on_train_start(trainer, *arguments)
         self._ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """A batch is there."""
         self._began = time.perf_counter()
 

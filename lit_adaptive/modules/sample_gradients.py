@@ -1,5 +1,6 @@
 """Projected gradients of a classifier's loss, one for each sample of a batch."""
 
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class SampleGradients:
         network = self.classifier.network
 
         def loss(values: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
-            one = pytree.tree_map(lambda part: part[None], inputs)
+            one = pytree.tree_map(_batch_of_one, inputs)
             logits = functional_call(network, values, (one,))
             smoothing = self.classifier.label_smoothing
             return cross_entropy(logits.float(), target[None], label_smoothing=smoothing)
@@ -63,7 +64,7 @@ class SampleGradients:
         of_each, parts = vmap(grad(loss), in_dims=(None, 0, 0)), []
         for first in range(0, len(batch["target"]), self.samples_at_once):
             part = slice(first, first + self.samples_at_once)
-            inputs = pytree.tree_map(lambda values, part=part: values[part], batch["input"])
+            inputs = pytree.tree_map(itemgetter(part), batch["input"])
             target = batch["target"][part]
             with evaluation_mode(self.classifier), torch.enable_grad():
                 gradients = of_each(self._values, inputs, target)
@@ -73,3 +74,7 @@ class SampleGradients:
                 self.projection.add_block(out, columns, self.starts[name])
             parts.append(out.t())
         return torch.cat(parts)
+
+
+def _batch_of_one(value: Tensor) -> Tensor:
+    return value[None]
