@@ -142,9 +142,18 @@ class InfluenceSelection(Callback):
             (row,) = data.dataset.texts(torch.tensor([0]))
             check_columns([*row], [self.families], data.dataset.source)
 
-    def _make_gradients(self, module: Any, options: dict[str, Any]) -> Any:
-        """What computes gradients at the present weights, with ``options`` of the projection."""
-        return PromptGradients(module.policy, **options)
+    def _make_gradients(self, module: Any, seed: int) -> Any:
+        """What computes projected gradients at the present weights."""
+        return PromptGradients(module.policy, **self._projection_options(seed))
+
+    def _projection_options(self, seed: int) -> dict[str, Any]:
+        return {
+            "dimensions": self.dimensions,
+            "keep_ratio": self.keep_ratio,
+            "kind": self.projection,
+            "seed": derive_seed(seed, STREAM),
+            "parameters": self.parameters,
+        }
 
     def _families(self, index: Tensor, dataset: Any) -> list[str]:
         """Family of each sample ``[k]``."""
@@ -153,7 +162,7 @@ class InfluenceSelection(Callback):
     # Selection -----------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the module and the columns, and that a selection is enough for a step."""
+        """Check the module, the columns, the projection, and that a selection fills a step."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._check(data, pl_module)
         size = len(data.dataset)
@@ -163,6 +172,7 @@ class InfluenceSelection(Callback):
                 f"fraction is {self.fraction}, which is {selected} of {size} samples, but a step "
                 f"draws {drawn}: raise fraction or lower data.batch_size"
             )
+        self._make_gradients(pl_module, data.seed)  # raises what would else end the run later
 
     def _select_when_due(self, trainer: Trainer, module: Any) -> None:
         """Begin a phase when it is time, after the first on the whole pool, and log it."""
@@ -176,14 +186,7 @@ class InfluenceSelection(Callback):
         """Score all samples at the present weights, and let the sampler draw the best alone."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = time.perf_counter()
-        options = {
-            "dimensions": self.dimensions,
-            "keep_ratio": self.keep_ratio,
-            "kind": self.projection,
-            "seed": derive_seed(data.seed, STREAM),
-            "parameters": self.parameters,
-        }
-        gradients = self._make_gradients(module, options)
+        gradients = self._make_gradients(module, data.seed)
         targets = [
             mean_validation_gradient(rows)
             for rows in self._target_gradients(gradients, trainer, module)

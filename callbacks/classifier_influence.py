@@ -114,7 +114,8 @@ class ClassifierInfluence(InfluenceSelection):
             raise ValueError("there is no val_dataset whose gradients could choose: set one")
         self.families = "class" if hasattr(data.dataset, "targets") else None
 
-    def _make_gradients(self, module: Any, options: dict[str, Any]) -> SampleGradients:
+    def _make_gradients(self, module: Any, seed: int) -> SampleGradients:
+        options = self._projection_options(seed)
         return SampleGradients(module, samples_at_once=self.samples_at_once, **options)
 
     def _target_gradients(

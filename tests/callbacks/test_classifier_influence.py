@@ -92,3 +92,20 @@ def test_what_has_no_gradients_or_validation_is_refused() -> None:
     data = DemonstrationsDataModule(demonstrations, batch_size=16)
     with pytest.raises(ValueError, match="IWSFT has no gradients of samples"):
         trainer.fit(IWSFT(ConfiguredLM(hidden_size=8, layers=1, heads=2), objective="nll"), data)
+
+
+def test_a_projection_that_does_not_fit_the_network_is_refused_before_training() -> None:
+    data = AdaptiveDataModule(LongTailedDigits("train"), val_dataset=LongTailedDigits("validation"))
+    model = Classifier(Dense(64, 10, hidden=[32]), 10)
+    for options, message in (
+        ({"dimensions": 10_000}, r"dimensions is 10000; .* number of kept coordinates, about 2410"),
+        ({"parameters": "conv"}, r"no trained parameter matches parameters='conv'"),
+        (
+            {"fraction": 0.01},
+            r"fraction is 0\.01, which is \d+ of \d+ samples, but a step draws 32",
+        ),
+    ):
+        trainer = quiet_trainer(max_steps=1, callbacks=[ClassifierInfluence(500, **options)])  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(model, data)
+        assert trainer.global_step == 0
