@@ -39,8 +39,7 @@ from lit_adaptive.core.influence import (
     select_top,
 )
 from lit_adaptive.data import LongTailedDigits
-from lit_adaptive.modules import Classifier
-from lit_adaptive.modules.sample_gradients import SampleGradients
+from lit_adaptive.modules import Classifier, SampleGradients
 from lit_adaptive.samplers import (
     AdaptiveBatchSampler,
     AdaptiveDataWeighter,

@@ -11,8 +11,7 @@ from callbacks._influence import InfluenceSelection, Rows
 from callbacks._ranks import gather_over_ranks
 from lit_adaptive.core.influence import InfluenceMetric
 from lit_adaptive.core.projection import ProjectionKind
-from lit_adaptive.modules import Classifier
-from lit_adaptive.modules.sample_gradients import SampleGradients
+from lit_adaptive.modules import Classifier, SampleGradients
 from lit_adaptive.progress import progress_bar
 
 

@@ -91,6 +91,7 @@ from lit_adaptive.core.influence import (
     off_policy_coefficients,
     reciprocal_rank_fusion,
     select_top,
+    selection_overlap,
 )
 from lit_adaptive.core.iw_sft import (
     ImportanceWeightedSFTLoss,
@@ -282,6 +283,7 @@ __all__ = [
     "segment_sum",
     "select_top",
     "selection_log_masses",
+    "selection_overlap",
     "selection_precision",
     "selection_scores",
     "selective_backprop_probabilities",

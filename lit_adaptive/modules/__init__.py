@@ -18,6 +18,7 @@ from lit_adaptive.modules.language.recipes import CausalLM, ConfiguredLM, LoRA, 
 from lit_adaptive.modules.objective import PolicyObjective
 from lit_adaptive.modules.optimization import Optimization
 from lit_adaptive.modules.q_networks import MLP, MinAtarConv, NatureConv, QNetwork
+from lit_adaptive.modules.sample_gradients import SampleGradients
 
 __all__ = [
     "DQN",
@@ -42,5 +43,6 @@ __all__ = [
     "PretrainedLM",
     "PromptGradients",
     "QNetwork",
+    "SampleGradients",
     "TransformersClassifier",
 ]

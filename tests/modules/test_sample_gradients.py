@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_adaptive.modules import Classifier, Dense
-from lit_adaptive.modules.sample_gradients import SampleGradients
+from lit_adaptive.modules import Classifier, Dense, SampleGradients
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance"),  # torch's own
