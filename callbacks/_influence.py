@@ -56,6 +56,8 @@ class InfluenceSelection(Callback):
         families: column of the dataset whose shares in each phase the picture shows.
     """
 
+    _whole_phases = 1  # phases before the first selection
+
     def __init__(
         self,
         validation: dict[str, Any] | None,
@@ -255,7 +257,9 @@ class InfluenceSelection(Callback):
             return
         dataset: Any = trainer.datamodule.dataset  # type: ignore[attr-defined]
         names = [self._families(phase, dataset) for phase in self._phases]
-        draw_families(names, self.every_n_steps, local_run_directory(trainer) / "influence.png")
+        path = local_run_directory(trainer) / "influence.png"
+        every = self.every_n_steps
+        draw_families(names, every, path, self._whole_phases * every)
 
     def state_dict(self) -> dict[str, Any]:
         """The phases so far."""

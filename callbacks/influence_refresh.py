@@ -107,6 +107,8 @@ class InfluenceRefresh(InfluenceSelection):
         "data.roll_out": "use lit_adaptive.data.RolloutDataModule",
     }
 
+    _whole_phases = 0
+
     def __init__(
         self,
         validation: dict[str, PromptDataset] | None = None,

@@ -1,4 +1,4 @@
-"""Which families of prompts each phase of an influence-guided run trained on."""
+"""Which families of samples each phase of an influence-guided run trained on."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 _LARGEST = 12  # families with a color of their own
 
 
-def families_figure(phases: list[list[str]], every: int) -> "Figure":
+def families_figure(phases: list[list[str]], every: int, first: int = 0) -> "Figure":
     """Shares of the families in the selection of each phase, stacked.
 
     Args:
-        phases: the family of each selected prompt, phase by phase, none empty.
+        phases: the family of each selected sample, phase by phase, none empty.
         every: steps of a phase.
+        first: step of the first selection.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def families_figure(phases: list[list[str]], every: int) -> "Figure":
     names = [name for name, _ in total.most_common(_LARGEST)]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    start = [step * every for step in range(len(phases))]
+    start = [first + number * every for number in range(len(phases))]
     bottom = [0.0] * len(phases)
     for number, name in enumerate([*names, "others"]):
         share = [
@@ -38,15 +39,15 @@ def families_figure(phases: list[list[str]], every: int) -> "Figure":
         color = "lightgray" if number == len(names) else colormaps["tab20"](number)
         axes.bar(start, share, every, bottom, align="edge", color=color, label=name, edgecolor="w")
         bottom = [low + high for low, high in zip(bottom, share, strict=True)]
-    axes.set_xlim(0, len(phases) * every)
+    axes.set_xlim(first, first + len(phases) * every)
     axes.set_ylim(0, 1)
     axes.set_xlabel("step")
-    axes.set_ylabel("share of the selected prompts")
+    axes.set_ylabel("share of the selected")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
-def draw_families(phases: list[list[str]], every: int, path: Path) -> None:
+def draw_families(phases: list[list[str]], every: int, path: Path, first: int = 0) -> None:
     """Write ``families_figure`` to a ``.png`` file."""
     with write_atomically(path) as temporary:
-        families_figure(phases, every).savefig(temporary, format="png", dpi=150)
+        families_figure(phases, every, first).savefig(temporary, format="png", dpi=150)
