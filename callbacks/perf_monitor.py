@@ -17,12 +17,12 @@ class PerfMonitor(ThroughputMonitor):
     included; generation takes time, but its FLOPs are not counted).
 
     ``train/seconds/*`` divide the time between the ends of two batches without validation:
-    ``generation`` and ``rewards`` of rollouts, ``training`` (the forward and backward passes, the
-    optimizer, and the callbacks before this one), and ``other`` (selection, data, the callbacks
-    after this one, logging). ``lit-adaptive report`` shows their shares.
+    ``generation`` and ``rewards`` of rollouts, ``training`` (forward and backward passes, and the
+    optimizer), and ``other`` (selection and all other callbacks, data, logging). ``lit-adaptive
+    report`` shows their shares.
 
     Needs: nothing.
-    Changes: nothing.
+    Changes: its own place among the callbacks, which becomes the first.
 
     Args:
         window_size: batches over which rates are averaged, above 1.
@@ -31,11 +31,18 @@ class PerfMonitor(ThroughputMonitor):
     needs: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
 
-    def __init__(self, window_size: int = 50) -> None:
+    def __init__(self, window_size: int = 10) -> None:
         if window_size < 2:
             raise ValueError(f"window_size is {window_size}; it must be above 1")
         super().__init__(_samples, _tokens, window_size=window_size, separator="/")
         self._began = self._ended = self._paused = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Become the first callback, so that the others' time is not counted as training."""
+        super().setup(trainer, pl_module, stage)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.remove(self)
+        callbacks.insert(0, self)
 
     def on_train_start(self, trainer: Trainer, *arguments: Any) -> None:
         """Start the clock."""

@@ -185,6 +185,8 @@ def test_the_probes_are_rolled_out_and_compared(tmp_path: Path) -> None:
         assert -1 <= metrics["train/influence/agreement"] <= 1
         for name in ("top_overlap", "split_half_overlap"):
             assert metrics[f"train/influence/{name}"] in (0.0, 0.5, 1.0)  # two of 20 are the best
+    halves = [metrics["train/influence/split_half_overlap"] for metrics in logged.metrics]
+    assert min(halves) < 1  # they are different rollouts
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -61,8 +61,8 @@ def test_seconds_are_divided_by_purpose(tmp_path: Path, monkeypatch: pytest.Monk
     rewards = Scorer([SlowReward(clock)], workers=0)
     recorder, model = fit_rollouts(
         rollout_data(val_dataset=rollout_data().dataset, rewards=rewards),
-        PerfMonitor(window_size=2),
         clock,
+        PerfMonitor(window_size=2),
         logger=CSVLogger(tmp_path, name="", version=""),
         limit_val_batches=1,
     )
