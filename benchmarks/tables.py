@@ -125,21 +125,16 @@ def adaptive_sampler() -> Rows:
 
 def imbalanced() -> Rows:
     tables = load("imbalanced")["tables"]
-    names = {"adaptive, floor 0.5, ceiling 2": "floor 0.5, ceiling 2"}
 
     def row(name: str) -> list[str]:
-        cells = [name.removeprefix("noisy ")]
+        cells = [name]
         for table in (tables["long_tail"], tables["noisy"]):
             if name in table:
                 gap = "" if name == "uniform" else difference(table[name])
                 cells += [f"{statistics.fmean(table[name]['macro_f1']):.3f}", gap]
             else:
                 cells += ["", ""]
-        return [
-            names.get(cells[0], cells[0]),
-            *cells[1:],
-            f"{tables['noisy'][name]['time_ratio']:.2f}x",
-        ]
+        return [*cells, f"{tables['noisy'][name]['time_ratio']:.2f}x"]
 
     return [["", "long tail", "", "wrong labels", "", "time"], *map(row, tables["noisy"])]
 

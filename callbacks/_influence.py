@@ -176,13 +176,20 @@ class InfluenceSelection(Callback):
             )
         self._make_gradients(pl_module, data.seed)  # raises what would else end the run later
 
-    def _select_when_due(self, trainer: Trainer, module: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
         """Begin a phase when it is time, after the first on the whole pool, and log it."""
         step = trainer.global_step
         phase = len(self._phases) + 1  # a step may have several batches
         if is_due(trainer, step, self.every_n_steps) and step >= phase * self.every_n_steps:
-            self._select(trainer, module)
-        self._log(module)
+            self._select(trainer, pl_module)
+        self._log(pl_module)
 
     def _select(self, trainer: Trainer, module: Any) -> None:
         """Score all samples at the present weights, and let the sampler draw the best alone."""

@@ -92,17 +92,6 @@ class ClassifierInfluence(InfluenceSelection):
                 "inner_product or influence_function"
             )
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-    ) -> None:
-        """Begin a phase when it is time."""
-        self._select_when_due(trainer, pl_module)
-
     def _check(self, data: Any, module: LightningModule) -> None:
         if not isinstance(module, Classifier):
             raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks._influence import Fusion, InfluenceSelection, Rows
@@ -97,17 +97,6 @@ class DemonstrationInfluence(InfluenceSelection):
                 "metric is 'learnable_cosine', but demonstrations have no pass rate: choose cosine "
                 "or inner_product"
             )
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-    ) -> None:
-        """Begin a phase when it is time."""
-        self._select_when_due(trainer, pl_module)
 
     def _target_gradients(
         self, gradients: PromptGradients, trainer: Trainer, module: Any

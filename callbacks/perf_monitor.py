@@ -36,6 +36,7 @@ class PerfMonitor(ThroughputMonitor):
             raise ValueError(f"window_size is {window_size}; it must be above 1")
         super().__init__(_samples, _tokens, window_size=window_size, separator="/")
         self._began = self._ended = self._paused = 0.0
+        self._flops_per_token = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Become the first callback, so that the others' time is not counted as training."""
@@ -45,8 +46,10 @@ class PerfMonitor(ThroughputMonitor):
         callbacks.insert(0, self)
 
     def on_train_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Start the clock."""
+        """Count the parameters, and start the clock."""
         super().on_train_start(trainer, *arguments)
+        parameters = trainer.lightning_module.parameters()
+        self._flops_per_token = sum((6 if p.requires_grad else 4) * p.numel() for p in parameters)
         self._ended = time.perf_counter()
 
     def on_train_batch_start(
@@ -68,7 +71,9 @@ class PerfMonitor(ThroughputMonitor):
         if "metrics" in batch:
             seconds["rewards"] = rewards  # the module logs that of generation
         pl_module.log_dict({f"train/seconds/{name}": value for name, value in seconds.items()})
-        pl_module.flops_per_batch = _flops(pl_module, batch)  # type: ignore[assignment]
+        padded = batch["input_ids"].numel() if "input_ids" in batch else None
+        flops = padded and self._flops_per_token * padded
+        pl_module.flops_per_batch = flops  # type: ignore[assignment]
         super().on_train_batch_end(trainer, pl_module, outputs, batch)
         self._ended = now
 
@@ -90,10 +95,3 @@ def _samples(batch: Any) -> int:
 def _tokens(batch: Any) -> int:
     """Trained tokens of a language model's batch; else samples."""
     return len(batch["target"]) if "input_ids" in batch else _samples(batch)
-
-
-def _flops(module: LightningModule, batch: Any) -> int | None:
-    if "input_ids" not in batch:
-        return None
-    passes = sum((6 if each.requires_grad else 4) * each.numel() for each in module.parameters())
-    return passes * int(batch["input_ids"].numel())

@@ -41,10 +41,6 @@ STORED = (
     *(f"docs/{name}.md" for name in GUIDES),
     *(f"benchmarks/results/{path.name}" for path in RESULTS.glob("*.png")),
 )
-COMMANDS = (
-    *("fit", "validate", "test", "predict", "collect"),
-    *("compare", "report", "inspect", "export", "doctor"),
-)
 PACKAGES = (
     *("lit_adaptive.core", "lit_adaptive.samplers", "lit_adaptive.replay", "lit_adaptive.rollout"),
     *("lit_adaptive.data", "lit_adaptive.modules", "callbacks", "lit_adaptive.contract"),
@@ -270,11 +266,11 @@ def _names(cls: type, kind: str, known: Iterable[str]) -> set[str]:
 
 def cli_page() -> str:
     """The help of each command."""
-    from lit_adaptive.cli.main import main
+    from lit_adaptive.cli.main import COMMANDS, AdaptiveCLI, main
 
     os.environ["COLUMNS"] = "80"
     sections = ["# Command line\n\n`lit-adaptive COMMAND --help` prints these texts."]
-    for command in COMMANDS:
+    for command in (*AdaptiveCLI.subcommands(), *COMMANDS):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             main([command, "--help"])

@@ -170,7 +170,7 @@ class AdaptiveCLI(LightningCLI):
         """Create the parser; commands that need no trainer are run by ``main``."""
         super().setup_parser(*args, **kwargs)
         parser = cast("ShortErrorParser", self.parser)
-        for name, (_, make_parser) in _COMMANDS.items():
+        for name, (_, make_parser) in COMMANDS.items():
             parser.add_command(name, make_parser())
         parser.add_completion()
 
@@ -540,7 +540,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-_COMMANDS = {
+COMMANDS = {
     "compare": (compare, compare_parser),
     "report": (report, report_parser),
     "inspect": (inspect, inspect_parser),
@@ -563,8 +563,8 @@ def main(args: ArgsType = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     if isinstance(arguments, list):
         sys.path += _module_folders(arguments)
-        if arguments and arguments[0] in _COMMANDS:
-            run, _ = _COMMANDS[arguments[0]]
+        if arguments and arguments[0] in COMMANDS:
+            run, _ = COMMANDS[arguments[0]]
             run(arguments[1:])
             return
     for warning in (
